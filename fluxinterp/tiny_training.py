@@ -28,14 +28,14 @@ from .core import atomic_path, default_device, load_json, save_json, save_tensor
 from .scenes import caption_words, join_words, make_scene, object_factors
 from .tiny import TinyFluxPipeline, build_flux, caption_tokens
 
-# %% ../nbs/06_tiny_training.ipynb #12ac396d
+# %% ../nbs/06_tiny_training.ipynb #c77ef855
 @dataclass
 class TinyConfig:
     "How a tiny-flux is trained"
     size:str='tiny-flux'      # a key of `tiny.flux_sizes`
     num_scenes:int=40_000     # training scenes drawn once
     wordings:int=4            # captions per scene
-    vae_steps:int=3000        # of 24 pictures
+    vae_steps:int=1500        # of 24 pictures
     text_steps:int=2000       # of 128 captions
     denoiser_steps:int=10_000 # of `batch_size` scenes
     batch_size:int=32
@@ -140,18 +140,18 @@ def _cosine(step, total, lr, warmup=100):
 def _set_lr(opt, lr):
     for g in opt.param_groups: g['lr'] = lr
 
-# %% ../nbs/06_tiny_training.ipynb #0d5dfff8
+# %% ../nbs/06_tiny_training.ipynb #4cf549b3
 def _pixels(images): return images.permute(0, 3, 1, 2).float()/127.5-1 # (n, 3, 64, 64) in [-1, 1]
 
 def train_vae(vae, bank, cfg, out, device):
     "Train the autoencoder; its scale and shift are set so that latents have mean 0 and variance 1"
-    vae.to(device, memory_format=torch.channels_last).train()
+    vae.to(device).train()
     opt = torch.optim.Adam(vae.parameters(), betas=(.9, .99))
     stage = _Stage(out, 'vae', cfg.vae_steps, dict(vae=vae), [opt], 500)
     for step in stage:
         _set_lr(opt, _cosine(step, cfg.vae_steps, 3e-3))
         g = _generator(cfg, 'vae', step)
-        x = _pixels(bank['images'][torch.randint(len(bank['images']), (24,), generator=g)]).to(device, memory_format=torch.channels_last)
+        x = _pixels(bank['images'][torch.randint(len(bank['images']), (24,), generator=g)]).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             post = vae.encode(x).latent_dist
             z = post.mean+post.std*torch.randn(post.mean.shape, generator=g).to(device)
@@ -171,7 +171,7 @@ def encode_bank(vae, images, device, batch_size=200)->torch.Tensor: # (n, 16, 32
     res = []
     for b in tqdm(images.split(batch_size), desc='encode', leave=False):
         with torch.autocast(device.type, torch.bfloat16):
-            res.append(vae.encode(_pixels(b).to(device, memory_format=torch.channels_last)).latent_dist.mean.bfloat16().cpu())
+            res.append(vae.encode(_pixels(b).to(device)).latent_dist.mean.bfloat16().cpu())
     return torch.cat(res)
 
 # %% ../nbs/06_tiny_training.ipynb #44caed8d
