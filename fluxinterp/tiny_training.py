@@ -28,7 +28,7 @@ from .core import atomic_path, default_device, load_json, save_json, save_tensor
 from .scenes import caption_words, join_words, make_scene, object_factors
 from .tiny import TinyFluxPipeline, build_flux, caption_tokens
 
-# %% ../nbs/06_tiny_training.ipynb #c77ef855
+# %% ../nbs/06_tiny_training.ipynb #a3ba361c
 @dataclass
 class TinyConfig:
     "How a tiny-flux is trained"
@@ -36,7 +36,7 @@ class TinyConfig:
     num_scenes:int=40_000     # training scenes drawn once
     wordings:int=4            # captions per scene
     vae_steps:int=1500        # of 24 pictures
-    text_steps:int=2000       # of 128 captions
+    text_steps:int=1800       # of 128 captions
     denoiser_steps:int=10_000 # of `batch_size` scenes
     batch_size:int=32
     muon_lr:float=0.02        # the blocks' matrices
@@ -73,7 +73,7 @@ def make_bank(cfg:TinyConfig)->dict: # images (n, 64, 64, 3) uint8; ids, owners 
                          total=cfg.num_scenes, desc='bank'))
     return {k: torch.from_numpy(np.stack(v)) for k,v in zip(('images', 'ids', 'owners', 'told', 'world'), zip(*rows))}
 
-# %% ../nbs/06_tiny_training.ipynb #020ff790
+# %% ../nbs/06_tiny_training.ipynb #8c3fdaa9
 def _generator(cfg, stage, step): return torch.Generator().manual_seed(cfg.seed*1_000_003+hash_stage[stage]*100_000_000+step)
 hash_stage = dict(vae=1, text=2, denoiser=3)
 
@@ -128,8 +128,7 @@ class _Stage:
                     bar.set_postfix(loss=f'{mean:.4f}')
                     seen = []
                 if self.step%self.every==0: self.save()
-        except (KeyboardInterrupt, GeneratorExit): pass
-        finally:
+        finally: # also when interrupted
             bar.close()
             if self.step<self.total: self.save()
         if self.step>=self.total and self.total: self.save()
@@ -174,7 +173,7 @@ def encode_bank(vae, images, device, batch_size=200)->torch.Tensor: # (n, 16, 32
             res.append(vae.encode(_pixels(b).to(device)).latent_dist.mean.bfloat16().cpu())
     return torch.cat(res)
 
-# %% ../nbs/06_tiny_training.ipynb #44caed8d
+# %% ../nbs/06_tiny_training.ipynb #1ec9a449
 _choices = [len(_values[f])+1 for f in object_factors] # 0 is 'unsaid'
 _world_choices = (len(_values['background'])+1, len(_values['style']))
 _object_slots = len(_values['place'])+1                # one per place, one for objects whose place is unsaid
@@ -213,9 +212,10 @@ def train_text(t5, clip, bank, cfg, out, device):
     for step in stage:
         _set_lr(opt, _cosine(step, cfg.text_steps, 2e-3))
         g = _generator(cfg, 'text', step)
-        i,j = torch.randint(n, (128,), generator=g),torch.randint(w, (128,), generator=g)
+        length = 32 if torch.rand((), generator=g)<.7 else _random_length(g, 512)
+        size = min(128, max(16, 128*32//length)) # longer captions, fewer of them
+        i,j = torch.randint(n, (size,), generator=g),torch.randint(w, (size,), generator=g)
         ids,owners,told,world = (bank[k][i,j] for k in ('ids', 'owners', 'told', 'world'))
-        length = 32 if torch.rand((), generator=g)<.6 else _random_length(g, 512)
         words = min(length-1, ids.shape[1])
         with torch.autocast(device.type, torch.bfloat16):
             h = t5(_token_ids(ids, length).to(device)).last_hidden_state[:,:words].float()
@@ -227,13 +227,13 @@ def train_text(t5, clip, bank, cfg, out, device):
         loss = _splits_ce(logits[row,col,:k], target, _choices)
         row,col = torch.nonzero((owners[:,:words]<0)&(ids[:,:words]>0), as_tuple=True)
         loss = loss+_splits_ce(logits[row,col,k:], world[row].long().to(device), _world_choices)
-        slots,target = heads.caption(c),torch.zeros(128, _object_slots, 5, dtype=torch.long)
-        b = torch.arange(128)
+        slots,target = heads.caption(c),torch.zeros(size, _object_slots, 5, dtype=torch.long)
+        b = torch.arange(size)
         for o in range(2): # slot = the place said, 0 when unsaid; its last entry says that something is there
             there = told[:,o,0]>0
             target[b[there], told[there,o,4].long()] = torch.cat([told[there,o,:4].long(), torch.ones(int(there.sum()), 1, dtype=torch.long)], 1)
         target = target.to(device)
-        per = slots[:,:-sum(_world_choices)].reshape(128, _object_slots, -1)
+        per = slots[:,:-sum(_world_choices)].reshape(size, _object_slots, -1)
         full = target[...,4]>0
         loss = loss+_splits_ce(per[full][:,:-1], target[full][:,:4], _choices[:4])
         loss = loss+F.binary_cross_entropy_with_logits(per[...,-1], full.float())
