@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_path', 'atomic_path', 'save_json', 'load_json', 'save_tensors', 'default_device', 'peak_memory',
-           'prompt_generator']
+           'prompt_generator', 'parallel_map']
 
 # %% ../nbs/00_core.ipynb #f2793233
 import json, os, resource, sys, tempfile
@@ -78,3 +78,15 @@ def prompt_generator(seed:int,  # of the run
     import torch
     state = np.random.SeedSequence([seed, index]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0])<<31 | int(state[1])>>1)
+
+# %% ../nbs/00_core.ipynb #7087cca4
+def parallel_map(f, items,          # a function that can be pickled; a sequence
+                 desc:str='',       # of the progress bar
+                 workers:int=None,  # processes; one a core when None
+                )->list:
+    "`[f(i) for i in items]`, spread over processes when there are many"
+    from multiprocessing import get_context
+    from tqdm.auto import tqdm
+    workers = workers or os.cpu_count() or 1
+    if workers==1 or len(items)<2000: return [f(i) for i in tqdm(items, desc=desc, leave=False)]
+    with get_context('spawn').Pool(workers) as pool: return list(tqdm(pool.imap(f, items, chunksize=250), total=len(items), desc=desc, leave=False))

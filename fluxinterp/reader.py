@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['slot_factors', 'grid', 'Reader', 'train_reader', 'load_reader', 'Reading', 'read_images', 'said_and_shown',
-           'obedience', 'count_colours']
+           'obedience', 'count_colours', 'reader_accuracy']
 
-# %% ../nbs/02_reader.ipynb #8decc033
+# %% ../nbs/02_reader.ipynb #bac07b03
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import permutations
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .core import default_device, save_tensors, weights_path
+from .core import default_device, parallel_map, save_tensors, weights_path
 from .scenes import backgrounds, colours, concepts, factors, make_scene, object_factors
 
 # %% ../nbs/02_reader.ipynb #f52b6e6d
@@ -67,7 +66,7 @@ class Reader(nn.Module):
     @property
     def device(self): return next(self.parameters()).device
 
-# %% ../nbs/02_reader.ipynb #85349cce
+# %% ../nbs/02_reader.ipynb #5cd4860c
 def _row(seed, split='train', objects=None):
     "Picture and targets of one scene: array, slots (5, 5) with -1 for none, world (2,), maps (concepts, 16, 16)"
     s = make_scene(seed, split, objects)
@@ -76,22 +75,21 @@ def _row(seed, split='train', objects=None):
     world = np.array([_values['background'].index(s.background), _values['style'].index(s.style)], np.int8)
     return s.array,slots,world,(s.maps(grid)*255).astype(np.uint8)
 
-def _rows(seeds, desc=None, **kwargs):
-    with get_context('spawn').Pool(2) as pool: rows = list(tqdm(pool.imap(partial(_row, **kwargs), seeds, chunksize=250), total=len(seeds), desc=desc))
-    return [torch.from_numpy(np.stack(r)) for r in zip(*rows)]
+def _rows(seeds, desc='scenes', **kwargs):
+    return [torch.from_numpy(np.stack(r)) for r in zip(*parallel_map(partial(_row, **kwargs), seeds, desc))]
 
 def _to_input(images): # (n, 64, 64, 3) uint8 -> (n, 3, 64, 64)
     return images.permute(0, 3, 1, 2).float()/127.5-1
 
 def train_reader(out:str|Path,              # safetensors file to write
-                 steps:int=3000,            # of 64 scenes
+                 steps:int=2500,            # of 64 scenes
                  num_scenes:int=40_000,     # training scenes drawn once
                  seed:int=0, device=None,
                 )->Reader:
     "Train a reader on train scenes; a few minutes on two CPU cores"
     device = default_device(device)
     torch.manual_seed(seed)
-    images,slots,world,maps = _rows(range(5_000_000+seed, 5_000_000+seed+num_scenes), 'scenes')
+    images,slots,world,maps = _rows(range(5_000_000+seed, 5_000_000+seed+num_scenes))
     reader = Reader().to(device)
     opt = torch.optim.AdamW(reader.parameters(), weight_decay=.01)
     plan = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, steps, pct_start=.1)
@@ -121,7 +119,7 @@ def load_reader(path:str=None, # a file `train_reader` wrote; the packaged one b
     reader.load_state_dict(load_file(path or weights_path('reader.safetensors')))
     return reader.eval().requires_grad_(False)
 
-# %% ../nbs/02_reader.ipynb #196cf004
+# %% ../nbs/02_reader.ipynb #bfc36b5c
 @dataclass
 class Reading:
     "What a picture shows"
@@ -169,7 +167,7 @@ def read_images(images,              # PIL images, or uint8 arrays (64, 64, 3)
                                probs, lm[n].sigmoid().numpy()))
     return res
 
-# %% ../nbs/02_reader.ipynb #580da412
+# %% ../nbs/02_reader.ipynb #1adc97c1
 def said_and_shown(said:dict,        # `Scene.said`
                    reading:Reading,
                   )->list:           # (factor, right?) pairs, one for every factor said
@@ -194,7 +192,7 @@ def obedience(saids:list,     # `Scene.said` of each picture
     means = pd.DataFrame(rows, columns=['factor', 'right']).groupby('factor').right.mean()
     return means.reindex([f for f in factors if f in means.index])
 
-# %% ../nbs/02_reader.ipynb #19cff960
+# %% ../nbs/02_reader.ipynb #2faf787c
 _palette = [(n, np.array(c)*s) for n,c in colours.items() for s in (1., .35)]+[(None, np.array(c)) for c in [*backgrounds.values(), (250,)*3, (10,)*3]]
 
 def count_colours(image,          # PIL image or uint8 array
@@ -209,3 +207,17 @@ def count_colours(image,          # PIL image or uint8 array
     for (name,_),k in zip(_palette, n):
         if name: res[name] += int(k)
     return dict(sorted(res.items(), key=lambda kv: -kv[1]))
+
+# %% ../nbs/02_reader.ipynb #ee53684c
+def reader_accuracy(reader:Reader=None, # the packaged one by default
+                    n:int=500,          # scenes per split
+                    splits=('test', 'novel'), start:int=2_000_000, # first seed
+                   )->pd.DataFrame:     # a line per split, a column per factor
+    "Share of factors read correctly in held-out scenes"
+    rows = {}
+    for split in splits:
+        scenes = [make_scene(start+i, split) for i in range(n)]
+        truth = [dict(objects=[o._asdict() for o in s.objects], background=s.background, style=s.style) for s in scenes]
+        for t in truth: t['objects'] = [{f: o[f] for f in object_factors} for o in t['objects']]
+        rows[split] = obedience(truth, read_images([s.array for s in scenes], reader))
+    return pd.DataFrame(rows).T

@@ -1,0 +1,33 @@
+# make demo   the whole road on the bundled model, with a report in demo/
+# make test   everything that must hold
+# make lab    JupyterLab on the notebooks
+# Each sets up .venv by itself when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lab readme
+setup: $(STAMP)
+
+$(STAMP): settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/fluxinterp demo
+
+# one thread each for two notebook workers; no colours or bars in logs
+test: export OMP_NUM_THREADS ?= 1
+test: export PATH := $(CURDIR)/$(BIN):$(PATH)
+test: $(STAMP)
+	timeout 1500 $(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+readme: $(STAMP)
+	$(BIN)/jupyter nbconvert --to markdown --TemplateExporter.exclude_input_prompt=True --output-dir . --output README nbs/index.ipynb
