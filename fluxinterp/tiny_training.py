@@ -26,7 +26,7 @@ from .core import atomic_path, default_device, load_json, parallel_map, save_jso
 from .scenes import caption_words, make_scene, object_factors
 from .tiny import TinyFluxPipeline, build_flux, caption_tokens
 
-# %% ../nbs/06_tiny_training.ipynb #a3ba361c
+# %% ../nbs/06_tiny_training.ipynb #2b66a681
 @dataclass
 class TinyConfig:
     "How a tiny-flux is trained"
@@ -35,7 +35,7 @@ class TinyConfig:
     wordings:int=4            # captions per scene
     vae_steps:int=1500        # of 24 pictures
     text_steps:int=1800       # of 128 captions
-    denoiser_steps:int=10_000 # of `batch_size` scenes
+    denoiser_steps:int=6000   # of `batch_size` scenes
     batch_size:int=32
     muon_lr:float=0.02        # the blocks' matrices
     adam_lr:float=1.5e-3      # everything else in the denoiser
@@ -241,8 +241,9 @@ def train_text(t5, clip, bank, cfg, out, device):
         stage.loss = loss.detach()
     for m in (t5, clip): m.eval().requires_grad_(False)
 
-# %% ../nbs/06_tiny_training.ipynb #eca8a572
+# %% ../nbs/06_tiny_training.ipynb #efd77801
 def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, **_):
+    if attn_mask is not None or is_causal or dropout_p or scale is not None: raise ValueError('this attention has no mask, dropout or scale of its own')
     weights = torch.matmul(query*query.shape[-1]**-.5, key.transpose(-1, -2)).softmax(-1)
     return torch.matmul(weights, value)
 
@@ -274,38 +275,38 @@ def train_denoiser(pipe, bank, latents, cfg, out, device, sample_every=1000):
     scale,shift = pipe.vae.config.scaling_factor,pipe.vae.config.shift_factor
     params = matrices+rest
     down = max(1, int(cfg.cooldown*cfg.denoiser_steps))
-    with patch.object(F, 'scaled_dot_product_attention', _attention):
-        for step in stage:
-            rate = min((step+1)/200, 1, max((cfg.denoiser_steps-step)/down, .01))
-            for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)): _set_lr(o, lr*rate)
-            g = _generator(cfg, 'denoiser', step)
-            i,j = torch.randint(n, (cfg.batch_size,), generator=g),torch.randint(w, (cfg.batch_size,), generator=g)
-            ids = bank['ids'][i,j].clone()
-            ids[torch.rand(len(ids), generator=g)<cfg.drop_caption] = 0
-            usual = bool(torch.rand((), generator=g)<.97) # other lengths cost more
-            length = 32 if usual else _random_length(g, 192)
-            x0 = ((_pack(latents[i]).float()-shift)*scale).to(device)
-            t,noise = _noise_levels(len(x0), g),torch.randn(x0.shape, generator=g)
-            t,noise = t.to(device),noise.to(device)
-            x = (1-t[:,None,None])*x0+t[:,None,None]*noise
-            with torch.autocast(device.type, torch.bfloat16):
-                with torch.no_grad():
-                    text = pipe.text_encoder_2(_token_ids(ids, length).to(device)).last_hidden_state
-                    pooled = pipe.text_encoder(_token_ids(ids, caption_tokens, start=True).to(device)).pooler_output
+    for step in stage:
+        rate = min((step+1)/200, 1, max((cfg.denoiser_steps-step)/down, .01))
+        for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)): _set_lr(o, lr*rate)
+        g = _generator(cfg, 'denoiser', step)
+        i,j = torch.randint(n, (cfg.batch_size,), generator=g),torch.randint(w, (cfg.batch_size,), generator=g)
+        ids = bank['ids'][i,j].clone()
+        ids[torch.rand(len(ids), generator=g)<cfg.drop_caption] = 0
+        usual = bool(torch.rand((), generator=g)<.97) # other lengths cost more
+        length = 32 if usual else _random_length(g, 192)
+        x0 = ((_pack(latents[i]).float()-shift)*scale).to(device)
+        t,noise = _noise_levels(len(x0), g),torch.randn(x0.shape, generator=g)
+        t,noise = t.to(device),noise.to(device)
+        x = (1-t[:,None,None])*x0+t[:,None,None]*noise
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(): # not under the patch: T5 and CLIP need their masks
+                text = pipe.text_encoder_2(_token_ids(ids, length).to(device)).last_hidden_state
+                pooled = pipe.text_encoder(_token_ids(ids, caption_tokens, start=True).to(device)).pooler_output
+            with patch.object(F, 'scaled_dot_product_attention', _attention):
                 v = (fast if usual else net)(hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled, timestep=t,
                                              img_ids=image_ids(16, 16).to(device), txt_ids=torch.zeros(length, 3, device=device), return_dict=False)[0]
-            loss = F.mse_loss(v.float(), noise-x0)
-            for o in opts: o.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(params, 1.)
-            for o in opts: o.step()
-            decay = min(cfg.ema, (1+step)/(10+step))
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1-decay)
-            stage.loss = loss.detach()
-            if (step+1)%sample_every==0:
-                pipe.transformer = ema.eval()
-                sample_grid(pipe, Path(out)/f'samples_{step+1:06d}.png')
-                pipe.transformer = net
+        loss = F.mse_loss(v.float(), noise-x0)
+        for o in opts: o.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.)
+        for o in opts: o.step()
+        decay = min(cfg.ema, (1+step)/(10+step))
+        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1-decay)
+        stage.loss = loss.detach()
+        if (step+1)%sample_every==0:
+            pipe.transformer = ema.eval()
+            sample_grid(pipe, Path(out)/f'samples_{step+1:06d}.png')
+            pipe.transformer = net
     pipe.transformer = ema.eval()
 
 _sample_scenes = partial(make_scene, split='test', drop=0.)
@@ -319,7 +320,7 @@ def sample_grid(pipe, path, n=20): # the pipeline; the PNG
     rows = [np.concatenate([np.asarray(im) for im in ims[k:k+10]], 1) for k in range(0, n, 10) for ims in ([s.image for s in pairs], images)]
     with atomic_path(path) as p: Image.fromarray(np.concatenate(rows)).save(p, format='png')
 
-# %% ../nbs/06_tiny_training.ipynb #68784f52
+# %% ../nbs/06_tiny_training.ipynb #e5bea32f
 def train_tiny_flux(out:str|Path,              # folder of the run; an interrupted run in it is resumed
                     cfg:TinyConfig=None,       # how; must agree with the run that is resumed, but for step counts
                     device=None,               # CUDA when there is one
