@@ -153,14 +153,14 @@ class Recording(dict):
 
 class _Stop(BaseException): "Leaves the pipeline once the last wanted activation is there; never leaves `record`"
 
-# %% ../nbs/11_hooks.ipynb #5744353a
+# %% ../nbs/11_hooks.ipynb #3a79016f
 def _settle(pipe): # what a call that was left early did not tidy up
     if hasattr(pipe, '_current_timestep'): pipe._current_timestep = None
     pipe.maybe_free_model_hooks()
 
 def _check_finite(x, site, clock):
     if not torch.isfinite(x).all():
-        raise FloatingPointError(f'activations at {site.name}, step {clock.step}, are not finite ({x.dtype}): load the pipeline with torch_dtype=torch.float32 or bfloat16')
+        raise FloatingPointError(f'activations at {site.name}, step {clock.step}, are not finite ({x.dtype}): load the pipeline with dtype=torch.float32 or torch.bfloat16')
 
 @torch.no_grad()
 def decode_latents(pipe, latents:torch.Tensor, # (n, token, 4 * channels), packed as FLUX does

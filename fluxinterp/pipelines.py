@@ -17,18 +17,18 @@ from .core import prompt_generator
 from .scenes import make_scene
 from .tiny import TinyFluxPipeline, flux_sizes, load_tiny
 
-# %% ../nbs/05_pipelines.ipynb #bccb2d4f
+# %% ../nbs/05_pipelines.ipynb #fc9e9cfa
 def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', a folder, or a hub id such as 'black-forest-labs/FLUX.1-schnell'
-                  torch_dtype=None, # for all parts; fp32 for bundled models, bf16 for others
+                  dtype:torch.dtype=None, # for all parts; fp32 for bundled models, bf16 for others
                   device=None,      # moved there; stays on the CPU when None
                   **kwargs,         # passed on to `DiffusionPipeline.from_pretrained`
                  )->DiffusionPipeline:
     "A text-to-image pipeline, ready to be recorded and steered"
-    if name in flux_sizes: pipe = load_tiny(name, torch_dtype or torch.float32)
+    if name in flux_sizes: pipe = load_tiny(name, dtype or torch.float32)
     else:
         if Path(name).exists() and not (Path(name)/'model_index.json').exists():
             raise FileNotFoundError(f'{name} has no model_index.json: it is no folder written by `save_pretrained` of a diffusers pipeline')
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=torch_dtype or torch.bfloat16, **kwargs)
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype or torch.bfloat16, **kwargs)
     return pipe.to(device) if device is not None else pipe
 
 # %% ../nbs/05_pipelines.ipynb #58f9d02f

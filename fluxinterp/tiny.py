@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['flux_sizes', 'caption_tokens', 'build_flux', 'TinyFluxPipeline', 'unknown_words', 'load_tiny']
 
-# %% ../nbs/04_tiny.ipynb #fc79a64c
+# %% ../nbs/04_tiny.ipynb #a97447c7
 import warnings
-from pathlib import Path
+from contextlib import contextmanager
 
-import torch
+import diffusers, torch, transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -94,13 +94,22 @@ def unknown_words(prompt:str|list|None)->list: # in order of appearance, each on
     found = [w for w,_ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())]
     return list(dict.fromkeys(w for w in found if w not in scenes.words))
 
-# %% ../nbs/04_tiny.ipynb #d4970b0c
+# %% ../nbs/04_tiny.ipynb #4bf85245
+@contextmanager
+def _no_bars(): # a load of 50 ms needs no progress bars
+    logs = diffusers.utils.logging,transformers.utils.logging
+    for l in logs: l.disable_progress_bar()
+    try: yield
+    finally:
+        for l in logs: l.enable_progress_bar()
+
 def load_tiny(name:str,    # 'tiny-flux' (trained, packaged) or 'random-flux' (random weights, built in a moment)
-              torch_dtype=torch.float32, # one dtype for all parts
+              dtype:torch.dtype=torch.float32, # one for all parts
              )->TinyFluxPipeline:
     "A bundled pipeline, with nothing downloaded"
     if name=='random-flux':
-        pipe = TinyFluxPipeline(**build_flux(name).components).to(torch_dtype)
-    else: pipe = TinyFluxPipeline.from_pretrained(weights_path(name), torch_dtype=torch_dtype, local_files_only=True)
+        pipe = TinyFluxPipeline(**build_flux(name).components).to(dtype)
+    else:
+        with _no_bars(): pipe = TinyFluxPipeline.from_pretrained(weights_path(name), dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe

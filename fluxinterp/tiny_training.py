@@ -320,7 +320,7 @@ def sample_grid(pipe, path, n=20): # the pipeline; the PNG
     rows = [np.concatenate([np.asarray(im) for im in ims[k:k+10]], 1) for k in range(0, n, 10) for ims in ([s.image for s in pairs], images)]
     with atomic_path(path) as p: Image.fromarray(np.concatenate(rows)).save(p, format='png')
 
-# %% ../nbs/06_tiny_training.ipynb #e5bea32f
+# %% ../nbs/06_tiny_training.ipynb #984a7527
 def train_tiny_flux(out:str|Path,              # folder of the run; an interrupted run in it is resumed
                     cfg:TinyConfig=None,       # how; must agree with the run that is resumed, but for step counts
                     device=None,               # CUDA when there is one
@@ -350,4 +350,4 @@ def train_tiny_flux(out:str|Path,              # folder of the run; an interrupt
     train_denoiser(pipe, bank, latents, cfg, out, device)
     pipe.to('cpu')
     TinyFluxPipeline(**pipe.components).to(torch.bfloat16).save_pretrained(out/'pipeline')
-    return TinyFluxPipeline.from_pretrained(out/'pipeline', torch_dtype=torch.float32)
+    return TinyFluxPipeline.from_pretrained(out/'pipeline', dtype=torch.float32)
