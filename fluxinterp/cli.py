@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-# %% ../nbs/60_cli.ipynb #e0b16e77
+# %% ../nbs/60_cli.ipynb #3d22d982
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='Take text-to-image diffusion models apart into sparse features.')
 
 @app.command('demo')
@@ -28,13 +28,13 @@ def sites_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, random
     typer.echo(repr(list_sites(load_pipeline(pipeline))))
 
 @app.command('train-tiny')
-def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, or reader')],
-                       out:Annotated[str, typer.Option(help='folder of the run (flux), or file to write (reader)')]='runs/tiny-flux',
+def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, reader, or sae')],
+                       out:Annotated[str, typer.Option(help='folder of the run (flux), file (reader), or folder (sae)')]='runs/tiny-flux',
                        steps:Annotated[int, typer.Option(help='training steps of the denoiser, or of the reader; 0 for the default')]=0,
                        scenes:Annotated[int, typer.Option(help='training scenes')]=40_000,
                        seed:int=0, device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]='',
                        compile:Annotated[bool, typer.Option(help='compile the denoiser: a minute to start, then faster')]=False):
-    "Train tiny-flux or the reader from nothing; run again to resume tiny-flux."
+    "Train what is packaged: tiny-flux (run again to resume), the reader, or the SAEs of tiny-flux."
     if what=='flux':
         from fluxinterp.tiny_training import TinyConfig, train_tiny_flux
         extra = dict(denoiser_steps=steps) if steps else {}
@@ -45,7 +45,11 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, or reader'
         file = out if out.endswith('.safetensors') else f'{out}/reader.safetensors'
         train_reader(file, num_scenes=scenes, seed=seed, device=device or None, **(dict(steps=steps) if steps else {}))
         typer.echo(f'Done: {file}')
-    else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux or reader')
+    elif what=='sae':
+        from fluxinterp.hub import train_tiny_saes
+        train_tiny_saes(out)
+        typer.echo(f'Done: {out}')
+    else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, reader or sae')
 
 def main():
     "Entry point of the `fluxinterp` command"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train']
 
-# %% ../nbs/25_training.ipynb #78704a3b
+# %% ../nbs/25_training.ipynb #81b97a55
 from pathlib import Path
 
 import torch
@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 
 from .core import default_device
 from .dictionary import as_tokens, meta_of
-from .hub import save_dictionary
-from .sae import SAEConfig, TopKSAE, sae_loss
+from .sae import SAEConfig, TopKSAE, sae_loss, save_dictionary
 
 # %% ../nbs/25_training.ipynb #69c49028
 def _check(x):
