@@ -16,7 +16,7 @@ from .hooks import record
 from .maps import image_grid, overlay, png_bytes
 from .pipelines import check_pipeline, check_prompts
 
-# %% ../nbs/50_dashboards.ipynb #4f58ee5a
+# %% ../nbs/50_dashboards.ipynb #051d0bd1
 class FeatureBrowser(widgets.VBox):
     "Look at features of a dictionary on prompts, step by step; displays itself in a notebook"
     def __init__(self, pipe, dictionary:Dictionary,
@@ -33,10 +33,10 @@ class FeatureBrowser(widgets.VBox):
         self.feature = widgets.BoundedIntText(0, min=0, max=dictionary.num_latents-1, description='Feature')
         self.step = widgets.SelectionSlider(options=[('-', 0)], description='Step')
         self.opacity = widgets.FloatSlider(.85, min=0, max=1, step=.05, description='Overlay', continuous_update=False)
-        self.status = widgets.HTML()
+        self.status,self.legend = widgets.HTML(),widgets.Label()
         self.picture = widgets.Image(format='png', layout=widgets.Layout(max_width='100%'))
         super().__init__([self.prompt, widgets.HBox([self.seed, self.draw, self.status]), widgets.HBox([self.top, self.feature]),
-                          widgets.HBox([self.step, self.opacity]), self.picture])
+                          widgets.HBox([self.step, self.opacity]), self.picture, self.legend])
         self._busy = False
         self.draw.on_click(lambda _: self.run())
         for w in (self.prompt, self.seed): w.observe(lambda _: self.run(), 'value')
@@ -85,4 +85,4 @@ class FeatureBrowser(widgets.VBox):
                for p,v in zip(self.recording.previews, self.values)]
         done = [im.resize(now[0].size, 0) for im in self.recording.images]
         self.picture.value = png_bytes(image_grid(now+done, len(now)))
-        self.picture.alt = f'feature {self.feature.value}, step {self.step.value}: its map over the forming picture above, the finished picture below'
+        self.legend.value = f'Above: feature {self.feature.value} at step {self.step.value} over the forming picture, full colour = {vmax:.2f}. Below: the finished picture.'

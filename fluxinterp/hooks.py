@@ -119,13 +119,13 @@ def hooked(pipe,        # a FLUX-class pipeline
         finally:
             for h in handles: h.remove()
 
-# %% ../nbs/11_hooks.ipynb #6399d02f
+# %% ../nbs/11_hooks.ipynb #6c2baa8a
 @dataclass
 class SiteRecord:
     "Activations of one site, with coordinates"
     site:Site
     x:torch.Tensor          # (row, step, token, width)
-    rows:pd.DataFrame       # one line a row: prompt, caption, seed
+    rows:pd.DataFrame       # one line a row: prompt, image, seed, guidance, caption
     steps:list              # the denoising steps recorded
     timesteps:torch.Tensor  # (step,), the scheduler's, 1000 is pure noise
     levels:list             # noise level of each step
@@ -153,7 +153,7 @@ class Recording(dict):
 
 class _Stop(BaseException): "Leaves the pipeline once the last wanted activation is there; never leaves `record`"
 
-# %% ../nbs/11_hooks.ipynb #3a79016f
+# %% ../nbs/11_hooks.ipynb #ce4e3eb6
 def _settle(pipe): # what a call that was left early did not tidy up
     if hasattr(pipe, '_current_timestep'): pipe._current_timestep = None
     pipe.maybe_free_model_hooks()
@@ -170,6 +170,9 @@ def decode_latents(pipe, latents:torch.Tensor, # (n, token, 4 * channels), packe
     z = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
     z = z/pipe.vae.config.scaling_factor+pipe.vae.config.shift_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(z.to(pipe.vae.dtype), return_dict=False)[0], output_type='pil')
+
+def _rows(prompts, seed): # one picture a prompt; of the two guidance rows the conditional one is kept
+    return pd.DataFrame(dict(prompt=range(len(prompts)), image=0, seed=seed, guidance='conditional', caption=prompts))
 
 def _finish(pipe, sites, parts, rows, clock_info, grid):
     steps,timesteps,levels = clock_info
@@ -234,12 +237,12 @@ def record(pipe,                          # a FLUX-class diffusers pipeline
         finally:
             if handle is not None: handle.remove()
             _settle(pipe)
-    rows = pd.DataFrame(dict(prompt=range(len(prompts)), caption=prompts, seed=seed))
+    rows = _rows(prompts, seed)
     rec = _finish(pipe, sites, parts, rows, info, token_grid(pipe, height, width))
     rec.images,rec.previews = (pictures if images else None),(latents if previews else None)
     return rec
 
-# %% ../nbs/11_hooks.ipynb #9836c8f5
+# %% ../nbs/11_hooks.ipynb #3edeebff
 @torch.no_grad()
 def record_pictures(pipe,             # a FLUX-class pipeline
                     images:list,      # PIL images or uint8 arrays, all of one size
@@ -289,6 +292,6 @@ def record_pictures(pipe,             # a FLUX-class pipeline
                     for s in sites: levels[s.name].append(now[s.name])
                 for s in sites: parts[s.name].append(torch.stack(levels[s.name], 1))
         finally: _settle(pipe)
-    rows = pd.DataFrame(dict(prompt=range(len(prompts)), caption=prompts, seed=seed))
+    rows = _rows(prompts, seed)
     info = list(range(len(noise_levels))),torch.tensor([1000.*t for t in noise_levels]),[float(t) for t in noise_levels]
     return _finish(pipe, sites, parts, rows, info, token_grid(pipe, height, width))

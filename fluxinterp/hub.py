@@ -35,10 +35,10 @@ def load_dictionary(name:str|Path)->TopKSAE: # a folder, or a packaged name such
     sae.meta = DictionaryMeta(**meta|dict(grid=tuple(meta['grid']) if meta['grid'] else None))
     return sae.eval().requires_grad_(False)
 
-# %% ../nbs/27_hub.ipynb #217f03fe
+# %% ../nbs/27_hub.ipynb #7c76fb5c
 def train_tiny_saes(out:str|Path,            # a folder; each SAE goes to `out/tiny-flux/<site>`
                     sites=('double.1.image', 'single.1.image'),
-                    num_prompts:int=1536,    # captions of train scenes, drawn in 4 steps
+                    num_prompts:int=1024,    # captions of train scenes, drawn in 4 steps
                     config:SAEConfig=None,   # 2048 latents, k=16
                     pipeline:str='tiny-flux',
                    )->dict:                  # site -> SAE
@@ -46,6 +46,6 @@ def train_tiny_saes(out:str|Path,            # a folder; each SAE goes to `out/t
     rec = record(load_pipeline(pipeline), scene_prompts(num_prompts), list(sites), batch_size=32, dtype=torch.bfloat16)
     saes = {}
     for site in sites:
-        saes[site] = train(config or SAEConfig(steps=4000), rec[site])
+        saes[site] = train(config or SAEConfig(), rec[site])
         save_dictionary(saes[site], Path(out)/pipeline/site, torch.float16)
     return saes
