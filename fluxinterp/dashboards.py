@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeatureBrowser']
 
-# %% ../nbs/50_dashboards.ipynb #a3d92369
+# %% ../nbs/50_dashboards.ipynb #801c0e59
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ import torch
 from .dictionary import Dictionary
 from .feature_maps import latent_maps
 from .hooks import record
-from .maps import image_grid, overlay, png_bytes
+from .maps import image_bytes, image_grid, overlay
 from .pipelines import check_pipeline, check_prompts
 
-# %% ../nbs/50_dashboards.ipynb #051d0bd1
+# %% ../nbs/50_dashboards.ipynb #8d0220c9
 class FeatureBrowser(widgets.VBox):
     "Look at features of a dictionary on prompts, step by step; displays itself in a notebook"
     def __init__(self, pipe, dictionary:Dictionary,
@@ -84,5 +84,5 @@ class FeatureBrowser(widgets.VBox):
         now = [overlay(p[self.step.value], v[self.step.value], vmax, self.opacity.value, self.scale, self.dictionary.signed)
                for p,v in zip(self.recording.previews, self.values)]
         done = [im.resize(now[0].size, 0) for im in self.recording.images]
-        self.picture.value = png_bytes(image_grid(now+done, len(now)))
+        self.picture.value = image_bytes(image_grid(now+done, len(now)))
         self.legend.value = f'Above: feature {self.feature.value} at step {self.step.value} over the forming picture, full colour = {vmax:.2f}. Below: the finished picture.'

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FeatureMaps', 'latent_maps', 'maps_from', 'activation_map']
 
-# %% ../nbs/28_feature_maps.ipynb #71a69634
+# %% ../nbs/28_feature_maps.ipynb #59b06466
+import io
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from .dictionary import Dictionary
 from .hooks import Recording, SiteRecord, record
 from .maps import map_figure
 
-# %% ../nbs/28_feature_maps.ipynb #8d963b77
+# %% ../nbs/28_feature_maps.ipynb #d245823e
 @dataclass
 class FeatureMaps:
     "One feature's activation, with the pictures it belongs to; shows itself as a figure"
@@ -37,10 +38,9 @@ class FeatureMaps:
                           f'{self.site}, feature {self.feature}', vmax, self.signed, size)
 
     def by_step(self)->pd.Series: "Mean activation at each noise level"; return pd.Series(self.values.mean((0, 2, 3)), index=pd.Index(self.levels, name='noise level'), name=f'feature {self.feature}')
-    def _repr_png_(self):
-        from io import BytesIO
-        b = BytesIO()
-        self.figure().savefig(b, dpi=110, format='png')
+    def _repr_jpeg_(self): # a tenth of the PNG, so that notebooks stay small
+        b = io.BytesIO()
+        self.figure().savefig(b, dpi=110, format='jpg', pil_kwargs=dict(quality=85))
         return b.getvalue()
 
 def latent_maps(dictionary:Dictionary,

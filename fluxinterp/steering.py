@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generated', 'generate']
 
-# %% ../nbs/40_steering.ipynb #b504bec9
+# %% ../nbs/40_steering.ipynb #75ccc586
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .edits import steer
-from .maps import image_grid, png_bytes
+from .maps import image_bytes, image_grid
 from .pipelines import check_pipeline, check_prompts, prompt_generators
 
-# %% ../nbs/40_steering.ipynb #1bb203b8
+# %% ../nbs/40_steering.ipynb #9b8106e8
 @dataclass
 class Generated:
     "Pictures with edits, and the same without"
@@ -34,7 +34,7 @@ class Generated:
         both = self.originals+self.images if self.images is not self.originals else self.images
         return image_grid(both, len(self.captions), scale=scale)
 
-    def _repr_png_(self): return png_bytes(self.grid())
+    def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
 def generate(pipe, prompts:str|list,
              edits:list=(),       # `Add`, `Ablate`, ...
