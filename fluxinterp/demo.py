@@ -43,7 +43,7 @@ class Report:
         with atomic_path(self.out/'report.html') as p: p.write_text(page, encoding='utf-8')
         return self.out/'report.html'
 
-# %% ../nbs/59_demo.ipynb #7b6998f8
+# %% ../nbs/59_demo.ipynb #0d80b9c6
 def _find_steerable(table, wanted=('colour',)): # the best recovered concept of these factors
     some = table[table.factor.isin(wanted)]
     return (some if len(some) else table).sort_values('auroc', ascending=False).iloc[0]
@@ -52,7 +52,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
              pipeline:str='tiny-flux', # a bundled pipeline
              num_prompts:int=768,   # recorded for training
              num_scenes:int=160,    # known scenes to choose features on, and as many to score them
-             sae_steps:int=2500,
+             sae_steps:int=2000,
              seed:int=0,
             )->Path:                # the report
     "Walk the whole road and write `report.html`; prints where it is and ends with where to look"
@@ -67,7 +67,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
     from fluxinterp.reader import obedience, read_images
     from fluxinterp.sae import SAEConfig
     from fluxinterp.sites import list_sites
-    from fluxinterp.steering import generate
+    from fluxinterp.steering import Generated, generate
     from fluxinterp.training import train
     start,out = time.time(),Path(out)
     def say(n, s): print(f'[{time.time()-start:5.0f} s, {peak_memory():.1f} GiB] {n}/7 {s}', flush=True)
@@ -125,18 +125,21 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
     pick = _find_steerable(found)
     other = [s for s in (make_scene(80_000+i, 'test', 1, drop=0.) for i in range(400)) if getattr(s.objects[0], pick.factor)!=pick.value][:8]
     captions = [s.caption for s in other]
-    strong = float(np.percentile(sae.encode(held.tokens.float()).latent(int(pick.feature)).numpy(), 99.9))
+    strong = max(float(sae.encode(t.float()).latent(int(pick.feature)).max()) for t in held.tokens.split(8192)) # the largest activation on held-out prompts
+    objects = [i for i,(f,_) in enumerate(concepts) if f=='colour'] # their maps together: where any object is
+    where = [r.maps[objects].sum(0)>.5 for r in read_images([generate(pipe, [c], seed=seed+i).images[0] for i,c in enumerate(captions)])]
     rows,pictures = [],None
-    for times in (0, 1, 2, 4):
-        pair = generate(pipe, captions, [Add(sae, int(pick.feature), strength=times*strong)], seed=seed)
+    for times in (0, .5, 1, 2):
+        pairs = [generate(pipe, [c], [Add(sae, int(pick.feature), strength=times*strong, region=m)], seed=seed+i) for i,(c,m) in enumerate(zip(captions, where))]
+        pair = Generated([p.images[0] for p in pairs], [p.originals[0] for p in pairs], captions)
         seen = float(np.mean([r.probabilities[concepts.index((pick.factor, pick.value))] for r in read_images(pair.images)]))
         rows.append({'strength': times*strong, f'reader sees {pick.value}': seen, 'mean change of a pixel': float(pair.difference().mean())})
-        if times==2: pictures = pair
+        if times==1: pictures = pair
     with_it = [s.caption for s in (make_scene(80_000+i, 'test', 1, drop=0.) for i in range(800)) if getattr(s.objects[0], pick.factor)==pick.value][:8]
     gone = generate(pipe, with_it, [Ablate(sae, int(pick.feature))], seed=seed)
     steered = pd.DataFrame(rows).set_index('strength')
     report.heading(f'5. Turning feature {int(pick.feature)} ({pick.value})')
-    report.picture('steer_add', pictures.grid(), f'Above: captions without {pick.value}. Below: the same noise, feature {int(pick.feature)} added at every token.')
+    report.picture('steer_add', pictures.grid(), f'Above: captions without {pick.value}. Below: the same noise, feature {int(pick.feature)} added where the object is.')
     report.table(steered)
     report.picture('steer_ablate', gone.grid(), f'Above: captions with {pick.value}. Below: the same noise, the feature taken away.')
     print(steered.to_string(float_format='{:.3f}'.format))

@@ -17,7 +17,7 @@ from .dictionary import Dictionary
 from .hooks import Recording, SiteRecord, record
 from .maps import map_figure
 
-# %% ../nbs/28_feature_maps.ipynb #d245823e
+# %% ../nbs/28_feature_maps.ipynb #14ea082f
 @dataclass
 class FeatureMaps:
     "One feature's activation, with the pictures it belongs to; shows itself as a figure"
@@ -38,6 +38,7 @@ class FeatureMaps:
                           f'{self.site}, feature {self.feature}', vmax, self.signed, size)
 
     def by_step(self)->pd.Series: "Mean activation at each noise level"; return pd.Series(self.values.mean((0, 2, 3)), index=pd.Index(self.levels, name='noise level'), name=f'feature {self.feature}')
+    def __repr__(self): return f'FeatureMaps of feature {self.feature} at {self.site}: {self.values.shape} (prompt, step, row, col), largest {np.abs(self.values).max():.2f}'
     def _repr_jpeg_(self): # a tenth of the PNG, so that notebooks stay small
         b = io.BytesIO()
         self.figure().savefig(b, dpi=110, format='jpg', pil_kwargs=dict(quality=85))

@@ -17,7 +17,7 @@ from .edits import steer
 from .maps import image_bytes, image_grid
 from .pipelines import check_pipeline, check_prompts, prompt_generators
 
-# %% ../nbs/40_steering.ipynb #9b8106e8
+# %% ../nbs/40_steering.ipynb #78b89637
 @dataclass
 class Generated:
     "Pictures with edits, and the same without"
@@ -34,6 +34,7 @@ class Generated:
         both = self.originals+self.images if self.images is not self.originals else self.images
         return image_grid(both, len(self.captions), scale=scale)
 
+    def __repr__(self): return f'Generated: {len(self.captions)} pictures' + ('' if self.images is self.originals else ', with and without edits')
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
 def generate(pipe, prompts:str|list,
