@@ -17,7 +17,7 @@ from .dictionary import Dictionary
 from .hooks import Recording, SiteRecord, record
 from .maps import map_figure
 
-# %% ../nbs/28_feature_maps.ipynb #14ea082f
+# %% ../nbs/28_feature_maps.ipynb #ecf07eeb
 @dataclass
 class FeatureMaps:
     "One feature's activation, with the pictures it belongs to; shows itself as a figure"
@@ -41,7 +41,7 @@ class FeatureMaps:
     def __repr__(self): return f'FeatureMaps of feature {self.feature} at {self.site}: {self.values.shape} (prompt, step, row, col), largest {np.abs(self.values).max():.2f}'
     def _repr_jpeg_(self): # a tenth of the PNG, so that notebooks stay small
         b = io.BytesIO()
-        self.figure().savefig(b, dpi=110, format='jpg', pil_kwargs=dict(quality=85))
+        self.figure().savefig(b, dpi=100, format='jpg', pil_kwargs=dict(quality=80))
         return b.getvalue()
 
 def latent_maps(dictionary:Dictionary,
