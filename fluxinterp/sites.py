@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .pipelines import check_pipeline, denoiser_of, token_grid
 
-# %% ../nbs/09_sites.ipynb #3d83f42a
+# %% ../nbs/09_sites.ipynb #1ac66bdf
 reads = ('output', 'input', 'update', 'neurons', 'attention')
 
 class ModuleCall(NamedTuple):
@@ -47,12 +47,13 @@ class Site:
     gate:str=''       # path of the norm whose second output is the block's gate, for `attention`
 
     def __post_init__(self):
-        if not self.path: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
+        if not self.path and not self.name: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
         if self.read not in reads: raise ValueError(f'cannot read {self.read!r} of a module: choose from {reads}')
         if not self.name: object.__setattr__(self, 'name', self.path if self.read=='output' else f'{self.path}:{self.read}')
 
     def module(self, pipe, path:str=None)->torch.nn.Module:
         "The module of `pipe` that is hooked; raises `ValueError` with the near paths when there is none"
+        if not (path or self.path): raise ValueError(f'{self.name} has no path: it is a label, not a place in a network')
         part,_,rest = (path or self.path).partition('.')
         root = denoiser_of(pipe) if part in ('transformer', 'unet') else getattr(pipe, part, None)
         try: return root.get_submodule(rest)
