@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .dictionary import Dictionary
-from .hooks import Recording, SiteRecord, record_pictures
+from .hooks import Recording, SiteRecord, record
 from .scenes import concepts, factors, make_scene, object_factors
 
 # %% ../nbs/31_concepts.ipynb #8c371324
@@ -89,11 +89,11 @@ def record_scenes(pipe, sites:list,
                   n:int=256,            # scenes
                   split:str='train',    # of `scenes.splits`
                   noise_level:float=.5, # the scenes are mixed with this much noise
-                  start:int=0, seed:int=0, **kwargs, # first scene; noise; passed on to `record_pictures`
+                  start:int=0, seed:int=0, **kwargs, # first scene; noise; passed on to `record`
                  )->SceneActivations:
     "Record activations while known scenes are denoised"
     scenes = [make_scene(1_000_000+start+i, split) for i in range(n)]
-    rec = record_pictures(pipe, [s.image for s in scenes], [s.caption for s in scenes], sites, (noise_level,), seed, **kwargs)
+    rec = record(pipe, [s.caption for s in scenes], sites, images=[s.image for s in scenes], noise_levels=noise_level, seed=seed, **kwargs)
     return SceneActivations(scenes, rec, concept_labels(scenes, next(iter(rec.values())).grid))
 
 def _candidates(dictionary, record, keep, batch=8192): # (scene x token, candidates); columns `keep` with their signs, or those with most energy

@@ -71,12 +71,13 @@ def peak_memory()->float: # GiB, the larger of this process's peak resident size
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/unit
 
 # %% ../nbs/00_core.ipynb #79593eb7
-def prompt_generator(seed:int,  # of the run
-                     index:int, # of the prompt in the whole list, not in its batch
-                    ):          # `torch.Generator` on the CPU
-    "The random numbers of one prompt, a function of `(seed, index)` alone"
+def prompt_generator(seed:int,    # of the run
+                     index:int,   # of the prompt in the whole list, not in its batch
+                     image:int=0, # which of several pictures of the prompt
+                    ):            # `torch.Generator` on the CPU
+    "The random numbers of one picture of one prompt, a function of `(seed, index, image)` alone"
     import torch
-    state = np.random.SeedSequence([seed, index]).generate_state(2, np.uint32)
+    state = np.random.SeedSequence([seed, index]+([image] if image else [])).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0])<<31 | int(state[1])>>1)
 
 # %% ../nbs/00_core.ipynb #7087cca4

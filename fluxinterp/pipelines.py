@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_pipeline', 'check_pipeline', 'denoiser_of', 'check_prompts', 'size_unit', 'picture_size', 'token_grid',
-           'fingerprint', 'scene_prompts', 'prompt_generators']
+           'fingerprint', 'scene_prompts', 'prompt_generators', 'picture_generators']
 
 # %% ../nbs/05_pipelines.ipynb #3da349fa
 import hashlib, json
@@ -41,7 +41,8 @@ def check_pipeline(pipe): # anything
 def denoiser_of(pipe)->torch.nn.Module: # a diffusers pipeline
     "The network that is called once per denoising step: the transformer or the U-Net"
     for name in ('transformer', 'unet'):
-        if getattr(pipe, name, None) is not None: return getattr(pipe, name)
+        net = getattr(pipe, name, None)
+        if net is not None: return getattr(net, '_orig_mod', net) # the network inside a compiled one
     raise TypeError(f'{type(pipe).__name__} has neither a transformer nor a U-Net')
 
 def check_prompts(prompts:str|list)->list: # as a list
@@ -93,3 +94,7 @@ def scene_prompts(n:int,                # how many
 def prompt_generators(seed:int, indices)->list: # one per index
     "A generator for each prompt of a batch"
     return [prompt_generator(seed, int(i)) for i in indices]
+
+def picture_generators(seed:int, indices, images:int=1)->list: # one per picture, a prompt's pictures beside each other
+    "A generator for each of several pictures of each prompt; a prompt's first is its `prompt_generator`"
+    return [prompt_generator(seed, int(i), j) for i in indices for j in range(images)]
