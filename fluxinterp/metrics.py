@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .dictionary import Dictionary, Moments, Normalizer, SparseCode, check_belongs, check_finite, exact, no_data, site_name
-from .hooks import SiteRecord, token_batches
+from .dictionary import Dictionary, RunningMoments, Normalizer, SparseCode, check_belongs, check_finite, as_float64, empty_data, data_site
+from .recordings import SiteRecord, token_batches
+from .schedule import guidance_kinds
 
 # %% ../nbs/21_metrics.ipynb #11ed51e5
 def _same_shape(x, xhat):
@@ -27,8 +28,8 @@ def fvu(x:torch.Tensor,    # raw activations, (n, d)
        )->float:           # fraction of variance unexplained, 0 is perfect, 1 is the mean
     "Sum of squared errors over total squared deviation from `mean`, in float64"
     _same_shape(x, xhat)
-    x = exact(x)
-    return float((x-exact(xhat)).square().sum()/(x-exact(mean)).square().sum())
+    x = as_float64(x)
+    return float((x-as_float64(xhat)).square().sum()/(x-as_float64(mean)).square().sum())
 
 # %% ../nbs/21_metrics.ipynb #6e1b2c02
 def explained_variance_variants(x:torch.Tensor,      # raw activations, (n, d)
@@ -37,8 +38,8 @@ def explained_variance_variants(x:torch.Tensor,      # raw activations, (n, d)
                                )->pd.Series:         # name -> share explained
     "The share of variance explained as seven libraries and papers compute it, in float64"
     _same_shape(x, xhat)
-    if not len(x): raise no_data()
-    x,xhat = exact(x),exact(xhat)
+    if not len(x): raise empty_data()
+    x,xhat = as_float64(x),as_float64(xhat)
     e,c = x-xhat,x-x.mean(0)
     e2,c2 = e.square().sum(1),c.square().sum(1)
     batches = [1-eb.square().sum()/(xb-xb.mean(0)).square().sum() for xb,eb in zip(x.split(batch_size), e.split(batch_size))]
@@ -70,8 +71,9 @@ class Evaluation:
     groups:list             # of dicts: 'by', 'value', 'level', and the numbers above
 
     def to_dict(self, density:bool=True)->dict: # with the density of every latent
-        "Plain numbers"
-        d = {k: getattr(self, k) for k in ('site', 'fvu', 'fvu_standardised', 'fvu_whitened', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups')}
+        "Plain numbers, None for NaN"
+        plain = lambda v: {k: plain(u) for k,u in v.items()} if isinstance(v, dict) else [plain(u) for u in v] if isinstance(v, list) else None if v!=v else v
+        d = plain({k: getattr(self, k) for k in ('site', 'fvu', 'fvu_standardised', 'fvu_whitened', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups')})
         return d|dict(density=self.density.tolist()) if density else d
     def _columns(self, g):
         fvus = {_column[s]: g[k] for s,k in zip(spaces, ('fvu', 'fvu_standardised', 'fvu_whitened')) if g[k] is not None}
@@ -80,7 +82,7 @@ class Evaluation:
     def frame(self)->pd.DataFrame:
         "A line for everything and one for each group, where there are several"
         count = pd.Series([g['by'] for g in self.groups], dtype=object).value_counts()
-        rows = {self.site or 'tensor': self._columns(self.to_dict(density=False))}
+        rows = {self.site or 'tensor': self._columns(vars(self))}
         for g in self.groups:
             if count[g['by']]>1: rows[f'{g["by"]} {g["value"]}'+(f', noise {g["level"]:.2f}' if g['level'] is not None else '')] = self._columns(g)
         return pd.DataFrame(rows.values(), index=rows.keys())
@@ -102,8 +104,6 @@ class Evaluation:
         return fig
 
 # %% ../nbs/21_metrics.ipynb #6e1b2c07
-_labels = {'guidance': {0: 'conditional', 1: 'unconditional'}}
-
 def _keys(b, by):
     wrong = [k for k in by if b.coords and k not in b.coords]
     if wrong: raise ValueError(f'no coordinate {wrong[0]!r} to group by; there are: {", ".join(b.coords)}')
@@ -115,17 +115,17 @@ class _Statistics:
         wrong = set(wanted)-set(spaces)
         if wrong: raise ValueError(f'unknown space {sorted(wrong)[0]!r}: choose from {spaces}')
         self.data,self.split,self.by,self.batch_size = data,split,tuple(by),batch_size
-        self.groups,self.levels = {},{} # (key, value) -> Moments; (key, value) -> noise level
+        self.groups,self.levels = {},{} # (key, value) -> RunningMoments; (key, value) -> noise level
         for b in tqdm(token_batches(data, batch_size, split=split), desc='statistics', leave=False, delay=3):
-            total = self.groups.setdefault(('all', 0), Moments(b.x.shape[-1], 'whitened' in wanted and normalizer is None))
+            total = self.groups.setdefault(('all', 0), RunningMoments(b.x.shape[-1], 'whitened' in wanted and normalizer is None))
             check_finite(b.x, b.coords, total.count)
             total.update(b.x)
             for k in _keys(b, self.by):
                 for v in b.coords[k].unique().tolist():
                     here = b.coords[k]==v
-                    self.groups.setdefault((k, v), Moments(b.x.shape[-1])).update(b.x[here])
+                    self.groups.setdefault((k, v), RunningMoments(b.x.shape[-1])).update(b.x[here])
                     if k=='step' and 'level' in b.coords: self.levels.setdefault((k, v), float(b.coords['level'][here][0]))
-        if not self.groups or not self.groups['all', 0].count: raise no_data(split)
+        if not self.groups or not self.groups['all', 0].count: raise empty_data(split)
         self.total = self.groups['all', 0]
         self.groups = dict(sorted(self.groups.items(), key=lambda g: (('all', *self.by).index(g[0][0]), g[0][1])))
         d = len(self.total.mean)
@@ -142,17 +142,17 @@ class _Statistics:
 
 def _measure(dictionary, stats):
     "The second pass: encode, and sum what every group needs"
-    device = next((t.device for t in (*dictionary.parameters(), *dictionary.buffers())), None)
     slot,names,n = {g: i for i,g in enumerate(stats.groups)},list(stats.maps),dictionary.num_latents
     sums = torch.zeros(len(slot), 2+2*len(names), dtype=torch.float64, device=stats.total.mean.device) # cosine, L0, errors, deviations
     fired = torch.zeros(len(slot), n, dtype=torch.int64)
     for b in tqdm(token_batches(stats.data, stats.batch_size, split=stats.split), desc='evaluate', leave=False, delay=3):
         if not len(b.x): continue
-        code = dictionary.encode(b.x.to(device) if device is not None else b.x)
+        code = dictionary.encode(b.x.to(dictionary.device))
         xhat = dictionary.decode(code)
         _same_shape(b.x, xhat)
         check_finite(xhat, b.coords, what='reconstructions')
-        code,x,xhat = code.to('cpu'),exact(b.x),exact(xhat).to(b.x.device)
+        code,x = code.to('cpu'),as_float64(b.x)
+        xhat = as_float64(xhat).to(x.device)
         centred,error = x-stats.total.mean,x-xhat
         cosine,l0 = torch.cosine_similarity(centred, xhat-stats.total.mean, dim=-1),code.l0.double().to(x.device)
         errors = [stats.maps[s](error).square().sum(-1) for s in names]
@@ -169,8 +169,10 @@ def _measure(dictionary, stats):
     return slot,names,sums.cpu(),fired
 
 # %% ../nbs/21_metrics.ipynb #6e1b2c09
-def _data_of(data, site): # a Recording or a dict by site, a store, or the data of one site
-    if isinstance(data, Mapping) or callable(getattr(data, 'site', None)):
+def _several(data): return isinstance(data, Mapping) or callable(getattr(data, 'site', None)) # a recording or dict by site, or a store
+
+def _data_of(data, site):
+    if _several(data):
         if not site: raise ValueError('this data has several sites and the dictionary does not know its own: say which, site="double.1.image"')
         return data[site] if isinstance(data, Mapping) else data.site(site)
     return data
@@ -189,7 +191,7 @@ def evaluate(dictionary:Dictionary,
             )->Evaluation:
     "FVU, cosine, L0, dead share and density of a dictionary on held-out activations, by step and guidance row; raises `ValueError` for data of another site or model, and for data without tokens"
     data = _data_of(data, site or dictionary.meta.site)
-    name,model = site_name(data),getattr(data, 'model', '')
+    name,model = data_site(data),getattr(data, 'model', '')
     if site and name and site!=name: raise ValueError(f'site={site!r}, but the activations come from {name}')
     check_belongs(dictionary, '' if site else name, model if isinstance(model, str) else '', force)
     s = statistics or _Statistics(data, split, by, spaces, normalizer, batch_size)
@@ -200,7 +202,7 @@ def evaluate(dictionary:Dictionary,
         n,p = s.groups[key, value].count,len(names)
         ratio = dict(zip(names, (sums[i,2:2+p]/sums[i,2+p:]).tolist()))
         level = s.levels.get((key, value))
-        groups.append(dict(by=key, value=_labels.get(key, {}).get(value, value), level=level if level is None else round(level, 4), fvu=ratio['raw'],
+        groups.append(dict(by=key, value=guidance_kinds[value] if key=='guidance' else value, level=level if level is None else round(level, 4), fvu=ratio['raw'],
                            fvu_standardised=ratio.get('standardised'), fvu_whitened=ratio.get('whitened'), cosine=float(sums[i,0]/n), l0=float(sums[i,1]/n),
                            dead=float((fired[i]==0).double().mean()), tokens=n))
     a = groups[0]
@@ -214,13 +216,16 @@ def compare(dictionaries:dict, # name -> dictionary
             split:str=None, by=('step', 'guidance'), spaces=spaces, normalizer:Normalizer=None, batch_size:int=8192, force:bool=False,
            )->pd.DataFrame:    # a line per dictionary
     "Evaluations side by side"
-    known,rows = {},[] # the first pass is made once a site
+    known,rows = {},[] # site -> its data and the first pass over it
     for name,d in dictionaries.items():
-        part = _data_of(data, d.meta.site)
-        if id(part) not in known: known[id(part)] = part,_Statistics(part, split, by, spaces, normalizer, batch_size)
-        row = evaluate(d, part, force=force, statistics=known[id(part)][1]).row.set_axis([name])
+        key = d.meta.site if _several(data) else None
+        if key not in known:
+            part = _data_of(data, key)
+            known[key] = part,_Statistics(part, split, by, spaces, normalizer, batch_size)
+        part,statistics = known[key]
+        row = evaluate(d, part, force=force, statistics=statistics).row.set_axis([name])
         if part is not data:
-            row.insert(0, 'site', site_name(part))
+            row.insert(0, 'site', data_site(part))
             row.insert(1, 'stream', getattr(getattr(part, 'site', None), 'stream', ''))
         rows.append(row)
     if not rows: raise ValueError('no dictionaries to compare')
@@ -228,7 +233,7 @@ def compare(dictionaries:dict, # name -> dictionary
 
 # %% ../nbs/21_metrics.ipynb #6e1b2c13
 def _overlap(a, b): # SparseCodes (n, k) -> Jaccard (n,), cosine (n,)
-    va,vb = exact(a.values),exact(b.values)
+    va,vb = as_float64(a.values),as_float64(b.values)
     on_a,on_b = va!=0,vb!=0
     same = (a.indices[:,:,None]==b.indices[:,None,:])&on_a[:,:,None]&on_b[:,None,:] # (n, k, k)
     common = same.sum((1, 2))
@@ -248,7 +253,7 @@ def code_overlap(dictionary:Dictionary,
     check_belongs(dictionary, record.site.name, record.model)
     n,steps,tokens,d = record.x.shape
     if steps<2: raise ValueError(f'this record has {steps} step: overlap is between adjacent steps, record at least two')
-    if not n: raise no_data()
+    if not n: raise empty_data()
     encode = lambda x: SparseCode.cat([dictionary.encode(b) for b in x.flatten(0, 1).split(batch_size)])
     rows,last = {},encode(record.x[:,0])
     for s in range(1, steps):

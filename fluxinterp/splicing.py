@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .dictionary import Dictionary, Moments, check_belongs, check_finite, exact, reconstruct
-from .hooks import hooked, step_window
+from .dictionary import Dictionary, RunningMoments, check_belongs, check_finite, as_float64, reconstruct
+from .hooks import hooked
 from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, prompt_generators
+from .schedule import step_window
 from .sites import resolve_site
 
 # %% ../nbs/29_splicing.ipynb #9a3c0006
@@ -32,10 +33,12 @@ class Splice:
     latent:dict     # name -> (picture,), ||z' - z|| / ||z|| at the end of a free run
     rmse:dict       # name -> (picture,), of pixels in [0, 1]
 
-    def recovered(self, anchor:str='mean')->pd.DataFrame: # 'mean' or 'zero'; a line per dictionary
+    def recovered(self, anchor:str='mean', # or 'zero'
+                  pictures=slice(None),    # which of them, e.g. a resample
+                 )->pd.DataFrame:          # a line per dictionary
         "1 - distance / distance under ablation, of the averages over pictures and steps; 1 is the clean run, NaN where the ablation changes nothing"
         if anchor not in ('mean', 'zero'): raise ValueError(f'what is recovered is measured from "mean" or "zero" ablation, not {anchor!r}')
-        share = lambda d,n: 1-d[n].mean()/d[anchor].mean() if d[anchor].mean()>0 else float('nan')
+        share = lambda d,n: 1-d[n][pictures].mean()/d[anchor][pictures].mean() if d[anchor][pictures].any() else float('nan')
         return pd.DataFrame({n: {k: share(d, n) for k,d in (('velocity', self.velocity), ('latent', self.latent), ('picture', self.rmse))}
                              for n in self.velocity if n not in anchors}).T
     @property
@@ -57,7 +60,7 @@ class Splice:
     def __repr__(self): return f'spliced at {self.site}, {len(self.latent["identity"])} pictures\n'+self.frame.to_string(float_format='{:.3f}'.format, na_rep='')
 
 # %% ../nbs/29_splicing.ipynb #9a3c0008
-def _row_norms(x): return exact(x).cpu().flatten(1).square().sum(1) # (rows,)
+def _row_norms(x): return as_float64(x).cpu().flatten(1).square().sum(1) # (rows,)
 
 @contextmanager
 def _replacing(pipe, site, replace, wanted): # replace(x, step) -> tensor or None; wanted(clock) -> steps
@@ -83,7 +86,7 @@ def _replay(pipe, site, replace, calls): # calls of the network, of the clean ru
             now[0] = step
             new = denoiser_of(pipe)(*args, **kwargs)[0]
             # guidance rows of one picture lie n rows apart, or in calls of their own
-            moved[step] = moved.get(step, 0)+_row_norms(exact(new)-exact(out)).view(-1, n).sum(0)
+            moved[step] = moved.get(step, 0)+_row_norms(as_float64(new)-as_float64(out)).view(-1, n).sum(0)
             size[step] = size.get(step, 0)+_row_norms(out).view(-1, n).sum(0)
     return torch.stack([(moved[s]/size[s]).sqrt() for s in sorted(moved)], 1)
 
@@ -133,7 +136,7 @@ def splice(pipe,                         # a diffusers pipeline
         def draw(prompts, generators, call): pipe(prompts, generator=generators, output_type='latent', **call)
         def learn(x, step):
             check_finite(x.flatten(0, -2), what=f'activation vectors at {site.name}, step {step},')
-            means.setdefault(step, Moments(site.width)).update(x.flatten(0, -2))
+            means.setdefault(step, RunningMoments(site.width)).update(x.flatten(0, -2))
         for b in batches:
             with _replacing(pipe, site, learn, lambda clock: step_window(steps, clock.levels)): draw(*inputs(b))
             bar.update()
@@ -151,8 +154,8 @@ def splice(pipe,                         # a diffusers pipeline
         for name,replace in replacements.items():
             v = _replay(pipe, site, replace, calls)
             z2,pixels2 = _run(pipe, *inputs(b), site, replace, steps)
-            parts = dict(velocity=v, latent=(_row_norms(exact(z2)-exact(z))/_row_norms(z)).sqrt(),
-                         rmse=((exact(pixels2)-exact(pixels)).cpu().flatten(1).square().mean(1)).sqrt())
+            parts = dict(velocity=v, latent=(_row_norms(as_float64(z2)-as_float64(z))/_row_norms(z)).sqrt(),
+                         rmse=((as_float64(pixels2)-as_float64(pixels)).cpu().flatten(1).square().mean(1)).sqrt())
             for k,p in parts.items(): res[k].setdefault(name, []).append(p.numpy())
             bar.update()
     bar.close()
