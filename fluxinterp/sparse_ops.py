@@ -103,12 +103,12 @@ def batch_topk_excitations(z:torch.Tensor, W:torch.Tensor, b:torch.Tensor, k:int
     keep = chosen.gather(1, first)
     return values.gather(1, first).masked_fill_(~keep, 0),indices.gather(1, first).masked_fill_(~keep, 0)
 
-# %% ../nbs/22_sparse_ops.ipynb #759def5b
+# %% ../nbs/22_sparse_ops.ipynb #e645963f
 class _SparseAutoencode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, W_enc, b_enc, W_dec, b_dec, choose):
+    def forward(ctx, z, W_enc, b_enc, W_dec, b_dec, choose, relu):
         values,indices = choose(z, W_enc, b_enc-W_enc@b_dec)
-        values = values.relu_()
+        if relu: values = values.relu_()
         indices = indices.masked_fill_(values==0, 0)
         ctx.save_for_backward(z, W_enc, W_dec, b_dec, values, indices)
         ctx.mark_non_differentiable(indices)
@@ -126,7 +126,7 @@ class _SparseAutoencode(torch.autograd.Function):
         grad_W_enc = sum_by_latent(dv, z, groups).addr_(grad_b_enc, b_dec, alpha=-1)
         grad_b_dec = grad_xhat.sum(0)-grad_b_enc@W_enc
         grad_z = weighted_rows(dv, indices, W_enc) if ctx.needs_input_grad[0] else None
-        return grad_z,grad_W_enc,grad_b_enc,grad_W_dec,grad_b_dec,None
+        return grad_z,grad_W_enc,grad_b_enc,grad_W_dec,grad_b_dec,None,None
 
 def sparse_autoencode(z:torch.Tensor,     # (n, d)
                       W_enc:torch.Tensor, # (num_latents, d)
@@ -136,17 +136,19 @@ def sparse_autoencode(z:torch.Tensor,     # (n, d)
                       k:int,
                       batch:bool=False,   # the `n k` largest of the batch instead of `k` a row
                       low_precision:bool=False, # as in `topk_excitations`
+                      relu:bool=True,     # cut negative excitations to 0
                      )->tuple:            # (reconstruction (n, d), values (n, k), indices (n, k)); with `batch`, as many columns as the longest row needs
-    "`relu` of the largest of `(z - b_dec) W_enc^T + b_enc`, decoded by `W_dec`; differentiable in everything but the choice"
+    "The positive part of the largest of `(z - b_dec) W_enc^T + b_enc`, decoded by `W_dec`; differentiable in everything but the choice"
     choose = batch_topk_excitations if batch else topk_excitations
-    return _SparseAutoencode.apply(z, W_enc, b_enc, W_dec, b_dec, lambda z,W,b: choose(z, W, b, k, low_precision))
+    return _SparseAutoencode.apply(z, W_enc, b_enc, W_dec, b_dec, lambda z,W,b: choose(z, W, b, k, low_precision), relu)
 
-def dense_autoencode(z, W_enc, b_enc, W_dec, b_dec, k, batch=False):
+def dense_autoencode(z, W_enc, b_enc, W_dec, b_dec, k, batch=False, relu=True):
     "The same, written densely: the reference for tests"
     pre = (z-b_dec)@W_enc.T+b_enc
     values,indices = pre.topk(k, dim=1)
     least = pre.flatten().topk(len(z)*k).values[-1] if batch else values[:,-1:]
-    code = torch.where(pre>=least, pre, 0.).relu()
+    code = torch.where(pre>=least, pre, 0.)
+    if relu: code = code.relu()
     return code@W_dec+b_dec,code
 
 # %% ../nbs/22_sparse_ops.ipynb #a20ce66f
