@@ -21,13 +21,17 @@ from .sites import Site
 # %% ../nbs/26_edits.ipynb #12010a0f
 def _short(v): return reprlib.repr(v)
 
+def _scalar(v): return v.item() if getattr(v, 'ndim', None)==0 else v # of an array or tensor
+
 def _number(v, name)->float:
-    if isinstance(v, (bool, np.bool_)) or not isinstance(v, numbers.Real): raise ValueError(f'{name} must be a number, got {_short(v)}')
+    v = _scalar(v)
+    if isinstance(v, bool) or not isinstance(v, numbers.Real): raise ValueError(f'{name} must be a number, got {_short(v)}')
     if not abs(v)<=3e38: raise ValueError(f'{name} must be finite, got {_short(v)}')
     return float(v)
 
 def _index(v, n, name)->int:
-    if isinstance(v, (bool, np.bool_)) or not isinstance(v, numbers.Integral): raise ValueError(f'{name} must be a whole number, got {_short(v)}')
+    v = _scalar(v)
+    if isinstance(v, bool) or not isinstance(v, numbers.Integral): raise ValueError(f'{name} must be a whole number, got {_short(v)}')
     if not 0<=v<n: raise ValueError(f'{name} {_short(int(v))} of {n}: choose 0 to {n-1}')
     return int(v)
 
@@ -107,7 +111,7 @@ def _check_steps(s): # in the form an edit keeps
     elif (many := _items(s)) is not None and all(map(whole, many)): return tuple(map(int, many))
     raise ValueError(f'steps must be an index, a slice, a list of indices or fi.noise(low, high), got {_short(s)}')
 
-# %% ../nbs/26_edits.ipynb #b190b6ee
+# %% ../nbs/26_edits.ipynb #85b95c13
 guidance_policies = ('both', *guidance_kinds)
 edit_units = ('activation', 'mean', 'norm')
 
@@ -122,7 +126,7 @@ class Edit:
     site:object=None         # a name, or several; the dictionary's own when None
     guidance:str='both'      # which rows: one of `guidance_policies`
     reads = True             # whether old activations are needed, so that `x` must be encoded
-    amounts = ()             # names of the fields that hold a number for each feature
+    amounts,optional = (),False # names of the fields that hold a number for each feature; whether they can be None
 
     def __post_init__(self):
         d = self.dictionary
@@ -134,11 +138,11 @@ class Edit:
         self._set(feature=index[0] if many is None else index, region=_check_region(self.region), steps=_check_steps(self.steps))
         for name in self.amounts:
             v = getattr(self, name)
-            if v is not None: self._set(**{name: self._each(v, name, _number)})
+            if v is not None or not self.optional: self._set(**{name: self._each(v, name, _number)})
         sites = _items(self.site)
-        if sites==() or (sites and len(set(sites))<len(sites)): raise ValueError(f'give one site or several different ones, got {_short(list(sites))}')
-        for s in sites or (self.site,):
-            if s is not None and not isinstance(s, (str, Site)): raise ValueError(f'a site is a name such as "double.1.image", got {_short(s)}')
+        for s in (self.site,) if sites is None else sites:
+            if not (isinstance(s, (str, Site)) and s) and not (s is None and sites is None): raise ValueError(f'a site is a name such as "double.1.image", got {_short(s)}')
+        if sites is not None and len(set(sites))!=max(1, len(sites)): raise ValueError(f'give one site or several different ones, got {_short(list(sites))}')
         self._set(site=sites or self.site)
         if self.guidance not in guidance_policies: raise ValueError(f'unknown guidance policy {_short(self.guidance)}: choose from {guidance_policies}')
 
@@ -190,7 +194,7 @@ class MeasuredEdit(Edit):
         if missing: raise ValueError(f'no mean activation is known of latent {missing[0]}: it did not fire in the data the means come from')
         self._set(mean_activations={i: _number(m[i], 'mean activation') for i in self.latents})
 
-# %% ../nbs/26_edits.ipynb #72db379f
+# %% ../nbs/26_edits.ipynb #18fb505a
 _edit = dataclass(frozen=True, eq=False, repr=False)
 
 @_edit
@@ -218,7 +222,7 @@ class Clamp(MeasuredEdit):
     "Keep latents' activations between `low` and `high`; silent latents count as 0"
     low:float=None
     high:float=None
-    amounts = ('low', 'high')
+    amounts,optional = ('low', 'high'),True
     def __post_init__(self):
         super().__post_init__()
         if self.low is None and self.high is None: raise ValueError('a Clamp needs low, high or both')
@@ -241,7 +245,7 @@ class Ablate(Edit):
 @_edit
 class Negate(Ablate):
     "Turn the sign of latents' activations; `strength` is the share of the way there"
-    def change(self, old, unit): return 2*super(Negate, self).change(old, unit)
+    def change(self, old, unit): return 2*super().change(old, unit)
 
 @_edit
 class Replace(MeasuredEdit):
@@ -265,7 +269,7 @@ class Replace(MeasuredEdit):
 
 edit_kinds = {c.__name__: c for c in (Add, Scale, Clamp, Ablate, Negate, Replace)}
 
-# %% ../nbs/26_edits.ipynb #f8210fde
+# %% ../nbs/26_edits.ipynb #0e9a73b2
 class _Writer: # the edits of one dictionary at one site
     def __init__(self, dictionary, edits):
         self.dictionary,self.edits = dictionary,edits
@@ -308,7 +312,10 @@ class _Writer: # the edits of one dictionary at one site
             if mask is not None and mask.shape[-1]>1: mask = mask.repeat(1, 1, len(e.latents)//len(e.features))
             c = (c if mask is None else c*mask).expand(*x.shape[:2], len(e.latents))
             if total is None: total = x.new_zeros(*x.shape[:2], len(self.directions), dtype=torch.float32)
-            total = total.index_add(2, self._columns(e.latents).to(x.device), c.float())
+            columns,place = self._columns(e.latents).unique(return_inverse=True)
+            if len(columns)<len(place): c = c.float()@torch.nn.functional.one_hot(place).float().to(x.device) # several features replaced by one
+            else: c = c[...,place.argsort()]
+            total[...,columns] += c
         return total
 
 def _mask(e, x, old, grid): # (..., token, 1), or (batch, token, feature) for the feature's own map
@@ -323,7 +330,8 @@ def _mask(e, x, old, grid): # (..., token, 1), or (batch, token, feature) for th
         m = r
         if m.size!=x.shape[1] or (grid and m.shape!=tuple(grid)):
             have = f'{grid[0]} x {grid[1]} tokens' if grid else f'{x.shape[1]} tokens'
-            raise ValueError(f'the region mask is {" x ".join(map(str, m.shape))} but this call has {have}: pool it to the token grid with fi.pool_map, or use fi.Box')
+            do = 'give one number a token, or use fi.TextTokens' if m.ndim==1 and not grid else 'pool it to the token grid with fi.pool_map, or use fi.Box'
+            raise ValueError(f'the region mask is {" x ".join(map(str, m.shape))} but this call has {have}: {do}')
     return torch.tensor(m.reshape(-1, 1), device=x.device)
 
 class EditPlan:
