@@ -21,7 +21,8 @@ from .dictionary import DictionaryMeta, RunningMoments, check_finite, meta_of, e
 from .hooks import record_batches
 from .metrics import evaluate
 from .recordings import SiteRecord, TokenBatch, prompt_split
-from .sae import SAE, SAEConfig, make_sae, over_ranks, save_dictionary
+from .sae import SAE, SAEConfig, make_sae, over_ranks
+from .saving import save_dictionary
 from .sparse_ops import bf16_pays, normalize_rows_, project_gradient_
 
 # %% ../nbs/25_training.ipynb #2832612e
