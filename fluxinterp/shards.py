@@ -6,8 +6,8 @@
 __all__ = ['store_format', 'StoreError', 'seal', 'save_manifest', 'plan_shards', 'load_manifest', 'shard_name', 'kept_tokens',
            'quantize_rows', 'shard_tensors', 'shard_values', 'Moments', 'SiteStatistics']
 
-# %% ../nbs/12_shards.ipynb #0b1d1a89
-import errno, hashlib, json, math, os, re
+# %% ../nbs/12_shards.ipynb #78a6b64c
+import errno, hashlib, json, os, re
 
 import fsspec
 import numpy as np
@@ -56,7 +56,7 @@ class _Folder:
             except OSError as e: raise StoreError(f'cannot read {self.at(name)}: {e.strerror or e}') from e
         return h.hexdigest()
 
-# %% ../nbs/12_shards.ipynb #612838f5
+# %% ../nbs/12_shards.ipynb #ea4ab195
 store_format = 1
 _dtypes = {'bfloat16': (torch.bfloat16, 'BF16'), 'float32': (torch.float32, 'F32'), 'int8': (torch.int8, 'I8')}
 
@@ -107,7 +107,7 @@ def _check_manifest(m):
     def need(ok, what):
         if not ok: raise ValueError(what)
     def count(v, low=1, high=2**31-1): return type(v) is int and low<=v<=high
-    def numbers(v): return isinstance(v, list) and all(type(n) in (int, float) and math.isfinite(n) for n in v)
+    def numbers(v): return isinstance(v, list) and all(type(n) in (int, float) and abs(n)<1e9 for n in v)
     def sha(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
     need(m['format']==store_format and type(m['format']) is int, 'format')
     need(isinstance(m['model'], str) and isinstance(m['settings'], dict), 'model or settings')
@@ -128,9 +128,13 @@ def _check_manifest(m):
         need(s['file']==f'prompts-{i:05d}.jsonl' and sha(s['sha256']) and count(s['prompts']) and count(s['per_shard']) and count(s['broken'], 0), 'segment')
     need(sum(s['prompts'] for s in m['segments'])<2**31, 'prompts')
     need(len(m['shards'])==sum(-(-s['prompts']//s['per_shard']) for s in m['segments']), 'shards')
+    number = _dtypes[m['dtype']][0].itemsize
     for s,p in zip(m['shards'], plan_shards(m['segments'])):
         need({k: s[k] for k in p}==p, 'shards')
         need(s['files'] is None or (len(s['files'])==len(m['sites']) and all(count(f['bytes'], 1, 2**60) and sha(f['sha256']) for f in s['files'])), 'checksums')
+        for f,site in zip(s['files'] or [], m['sites']): # no count may promise more than the files hold
+            each = site['width']*number+4*(m['dtype']=='int8')+4*(site['kept']<site['tokens'])
+            need(0<=f['bytes']-(s['stop']-s['start'])*m['rows_per_prompt']*(32+len(plan['steps'])*site['kept']*each)<2**12, 'shapes and sizes')
 
 def shard_name(manifest:dict, shard:int, site:int)->str: # positions in the manifest
     "The file of a shard of a site, below the store's folder"

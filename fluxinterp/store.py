@@ -68,7 +68,7 @@ class _Shard:
     def __enter__(self): return self
     def __exit__(self, *_): self.f.close()
 
-# %% ../nbs/13_store.ipynb #d4481b6d
+# %% ../nbs/13_store.ipynb #6cde599c
 def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
     merged = []
     for a,b in pairs:
@@ -153,7 +153,11 @@ class Store:
             if hashlib.sha256(data).hexdigest()!=s['sha256']: raise StoreError(f"{self.folder.at(s['file'])} is damaged; the activations are not touched: harvest again with the same arguments to write it anew")
             lines = data.splitlines()
             if len(lines)!=s['prompts']: raise StoreError(f"{self.folder.at(s['file'])} has {len(lines)} prompts, the manifest says {s['prompts']}")
-            for l in lines: yield json.loads(l)
+            for l in lines:
+                try: c = json.loads(l)
+                except ValueError: c = None
+                if not isinstance(c, str): raise StoreError(f"{self.folder.at(s['file'])} holds a line that is no prompt: {l[:60]!r}")
+                yield c
     @cached_property
     def prompts(self)->list: "All captions"; return list(self._read_prompts())
     def verify_shard(self, shard:int, site:int): # positions
@@ -304,14 +308,14 @@ class TokenStream:
         self.position = state['position']
         if self._at is not None: self._buffer = self._at = None
 
-# %% ../nbs/13_store.ipynb #211a80be
+# %% ../nbs/13_store.ipynb #fda7be58
 class StoreData:
     "Activations of one site of a store, with the attributes of a `SiteRecord` and batches with coordinates"
     def __init__(self, store:Store, index:int): # position of the site
         m,about = store.manifest,store.manifest['sites'][index]
         self.store,self.index,self.site,self.model,self.dtype = store,index,Site(**about['site']),m['model'],m['dtype']
         self.width,self.tokens,self.kept,self.grid = about['width'],about['tokens'],about['kept'],tuple(about['grid']) if about['grid'] else None
-        self.steps,self.levels,self.timesteps = m['schedule']['steps'],m['schedule']['levels'],torch.tensor(m['schedule']['timesteps'])
+        self.steps,self.levels,self.timesteps = m['schedule']['steps'],m['schedule']['levels'],torch.tensor(m['schedule']['timesteps'], dtype=torch.float32)
         self._steps,self._levels,self._timesteps = np.array(self.steps, np.int64),np.array(self.levels, np.float32),np.array(m['schedule']['timesteps'], np.float32)
         self.per_row = len(self.steps)*self.kept             # vectors of a picture
         self.per_prompt = self.per_row*m['rows_per_prompt']
