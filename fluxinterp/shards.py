@@ -56,7 +56,7 @@ class _Folder:
             except OSError as e: raise StoreError(f'cannot read {self.at(name)}: {e.strerror or e}') from e
         return h.hexdigest()
 
-# %% ../nbs/12_shards.ipynb #ea4ab195
+# %% ../nbs/12_shards.ipynb #b84f331b
 store_format = 1
 _dtypes = {'bfloat16': (torch.bfloat16, 'BF16'), 'float32': (torch.float32, 'F32'), 'int8': (torch.int8, 'I8')}
 
@@ -118,7 +118,7 @@ def _check_manifest(m):
     need(isinstance(m['sites'], list) and m['sites'], 'no sites')
     for s in m['sites']:
         site = Site(**s['site'])
-        need(isinstance(site.name, str) and isinstance(site.path, str), 'site')
+        need(all(isinstance(s['site'][k], str) for k in ('name', 'path', 'read', 'stream')) and site.name and site.name==s['site']['name'], 'site')
         need(isinstance(s['folder'], str) and re.fullmatch(r'\w[\w.-]*', s['folder']), 'folder')
         need(count(s['width']) and count(s['tokens']) and count(s['kept']) and s['kept']<=s['tokens'], 'width or tokens')
         need(s['grid'] is None or (isinstance(s['grid'], list) and len(s['grid'])==2 and all(map(count, s['grid']))), 'grid')
