@@ -58,14 +58,14 @@ def hooked(pipe,           # a diffusers pipeline
         def after(site, f):
             def g(module, args, kwargs, output):
                 call = ModuleCall(module, args, kwargs, output, clock.text_tokens, gates.get(site.gate))
-                if clock.grid is None: clock.grid = site.grid_of(call)
+                clock.grid = site.grid_of(call) or clock.grid
                 new = f(clock, site.take(call))
                 if new is not None: return site.put(call, new)
             return g
         def before(site, f): # a site that is a module's input
             def g(module, args, kwargs):
                 call = ModuleCall(module, args, kwargs, None, clock.text_tokens)
-                if clock.grid is None: clock.grid = site.grid_of(call)
+                clock.grid = site.grid_of(call) or clock.grid
                 new = f(clock, site.take(call))
                 if new is None: return None
                 new = site.put(call, new)

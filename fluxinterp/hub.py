@@ -33,6 +33,7 @@ def load_dictionary(name:str|Path)->TopKSAE: # a folder, or a packaged name such
     sae.load_state_dict({k: v.float() for k,v in load_file(folder/'sae_weights.safetensors').items()})
     meta = cfg['fluxinterp']['meta']
     sae.meta = DictionaryMeta(**meta|dict(grid=tuple(meta['grid']) if meta['grid'] else None))
+    sae.source = str(name) # where a recipe finds it again
     return sae.eval().requires_grad_(False)
 
 # %% ../nbs/27_hub.ipynb #7c76fb5c

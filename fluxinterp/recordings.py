@@ -31,7 +31,7 @@ class TokenBatch(NamedTuple):
     x:torch.Tensor # (n, width)
     coords:dict    # name -> (n,): prompt, image, seed, guidance (index into `guidance_kinds`), step, token as int64; level, timestep as float32
 
-# %% ../nbs/10_recordings.ipynb #1556d3aa
+# %% ../nbs/10_recordings.ipynb #ea4875da
 def _match(have, want, name):
     wanted = [want] if isinstance(want, (str, int, float, np.number)) else list(want)
     same = (lambda a,b: a==b) if name in ('prompt', 'image', 'guidance', 'step') else (lambda a,b: abs(a-b)<=1e-3*max(abs(a), abs(b), 1e-3))
@@ -82,7 +82,7 @@ class SiteRecord:
         _,s,t,_ = self.x.shape
         row,step,token = n//(s*t),n//t%s,n%t
         if not hasattr(self, '_columns'):
-            self._columns = {k: torch.as_tensor(self.rows[k].to_numpy(np.int64)) for k in ('prompt', 'image', 'seed')}
+            self._columns = {k: torch.tensor(self.rows[k].to_numpy(np.int64)) for k in ('prompt', 'image', 'seed')}
             self._columns['guidance'] = torch.tensor([guidance_kinds.index(g) for g in self.rows.guidance])
         by_step = dict(step=torch.tensor(self.steps), level=torch.tensor(self.levels), timestep=self.timesteps.float())
         return {k: v[row] for k,v in self._columns.items()}|{k: v[step] for k,v in by_step.items()}|dict(token=token)

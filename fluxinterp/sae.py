@@ -50,15 +50,15 @@ class TopKSAE(Dictionary):
         values = values.relu()
         return SparseCode(values, indices*(values>0), self.num_latents)
 
-    def encode(self, x):
-        if x.shape[-1]!=self.W_enc.shape[1]: raise ValueError(f'this SAE reads activations of width {self.W_enc.shape[1]}, got {tuple(x.shape)}')
-        return self._topk(self._excite(self.normalizer(x.float())))
+    def encode(self, x): return self._topk(self._excite(self.normalizer(self.check(x))))
 
     def decode(self, code): return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)
     @property
-    def read_directions(self): return self.W_enc/self.normalizer.scale
+    def read_directions(self): return self.normalizer.raw_read(self.W_enc)
     @property
-    def write_directions(self): return self.W_dec*self.normalizer.scale
+    def write_directions(self): return self.normalizer.raw_write(self.W_dec)
+    @property
+    def width(self): return self.W_dec.shape[1]
     def __repr__(self): return f'TopKSAE at {self.meta.site or "no site"}: {self.num_latents} latents, k={self.config.k}, width {self.W_dec.shape[1]}'
 
 # %% ../nbs/23_sae.ipynb #4aa5cea4

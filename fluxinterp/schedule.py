@@ -53,7 +53,7 @@ def noise_levels(scheduler)->list: # of a diffusers scheduler whose timesteps ar
         return np.sqrt(1-a).tolist()
     return (torch.as_tensor(scheduler.timesteps).double().cpu()/config.get('num_train_timesteps', 1000)).tolist()
 
-# %% ../nbs/08_schedule.ipynb #df74043b
+# %% ../nbs/08_schedule.ipynb #c035186f
 guidance_kinds = ('conditional', 'unconditional')
 _conditional_first = ('ZImage',) # pipelines that put the prompt's half of a doubled batch first
 
@@ -117,6 +117,12 @@ def count_steps(pipe)->Clock: # a diffusers pipeline
             clock.pictures = len(res[0] if isinstance(res, (tuple, list)) else res)
             return res
         return f
+    def end(old): # pipelines call it last, and so does whoever leaves one early
+        @wraps(old)
+        def f(*args, **kwargs):
+            clock.step,clock.call,clock.levels = -1,-1,[]
+            return old(*args, **kwargs)
+        return f
     def enter(module, args, kwargs):
         clock.call += 1
         x = args[0] if args else kwargs.get('hidden_states', kwargs.get('sample'))
@@ -125,7 +131,7 @@ def count_steps(pipe)->Clock: # a diffusers pipeline
         clock.text_tokens = text.shape[1] if text is not None else 0
         clock.grid = tuple(int(v)+1 for v in ids.reshape(-1, ids.shape[-1])[:,1:3].amax(0)) if ids is not None and ids.shape[-1]==3 else None
     latents = dict(prepare_latents=prepare_latents) if hasattr(pipe, 'prepare_latents') else {}
-    with _watch(scheduler, set_timesteps=set_timesteps, step=step), _watch(pipe, **latents):
+    with _watch(scheduler, set_timesteps=set_timesteps, step=step), _watch(pipe, maybe_free_model_hooks=end, **latents):
         handle = denoiser_of(pipe).register_forward_pre_hook(enter, with_kwargs=True)
         try: yield clock
         finally: handle.remove()

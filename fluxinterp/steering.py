@@ -6,14 +6,14 @@
 __all__ = ['Generated', 'generate']
 
 # %% ../nbs/40_steering.ipynb #75ccc586
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .edits import steer
+from .interventions import Guard, steer
 from .maps import image_bytes, image_grid
 from .pipelines import check_pipeline, check_prompts, prompt_generators
 
@@ -24,6 +24,7 @@ class Generated:
     images:list     # with the edits
     originals:list  # without; the same list when there are no edits
     captions:list
+    report:pd.DataFrame=field(default=None, repr=False) # what the guard saw
 
     def difference(self)->np.ndarray: # (n, height, width) in [0, 1]
         "Mean absolute change of each pixel"
@@ -38,9 +39,9 @@ class Generated:
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
 def generate(pipe, prompts:str|list,
-             edits:list=(),       # `Add`, `Ablate`, ...
+             edits:list=(),       # `Add`, `Scale`, ..., one or a list; see `edits`
              seed:int=0,          # prompt i starts from noise `(seed, i)`
-             batch_size:int=16, force:bool=False, # `force`: as in `steer`
+             batch_size:int=16, force:bool=False, guard:Guard=None, # `force` and `guard`: as in `steer`
              **call,              # passed on to the pipeline
             )->Generated:
     "Draw prompts with edits and, from the same noise, without"
@@ -52,6 +53,8 @@ def generate(pipe, prompts:str|list,
             b = range(k, min(k+batch_size, len(prompts)))
             res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
         return res
-    plain = draw()
-    if not edits: return Generated(plain, plain, prompts)
-    with steer(pipe, edits, force): return Generated(draw(), plain, prompts)
+    if isinstance(edits, (list, tuple)) and not edits:
+        plain = draw()
+        return Generated(plain, plain, prompts)
+    with steer(pipe, edits, force, guard) as s: images = draw() # first, so that a wrong edit costs nothing
+    return Generated(images, draw(), prompts, s.report if guard else None)
