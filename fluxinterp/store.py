@@ -180,7 +180,7 @@ class Store:
         n = np.bincount(self.split_of, minlength=3)
         return f"{self.folder.root}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
 
-# %% ../nbs/13_store.ipynb #8c962662
+# %% ../nbs/13_store.ipynb #a84ba6eb
 _window,_pieces,_overhead = 64,256,24 # shards mixed at a time; pieces in a buffer; bytes a buffered vector costs besides its numbers
 
 class _Buffer(NamedTuple):
@@ -193,7 +193,7 @@ class TokenStream:
         if split is not None and split not in splits: raise ValueError(f'unknown split {split!r}: choose from {splits}')
         if batch_size<1: raise ValueError(f'a batch of {batch_size} vectors')
         self.data,self.batch_size,self.split,self.seed,self.memory_mb = data,batch_size,split,seed,memory_mb
-        self.position,self._at,self._buffer,self._next,self._pool = 0,None,None,None,ThreadPoolExecutor(1, 'fluxinterp-read')
+        self.position,self._at,self._buffer,self._next,self._slots,self._pool = 0,None,None,None,{},ThreadPoolExecutor(1, 'fluxinterp-read')
         mask = np.ones(data.store.num_prompts, bool) if prompts is None else np.zeros(data.store.num_prompts, bool)
         if prompts is not None:
             self.prompts = [int(p) for p in prompts]
@@ -231,18 +231,24 @@ class TokenStream:
         cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
         self.pieces,self.cuts = pieces,np.append(cut, pieces.shape[1])
         self.offsets,self.total = before[cut],int(count.sum())
+        self.capacity = min(size, self.total)
 
     def __len__(self): return -(-self.total//self.batch_size) # batches in an epoch
     def __iter__(self): return self
+
+    def _slot(self, i): # two sets of arrays, used in turn: no memory is taken or given back on the way
+        if i not in self._slots:
+            n,d = self.capacity,self.data
+            self._slots[i] = (torch.empty(n, d.width, dtype=_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
+                              np.empty(n, np.float32) if d.dtype=='int8' else None, np.empty(n, np.int32) if d.kept<d.tokens else None)
+        return self._slots[i]
 
     def _fill(self, g): # runs in the thread
         data,part = self.data,self.pieces[:,self.cuts[g]:self.cuts[g+1]]
         part = part[:,np.lexsort((part[1], part[0]))].tolist()
         n = sum(part[2])-sum(part[1])
-        x = torch.empty(n, data.width, dtype=_dtypes[data.dtype][0])
-        raw,row,place = x.view(torch.uint8).numpy(),np.empty(n, np.int32),np.empty(n, np.int32)
-        scale = np.empty(n, np.float32) if data.dtype=='int8' else None
-        token = np.empty(n, np.int32) if data.kept<data.tokens else None
+        x,row,place,scale,token = (None if v is None else v[:n] for v in self._slot(g%2))
+        raw = x.view(torch.uint8).numpy()
         tables,at,known = [],0,0
         for shard,same in groupby(zip(*part), lambda p: p[0]):
             with _Shard(data.store, shard, data.index) as f:
@@ -280,7 +286,7 @@ class TokenStream:
             b = min(a+need, len(self._buffer.x))
             parts.append(self._take(a, b))
             self.position,need = self.position+b-a,need-(b-a)
-            if b==len(self._buffer.x): self._buffer = self._at = None # before the next but one is asked for
+            if b==len(self._buffer.x): self._buffer = self._at = None
         if not parts:
             self.close()
             raise StopIteration
@@ -291,12 +297,12 @@ class TokenStream:
         self._buffer = None
         ahead,self._next = self._next,None
         if ahead is None or ahead[0]!=g:
-            if ahead is not None: ahead[1].cancel() or ahead[1].exception()
+            if ahead is not None: ahead[1].cancel() or ahead[1].exception() # nobody writes into the arrays any more
             ahead = g,self._pool.submit(self._fill, g)
         self._buffer,self._at = ahead[1].result(),g
         if g+1<len(self.offsets): self._next = g+1,self._pool.submit(self._fill, g+1)
 
-    def close(self): "Stop reading ahead and let go of the buffers"; self._pool.shutdown(wait=False, cancel_futures=True); self._buffer = self._next = self._at = None
+    def close(self): "Stop reading ahead and let go of the buffers"; self._pool.shutdown(wait=False, cancel_futures=True); self._buffer = self._next = self._at = None; self._slots = {}
 
     def _key(self): return dict(store=self.data.store.manifest['sha256'], site=self.data.site.name, split=self.split, seed=self.seed, memory_mb=self.memory_mb, prompts=self.prompts)
     def state_dict(self)->dict: "Where the stream is, as plain numbers and text"; return self._key()|dict(position=self.position)
