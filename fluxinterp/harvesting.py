@@ -76,7 +76,7 @@ def _pictures_sum(images):
         h.update(f'{a.shape}{a.dtype}'.encode()+np.ascontiguousarray(a).tobytes())
     return h.hexdigest()
 
-# %% ../nbs/14_harvesting.ipynb #6b168813
+# %% ../nbs/14_harvesting.ipynb #f1bc28cc
 @contextmanager
 def _only_writer(folder):
     if not folder.local: # object stores have no locks: one harvest at a time is the caller's care
@@ -92,7 +92,7 @@ def _only_writer(folder):
         except BlockingIOError: raise StoreError(f'{folder.root} is being written by another harvest: wait for it, or choose another folder') from None
         for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())): # what a killed process was writing
             for e in os.scandir(sub):
-                if re.fullmatch(r'\.(manifest\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)', e.name): os.unlink(e.path)
+                if re.fullmatch(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)', e.name): os.unlink(e.path)
         yield
 
 class _Writer:
@@ -221,7 +221,7 @@ def _merge_prompts(folder, manifest, new, append): # all prompts, how many are n
     why = f'prompt {at} was {old[at]!r}, now {new[at]!r}' if at<len(new) else f'it has {len(old)}, you gave the first {len(new)} of them'
     raise StoreError(f'{folder.root} holds other prompts: {why}. Give all its prompts and further ones after them, or append=True for further ones alone')
 
-# %% ../nbs/14_harvesting.ipynb #0de6162c
+# %% ../nbs/14_harvesting.ipynb #133593e8
 def _extend(h, folder, m, added, broken, pictures, shard_mb): # plan the shards of new prompts; what to write once that is allowed
     if not added: return lambda: None
     steps,numbers = len(m['schedule']['steps']),dict(bfloat16=2, float32=4, int8=1)[m['dtype']]
@@ -242,7 +242,7 @@ def _fill(h, folder, m, first, good, max_gb, write_plan, broken, progress):
     size = lambda shards: sum((m['shards'][i]['stop']-m['shards'][i]['start'])*m['prompt_bytes']+400*len(sites) for i in shards)
     total,need = size(range(len(m['shards']))),size(todo)
     free = shutil.disk_usage(folder.root).free if folder.local else None
-    line = f"{len(h.prompts)} prompts x {m['rows_per_prompt']} pictures x {len(m['schedule']['steps'])} steps at {', '.join(s['site']['name']+' ('+str(s['kept'])+' of '+str(s['tokens'])+' tokens)' for s in m['sites'])}"
+    line = f"{len(h.prompts)} prompts x {m['rows_per_prompt']} row{'s'*(m['rows_per_prompt']>1)} x {len(m['schedule']['steps'])} step{'s'*(len(m['schedule']['steps'])>1)} at {', '.join(s['site']['name']+' ('+str(s['kept'])+' of '+str(s['tokens'])+' tokens)' for s in m['sites'])}"
     if progress is not False:
         if broken: print(f'{len(broken)} broken lines among the prompts are kept apart beside the store; the first is line {broken[0]["line"]}: {broken[0]["why"]}')
         print(f'harvest {line}: {total/1e6:.1f} MB in {len(m["shards"])*len(sites)} files'+(f', {need/1e6:.1f} MB of it still to write' if need<total else '')+(f'; {free/1e9:.1f} GB free' if free is not None else ''))
@@ -271,8 +271,9 @@ def _fill(h, folder, m, first, good, max_gb, write_plan, broken, progress):
     finally: writer.close()
     writer.check()
     writer.catch_up(progress)
+    if folder.sizes().get('manifest.backup.json') is None or folder.checksum('manifest.backup.json')!=folder.checksum('manifest.json'): save_manifest(m, folder)
 
-# %% ../nbs/14_harvesting.ipynb #6134fcfe
+# %% ../nbs/14_harvesting.ipynb #0108111a
 def harvest(pipe,                          # a diffusers pipeline
             prompts,                       # captions, or a text file with one a line
             sites:list,                    # names or `Site`s
@@ -311,7 +312,8 @@ def harvest(pipe,                          # a diffusers pipeline
         sizes = folder.sizes()
         old = load_manifest(folder) if 'manifest.json' in sizes else None
         if old is None:
-            other = [n for n in sizes if not re.fullmatch(r'\.lock|prompts-\d{5}(\.broken)?\.jsonl', n)]
+            other = [n for n in sizes if not re.fullmatch(r'\.lock|manifest\.backup\.json|prompts-\d{5}(\.broken)?\.jsonl', n)]
+            if other and 'manifest.backup.json' in sizes: load_manifest(folder) # says what to do
             if other: raise StoreError(f'{folder.root} is no store and not empty: it has {", ".join(sorted(other)[:5])}. Choose another folder')
         else:
             if old['model']!=model: raise StoreError(f'{folder.root} holds activations of another model: its fingerprint is {old["model"]}, that of this pipeline {model}')

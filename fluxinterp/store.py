@@ -68,7 +68,7 @@ class _Shard:
     def __enter__(self): return self
     def __exit__(self, *_): self.f.close()
 
-# %% ../nbs/13_store.ipynb #6cde599c
+# %% ../nbs/13_store.ipynb #254befa0
 def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
     merged = []
     for a,b in pairs:
@@ -115,6 +115,7 @@ def check_store(path,                # folder or URL
         if size is not None and sizes[name]!=size: return 'damaged'
         try: return 'good' if not checksums or folder.checksum(name)==sha else 'damaged'
         except StoreError: return 'unreadable'
+    todo.append(('manifest.backup.json', None, None, '', None, folder.checksum('manifest.json')))
     big = sum(sizes.values())>2**30
     with ThreadPoolExecutor(4) as pool: states = list(tqdm(pool.map(state, todo), desc='verify', total=len(todo), disable=not (big and checksums if progress is None else progress), leave=False))
     rows = [dict(file=t[0], site=t[1], shard=t[2], prompts=t[3], bytes=sizes.get(t[0], 0), state=s) for t,s in zip(todo, states)]
@@ -123,7 +124,7 @@ def check_store(path,                # folder or URL
         except StoreError: covered,what = None,'damaged' if 'statistics.safetensors' in sizes else 'missing'
         if covered is not None and covered<len(m['shards']): what = 'not written yet'
         rows.append(dict(file='statistics.safetensors', site=None, shard=None, prompts='', bytes=sizes.get('statistics.safetensors', 0), state=what))
-    return StoreReport(folder.root, m, pd.DataFrame(rows))
+    return StoreReport(folder.name, m, pd.DataFrame(rows))
 
 class Store:
     "Activations on disk: `store.site(name)` reads those of one site"
@@ -178,9 +179,9 @@ class Store:
         return pd.DataFrame([dict(site=d.site.name, vectors=len(d), width=d.width, tokens=f"{d.kept} of {d.tokens}", grid=d.grid, MB=round(d.nbytes/1e6, 1), **{'bytes / vector': round(d.nbytes/max(len(d), 1), 1)}) for d in data]).set_index('site')
     def __repr__(self):
         n = np.bincount(self.split_of, minlength=3)
-        return f"{self.folder.root}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
+        return f"{self.folder.name}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
 
-# %% ../nbs/13_store.ipynb #a84ba6eb
+# %% ../nbs/13_store.ipynb #5707a719
 _window,_pieces,_overhead = 64,256,24 # shards mixed at a time; pieces in a buffer; bytes a buffered vector costs besides its numbers
 
 class _Buffer(NamedTuple):
@@ -201,8 +202,9 @@ class TokenStream:
             mask[self.prompts] = True
         else: self.prompts = None
         if split is not None: mask &= data.store.split_of==splits.index(split)
-        size = int(memory_mb*2**20/2/(data.bytes_in_memory+_overhead)) # vectors a buffer holds
-        if size<8: raise ValueError(f'memory_mb={memory_mb} holds {max(size, 0)} vectors of width {data.width}: give at least {16*(data.bytes_in_memory+_overhead)/2**20:.3f}')
+        two,each = 2*batch_size*(data.width*data.read_dtype.itemsize+56),data.bytes_in_memory+_overhead # the batch given out, and the one before it
+        size = int((memory_mb*2**20-two)/2/each) # vectors a buffer holds
+        if size<8: raise ValueError(f'memory_mb={memory_mb} is too little for batches of {batch_size} vectors of width {data.width}: give at least {(two+16*each)/2**20:.3f}, better ten times that')
         self._plan(mask, size)
         if not self.total: raise ValueError(f'no vectors: none of the {mask.size} prompts is in split {split!r} and readable' if split else 'no vectors: no prompts chosen')
 
@@ -265,33 +267,33 @@ class TokenStream:
         order = None if self.seed is None else np.random.default_rng([self.seed, 1, g]).permutation(n).astype(np.int32)
         return _Buffer(x, scale, row, place, token, np.concatenate(tables), order)
 
-    def _take(self, a, b): # vectors of the current buffer
+    def _take(self, a, b, x, coords): # vectors of the current buffer, into parts of a batch
         data,f = self.data,self._buffer
-        i = np.arange(a, b) if f.order is None else f.order[a:b]
-        t = torch.from_numpy(i)
-        x = f.x[a:b].clone() if f.order is None else f.x.index_select(0, t)
-        if f.scale is not None: x = x.float()*torch.from_numpy(f.scale[i])[:,None]
+        i = np.arange(a, b, dtype=np.int32) if f.order is None else f.order[a:b]
+        if f.scale is None: torch.index_select(f.x, 0, torch.from_numpy(i), out=x)
+        else: torch.mul(f.x.index_select(0, torch.from_numpy(i)), torch.from_numpy(f.scale[i])[:,None], out=x)
         place = f.place[i]
         step = place//data.kept
-        coords = dict(zip(('prompt', 'image', 'seed', 'guidance'), f.rows[f.row[i]].T.copy()))
-        coords |= dict(step=data._steps[step], token=(place%data.kept if f.token is None else f.token[i]).astype(np.int64), level=data._levels[step], timestep=data._timesteps[step])
-        return TokenBatch(x, {k: torch.from_numpy(v) for k,v in coords.items()})
+        for k,v in zip(('prompt', 'image', 'seed', 'guidance'), f.rows[f.row[i]].T): coords[k][:] = v
+        for k,v in dict(step=data._steps, level=data._levels, timestep=data._timesteps).items(): coords[k][:] = v[step]
+        coords['token'][:] = place%data.kept if f.token is None else f.token[i]
 
     def __next__(self)->TokenBatch:
-        parts,need = [],self.batch_size
-        while need and self.position<self.total:
+        n,at = min(self.batch_size, self.total-self.position),0
+        if not n:
+            self.close()
+            raise StopIteration
+        x = torch.empty(n, self.data.width, dtype=self.data.read_dtype)
+        coords = {k: np.empty(n, np.int64) for k in ('prompt', 'image', 'seed', 'guidance', 'step', 'token')}|{k: np.empty(n, np.float32) for k in ('level', 'timestep')}
+        while at<n:
             g = int(np.searchsorted(self.offsets, self.position, 'right'))-1
             if g!=self._at: self._switch(g)
             a = self.position-int(self.offsets[g])
-            b = min(a+need, len(self._buffer.x))
-            parts.append(self._take(a, b))
-            self.position,need = self.position+b-a,need-(b-a)
+            b = min(a+n-at, len(self._buffer.x))
+            self._take(a, b, x[at:at+b-a], {k: v[at:at+b-a] for k,v in coords.items()})
+            self.position,at = self.position+b-a,at+b-a
             if b==len(self._buffer.x): self._buffer = self._at = None
-        if not parts:
-            self.close()
-            raise StopIteration
-        if len(parts)==1: return parts[0]
-        return TokenBatch(torch.cat([p.x for p in parts]), {k: torch.cat([p.coords[k] for p in parts]) for k in parts[0].coords})
+        return TokenBatch(x, {k: torch.from_numpy(v) for k,v in coords.items()})
 
     def _switch(self, g):
         self._buffer = None
@@ -304,7 +306,7 @@ class TokenStream:
 
     def close(self): "Stop reading ahead and let go of the buffers"; self._pool.shutdown(wait=False, cancel_futures=True); self._buffer = self._next = self._at = None; self._slots = {}
 
-    def _key(self): return dict(store=self.data.store.manifest['sha256'], site=self.data.site.name, split=self.split, seed=self.seed, memory_mb=self.memory_mb, prompts=self.prompts)
+    def _key(self): return dict(store=self.data.store.manifest['sha256'], site=self.data.site.name, split=self.split, seed=self.seed, batch_size=self.batch_size, memory_mb=self.memory_mb, prompts=self.prompts)
     def state_dict(self)->dict: "Where the stream is, as plain numbers and text"; return self._key()|dict(position=self.position)
     def load_state_dict(self, state:dict): # what `state_dict` gave
         "Go on from there; raises `ValueError` when the state is of a stream in another order"
@@ -314,7 +316,7 @@ class TokenStream:
         self.position = state['position']
         if self._at is not None: self._buffer = self._at = None
 
-# %% ../nbs/13_store.ipynb #fda7be58
+# %% ../nbs/13_store.ipynb #72dd209c
 class StoreData:
     "Activations of one site of a store, with the attributes of a `SiteRecord` and batches with coordinates"
     def __init__(self, store:Store, index:int): # position of the site
@@ -327,6 +329,7 @@ class StoreData:
         self.per_prompt = self.per_row*m['rows_per_prompt']
         self.starts = np.array([s['start'] for s in m['shards']])
         self.shards = np.array(store.report.good_shards(self.site.name))
+        self.read_dtype = torch.bfloat16 if self.dtype=='bfloat16' else torch.float32
         self.bytes_in_memory = self.width*_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
     def __len__(self): return int(sum(self.store.manifest['shards'][i]['stop']-self.starts[i] for i in self.shards))*self.per_prompt # vectors
     @property
@@ -337,7 +340,7 @@ class StoreData:
                 split:str=None,               # 'train', 'validation' or 'test', by prompt; everything when None
                 seed:int=None,                # shuffles single vectors; stored order when None
                 prompts=None,                 # only those of these prompts (indices)
-                memory_mb:float=512,          # of the two buffers together; batches come on top
+                memory_mb:float=512,          # of the two buffers, a batch and the one before it
                 start:dict=None,              # a `state_dict()` to go on from
                )->TokenStream:                # iterate over it
         "Activation vectors with coordinates, every one exactly once; bfloat16 or float32 as stored, float32 of int8"
@@ -351,7 +354,7 @@ class StoreData:
             moments,covered = _load_moments(self.store.folder, self.store.manifest)
             if covered==len(self.starts): return SiteStatistics(moments[self.store.manifest['sites'][self.index]['folder']], self.steps, self.levels)
         m = Moments(len(self.steps), self.width)
-        for x,c in self.batches(8192, split):
+        for x,c in self.batches(min(8192, max(64, 2**23//self.width)), split):
             for i,s in enumerate(self.steps): m.add(i, x[c['step']==s])
         return SiteStatistics(m, self.steps, self.levels)
-    def __repr__(self): return f'{self.site.name} in {self.store.folder.root}: {len(self)} vectors of width {self.width}, {self.dtype}, steps {self.steps}, {self.kept} of {self.tokens} tokens'
+    def __repr__(self): return f'{self.site.name} in {self.store.folder.name}: {len(self)} vectors of width {self.width}, {self.dtype}, steps {self.steps}, {self.kept} of {self.tokens} tokens'

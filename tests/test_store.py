@@ -20,8 +20,10 @@ def files(path): return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_b
 
 # One process loads everything, then forks for each harvest, so that twenty kills cost one start.
 killer = """
-import os, random, shutil, signal, sys, time, torch
+import os, random, shutil, signal, sys, threading, time, torch
 from pathlib import Path
+from tqdm import tqdm
+tqdm.set_lock(threading.RLock()) # its own is shared by forks, and whoever is killed holding it stops them all
 torch.set_num_threads(1)
 import fluxinterp as fi
 from fluxinterp.harvesting import harvest
@@ -92,7 +94,7 @@ def at_most(seconds):
 def test_mutated_stores(world, tmp_path):
     "Damage to a file of a store: a clear error, or exactly the right numbers"
     import torch
-    from fluxinterp.shards import StoreError, seal
+    from fluxinterp.shards import StoreError, seal_manifest
     fi,pipe,prompts = world
     fi.harvest(pipe, prompts[:6], sites[:1], tmp_path/'acts', tokens=3, **args|dict(shard_mb=.001))
     def read(path, split=None):
@@ -120,7 +122,7 @@ def test_mutated_stores(world, tmp_path):
     rng,obj = random.Random(1),json.loads(manifest.read_text())
     for _ in range(400): # sealed again, as somebody who edits it on purpose would
         what,new = json_mutation({k: v for k,v in obj.items() if k!='sha256'}, rng)
-        try: data = json.dumps(seal(new)).encode()
+        try: data = json.dumps(seal_manifest(new)).encode()
         except (ValueError, TypeError): continue
         case(manifest, what, data, True)
     shards = sorted((tmp_path/'acts'/sites[0]).iterdir())
@@ -237,7 +239,7 @@ data = fi.Store(sys.argv[1]).site('single.0.image.mlp')
 def status(name): return int(re.search(name+r':\\s+(\\d+) kB', open('/proc/self/status').read())[1])/1024
 def use(mb, **kw):
     for b in data.batches(512, seed=0, memory_mb=mb, **kw): pass
-use(.5, prompts=[0, 29]) # everything is imported and has run
+use(2, prompts=[0, 29]) # everything is imported and has run
 with open('/proc/self/clear_refs', 'w') as f: f.write('5') # the peak starts anew
 before = status('VmRSS')
 use(6)
