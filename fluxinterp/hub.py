@@ -15,11 +15,11 @@ from .core import load_json, weights_path
 from .dictionary import DictionaryMeta
 from .hooks import record
 from .pipelines import load_pipeline, scene_prompts
-from .sae import SAEConfig, TopKSAE, save_dictionary
+from .sae import SAE, SAEConfig, TopKSAE, architectures, make_sae, save_dictionary
 from .training import train
 
 # %% ../nbs/27_hub.ipynb #77408f02
-def load_dictionary(name:str|Path)->TopKSAE: # a folder, or a packaged name such as 'tiny-flux/double.1.image'
+def load_dictionary(name:str|Path)->SAE: # a folder, or a packaged name such as 'tiny-flux/double.1.image'
     "Open a dictionary; raises `FileNotFoundError` with the packaged names when there is none"
     folder = Path(name)
     if not (folder/'cfg.json').exists():
@@ -28,8 +28,8 @@ def load_dictionary(name:str|Path)->TopKSAE: # a folder, or a packaged name such
         if str(name) not in packaged: raise FileNotFoundError(f'no dictionary {str(name)!r}: no such folder with a cfg.json, and packaged are: {", ".join(packaged) or "none"}')
         folder = root/name
     cfg = load_json(folder/'cfg.json')
-    if cfg.get('architecture')!='topk' or 'fluxinterp' not in cfg: raise ValueError(f'{folder/"cfg.json"} is not a TopK SAE written by fluxinterp')
-    sae = TopKSAE(cfg['d_in'], SAEConfig(**cfg['fluxinterp']['config']))
+    if cfg.get('architecture') not in architectures or 'fluxinterp' not in cfg: raise ValueError(f'{folder/"cfg.json"} is no SAE written by fluxinterp')
+    sae = make_sae(cfg['d_in'], SAEConfig(**cfg['fluxinterp']['config']))
     sae.load_state_dict({k: v.float() for k,v in load_file(folder/'sae_weights.safetensors').items()})
     meta = cfg['fluxinterp']['meta']
     sae.meta = DictionaryMeta(**meta|dict(grid=tuple(meta['grid']) if meta['grid'] else None))
