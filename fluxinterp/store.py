@@ -181,13 +181,38 @@ class Store:
         n = np.bincount(self.split_of, minlength=3)
         return f"{self.folder.name}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
 
-# %% ../nbs/13_store.ipynb #5707a719
+# %% ../nbs/13_store.ipynb #ea91d1ac
 _window,_pieces,_overhead = 64,256,24 # shards mixed at a time; pieces in a buffer; bytes a buffered vector costs besides its numbers
 
 class _Buffer(NamedTuple):
     "Vectors of one filling, in reading order, and the order they go out in"
     x:torch.Tensor; scale:torch.Tensor; row:np.ndarray; place:np.ndarray; token:np.ndarray; rows:np.ndarray; order:np.ndarray
 
+def _plan(data, mask, size, seed): # prompts wanted, vectors a buffer holds -> pieces (shard, first, end), first piece of each filling, vectors before it, of all
+    chosen = np.flatnonzero(mask)
+    shard = np.searchsorted(data.starts, chosen, 'right')-1
+    keep = np.isin(shard, data.shards)
+    chosen,shard = chosen[keep],shard[keep]
+    new = np.flatnonzero((np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)) # a run of neighbours begins
+    first,last = chosen[new],chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else chosen[new]
+    start,per = data.starts[shard[new]],data.per_prompt
+    a,b = (first-start)*per,(last-start)*per
+    piece = max(size//8, 1) if seed is None else max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
+    n = -(-(b-a)//piece) # long runs are cut into pieces
+    of = np.repeat(np.arange(len(a)), n)
+    lo = a[of]+(np.arange(len(of))-np.repeat(np.cumsum(n)-n, n))*piece
+    pieces = np.stack([shard[new][of], lo, np.minimum(lo+piece, b[of])])
+    if seed is not None:
+        rng = np.random.default_rng([seed, 0])
+        window = np.empty(len(data.starts), int)
+        window[rng.permutation(len(data.starts))] = np.arange(len(data.starts))//_window
+        pieces = pieces[:,np.lexsort((rng.random(pieces.shape[1]), window[pieces[0]]))]
+    count = pieces[2]-pieces[1]
+    before = np.cumsum(count)-count
+    cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
+    return pieces,np.append(cut, pieces.shape[1]),before[cut],int(count.sum())
+
+# %% ../nbs/13_store.ipynb #5d4c7b39
 class TokenStream:
     "Iterator over the `TokenBatch`es of a site; `state_dict()` at any moment, `load_state_dict()` to be there again"
     def __init__(self, data, batch_size, split, seed, prompts, memory_mb):
@@ -205,35 +230,9 @@ class TokenStream:
         two,each = 2*batch_size*(data.width*data.read_dtype.itemsize+56),data.bytes_in_memory+_overhead # the batch given out, and the one before it
         size = int((memory_mb*2**20-two)/2/each) # vectors a buffer holds
         if size<8: raise ValueError(f'memory_mb={memory_mb} is too little for batches of {batch_size} vectors of width {data.width}: give at least {(two+16*each)/2**20:.3f}, better ten times that')
-        self._plan(mask, size)
-        if not self.total: raise ValueError(f'no vectors: none of the {mask.size} prompts is in split {split!r} and readable' if split else 'no vectors: no prompts chosen')
-
-    def _plan(self, mask, size):
-        data = self.data
-        chosen = np.flatnonzero(mask)
-        shard = np.searchsorted(data.starts, chosen, 'right')-1
-        keep = np.isin(shard, data.shards)
-        chosen,shard = chosen[keep],shard[keep]
-        new = np.flatnonzero((np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)) # a run of neighbours begins
-        first,last = chosen[new],chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else chosen[new]
-        start,per = data.starts[shard[new]],data.per_prompt
-        a,b = (first-start)*per,(last-start)*per
-        piece = max(size//8, 1) if self.seed is None else max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
-        n = -(-(b-a)//piece) # long runs are cut into pieces
-        of = np.repeat(np.arange(len(a)), n)
-        lo = a[of]+(np.arange(len(of))-np.repeat(np.cumsum(n)-n, n))*piece
-        pieces = np.stack([shard[new][of], lo, np.minimum(lo+piece, b[of])])
-        if self.seed is not None:
-            rng = np.random.default_rng([self.seed, 0])
-            window = np.empty(len(data.starts), int)
-            window[rng.permutation(len(data.starts))] = np.arange(len(data.starts))//_window
-            pieces = pieces[:,np.lexsort((rng.random(pieces.shape[1]), window[pieces[0]]))]
-        count = pieces[2]-pieces[1]
-        before = np.cumsum(count)-count
-        cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
-        self.pieces,self.cuts = pieces,np.append(cut, pieces.shape[1])
-        self.offsets,self.total = before[cut],int(count.sum())
+        self.pieces,self.cuts,self.offsets,self.total = _plan(data, mask, size, seed)
         self.capacity = min(size, self.total)
+        if not self.total: raise ValueError(f'no vectors: none of the {mask.size} prompts is in split {split!r} and readable' if split else 'no vectors: no prompts chosen')
 
     def __len__(self): return -(-self.total//self.batch_size) # batches in an epoch
     def __iter__(self): return self
@@ -316,7 +315,7 @@ class TokenStream:
         self.position = state['position']
         if self._at is not None: self._buffer = self._at = None
 
-# %% ../nbs/13_store.ipynb #72dd209c
+# %% ../nbs/13_store.ipynb #1f645e94
 class StoreData:
     "Activations of one site of a store, with the attributes of a `SiteRecord` and batches with coordinates"
     def __init__(self, store:Store, index:int): # position of the site
