@@ -1,0 +1,258 @@
+"Stores under kill -9, damage, full and read-only disks"
+import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mutations import json_mutation, mutations
+
+root = Path(__file__).resolve().parents[1]
+sites = ['double.0.image', 'single.0.image.mlp']
+args = dict(num_inference_steps=2, batch_size=2, shard_mb=.5, progress=False)
+
+@pytest.fixture(scope='module')
+def world(): # a pipeline and prompts
+    import fluxinterp as fi
+    return fi, fi.load_pipeline('random-flux'), fi.scene_prompts(12)
+
+def files(path): return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(path).rglob('*')) if p.is_file()}
+
+# One process loads everything, then forks for each harvest, so that twenty kills cost one start.
+killer = """
+import os, random, shutil, signal, sys, threading, time, torch
+from pathlib import Path
+from tqdm import tqdm
+tqdm.set_lock(threading.RLock()) # its own is shared by forks, and whoever is killed holding it stops them all
+torch.set_num_threads(1)
+import fluxinterp as fi
+from fluxinterp.harvesting import harvest
+from fluxinterp.shards import StoreError
+sys.path.insert(0, sys.argv[2])
+from test_store import files
+out,sites = Path(sys.argv[1]),['double.0.image', 'double.0.image.mlp', 'single.0.image']
+pipe,prompts = fi.load_pipeline('random-flux'),fi.scene_prompts(48)
+fi.record(pipe, prompts[:4], sites, num_inference_steps=2)
+def start(path):
+    pid = os.fork()
+    if pid: return pid
+    try: harvest(pipe, prompts, sites, path, num_inference_steps=2, batch_size=4, shard_mb=1.6, progress=False)
+    except StoreError as e: os._exit(7 if 'being written by another harvest' in str(e) else 1)
+    except BaseException as e: os._exit(1)
+    os._exit(0)
+def end(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def finish(path):
+    assert end(start(path))==0, path
+    assert files(path)==whole, path
+    shutil.rmtree(path)
+t = time.time(); assert end(start(out/'whole'))==0; seconds = time.time()-t
+whole,rng,states = files(out/'whole'),random.Random(0),set()
+def kill(path, when):
+    pid,t = start(path),time.time()
+    while not when(time.time()-t): time.sleep(.0003)
+    os.kill(pid, signal.SIGKILL)
+    return end(pid)
+def look(path): # how far it came
+    there = [p.name for p in path.rglob('*') if p.is_file()] if path.exists() else []
+    return len([n for n in there if n[:5].isdigit()]), any(n[0]=='.' and n!='.lock' for n in there)
+killed = 0
+for i in range(20): # moments all over the run
+    path,moment = out/f'random-{i}',seconds*(i+rng.random())/20
+    while kill(path, lambda s: s>moment)!=-signal.SIGKILL: # it was faster this time
+        shutil.rmtree(path); moment *= .9
+    killed += 1
+    states.add(look(path)[0])
+    if i%4==0: kill(path, lambda s: s>seconds*rng.random()/2)
+    finish(path)
+assert killed==20 and len(states)>=5, (killed, states)
+torn = 0
+for i in range(6): # in the middle of writing a file
+    path,target = out/f'write-{i}',(3, 7, 1)[i%3]
+    kill(path, lambda s: s>20 or (path.exists() and (lambda n,half: half and n>=target)(*look(path))))
+    torn += look(path)[1]
+    finish(path)
+assert torn>=1
+pid = start(out/'two') # two writers
+while not (out/'two/manifest.json').exists(): time.sleep(.001)
+assert end(start(out/'two'))==7 and end(pid)==0 and files(out/'two')==whole
+print(f'{killed} of 20 killed at random moments with {sorted(states)} files there, {torn} of 6 within a file; {seconds:.2f} s a harvest')
+"""
+
+def test_kill_9_and_rerun_give_the_files_of_one_run(tmp_path):
+    done = subprocess.run([sys.executable, '-c', killer, tmp_path, root/'tests'], cwd=root, capture_output=True, text=True, timeout=240, env=os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(root)))
+    assert done.returncode==0, done.stderr[-3000:]
+    print(done.stdout)
+
+@contextmanager
+def at_most(seconds):
+    def stop(*_): raise AssertionError('it hangs')
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, old)
+
+def test_mutated_stores(world, tmp_path):
+    "Damage to a file of a store: a clear error, or exactly the right numbers"
+    import torch
+    from fluxinterp.shards import StoreError, seal_manifest
+    fi,pipe,prompts = world
+    fi.harvest(pipe, prompts[:6], sites[:1], tmp_path/'acts', tokens=3, **args|dict(shard_mb=.001))
+    def read(path, split=None):
+        data = fi.Store(path).site(sites[0])
+        return [(b.x, *b.coords.values()) for b in data.batches(100, split=split, seed=0, memory_mb=1)], data.statistics().mean
+    want,mean = read(tmp_path/'acts')
+    same = lambda got: len(got)==len(want) and all(torch.equal(a, b) for g,w in zip(got, want) for a,b in zip(g, w))
+    vectors = lambda got: torch.cat([g[0] for g in got]).float().sort(0).values
+    count = dict(error=0, right=0)
+    def case(file, what, data, sealed):
+        if Path(file).read_bytes()==data: return
+        good = file.read_bytes()
+        file.write_bytes(data)
+        try:
+            with at_most(10): got,m = read(tmp_path/'acts')
+        except (StoreError, KeyError) as e: # a site of another name is not there
+            assert tmp_path.name in str(e) or (sealed and 'not in this store; there are' in str(e)), what
+            count['error'] += 1
+        else: # whoever seals other coordinates gets them, but no other numbers
+            assert torch.equal(vectors(got), vectors(want)) if sealed else same(got) and torch.equal(m, mean), (file.name, what)
+            count['right'] += 1
+        finally: file.write_bytes(good)
+    manifest = tmp_path/'acts/manifest.json'
+    for what,data in mutations(manifest.read_bytes(), 800, 0): case(manifest, what, data, False)
+    rng,obj = random.Random(1),json.loads(manifest.read_text())
+    for _ in range(400): # sealed again, as somebody who edits it on purpose would
+        what,new = json_mutation({k: v for k,v in obj.items() if k!='sha256'}, rng)
+        try: data = json.dumps(seal_manifest(new)).encode()
+        except (ValueError, TypeError): continue
+        case(manifest, what, data, True)
+    shards = sorted((tmp_path/'acts'/sites[0]).iterdir())
+    assert len(shards)==3
+    for i,f in enumerate((*shards, tmp_path/'acts/prompts-00000.jsonl', tmp_path/'acts/statistics.safetensors')):
+        for what,data in mutations(f.read_bytes(), 160, 2+i): case(f, what, data, False)
+    assert sum(count.values())>1900 and count['error']>1500, count
+    assert same(read(tmp_path/'acts')[0])
+    print(count)
+
+def test_mutated_shards_whose_checksums_fit(world, tmp_path):
+    "Headers that lie, with checksums made to fit: an error or numbers, never a crash"
+    import torch
+    from fluxinterp.shards import StoreError, load_manifest, save_manifest
+    fi,pipe,prompts = world
+    fi.harvest(pipe, prompts[:2], sites[:1], tmp_path/'acts', tokens=2, dtype='int8', **args)
+    file,manifest = tmp_path/'acts'/sites[0]/'00000.safetensors',load_manifest(tmp_path/'acts')
+    good,errors = file.read_bytes(),0
+    n = int.from_bytes(good[:8], 'little')
+    rng,cases = random.Random(0),[]
+    for _ in range(150): # JSON of the header changed, its length kept right
+        what,new = json_mutation(json.loads(good[8:8+n]), rng)
+        try: head = json.dumps(new).encode()
+        except UnicodeEncodeError: continue
+        cases.append((what, len(head).to_bytes(8, 'little')+head+good[8+n:]))
+    cases += list(mutations(good[:8+n], 150, 1))
+    for what,data in cases:
+        file.write_bytes(data if data[8:]!=good[8:] and len(data)>n+8 else data+good[8+n:])
+        manifest['shards'][0]['files'][0] = dict(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        save_manifest(manifest, tmp_path/'acts')
+        try:
+            with at_most(10):
+                for x,_ in fi.Store(tmp_path/'acts').site(sites[0]).batches(100, seed=0): assert x.shape[1]==32 and x.dtype==torch.float32
+        except StoreError: errors += 1
+    assert errors>100
+
+@contextmanager
+def small_disk(path, megabytes, read_only=False):
+    "A file system of its own; False where this user may not mount one"
+    path.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', path], capture_output=True)
+    try: yield done.returncode==0
+    finally:
+        if done.returncode==0: subprocess.run(['umount', '-l', path], check=True)
+
+def test_full_disk(world, tmp_path):
+    fi,pipe,prompts = world
+    fi.harvest(pipe, prompts, sites, tmp_path/'whole', **args)
+    whole = files(tmp_path/'whole')
+    need = sum(p.stat().st_size for p in (tmp_path/'whole').rglob('*'))/2**20
+    with small_disk(tmp_path/'disk', int(need+3)) as mounted:
+        calls = 0
+        def fill(*_): # somebody else fills the disk meanwhile
+            nonlocal calls
+            calls += 1
+            if calls!=5: return
+            if mounted:
+                try:
+                    with open(tmp_path/'disk/other', 'wb', buffering=0) as f:
+                        while f.write(b'x'*4096): pass
+                except OSError: pass
+            else: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY)) # no right to mount: no file may grow beyond 10 kB
+        handle = pipe.transformer.register_forward_pre_hook(fill)
+        try:
+            with pytest.raises(fi.StoreError, match='could not write .*safetensors.*Everything written before is good') as e: fi.harvest(pipe, prompts, sites, tmp_path/'disk/acts', **args)
+        finally:
+            handle.remove()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if mounted: assert 'the disk is full' in str(e.value)
+        report = fi.check_store(tmp_path/'disk/acts')
+        assert not report.ok and set(report.bad.state)<={'not written yet', 'missing'}
+        (tmp_path/'disk/other').unlink(missing_ok=True)
+        fi.harvest(pipe, prompts, sites, tmp_path/'disk/acts', **args)
+        assert files(tmp_path/'disk/acts')==whole
+        if mounted: # more than there is room for is refused at the start
+            with pytest.raises(fi.StoreError, match='free there; nothing was written'): fi.harvest(pipe, prompts*9, sites, tmp_path/'disk/large', **args)
+            assert [p.name for p in (tmp_path/'disk/large').iterdir()]==['.lock']
+
+def test_file_size_limit(world, tmp_path):
+    fi,pipe,prompts = world
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(fi.StoreError, match='File too large.*Everything written before is good'): fi.harvest(pipe, prompts, sites, tmp_path/'acts', **args)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    fi.harvest(pipe, prompts, sites, tmp_path/'acts', **args)
+    assert fi.check_store(tmp_path/'acts').ok
+
+def test_read_only_folder(world):
+    "As an ordinary user, for whom permission bits hold"
+    fi,pipe,prompts = world
+    folder = Path(tempfile.mkdtemp())
+    try:
+        fi.harvest(pipe, prompts[:2], sites, folder/'acts', **args)
+        before = files(folder)
+        for p in (folder, *folder.rglob('*')): p.chmod(0o555 if p.is_dir() else 0o444)
+        user = os.geteuid()
+        if user==0: os.seteuid(65534)
+        try:
+            for out in (folder/'new', folder/'acts'):
+                with pytest.raises(fi.StoreError, match='Permission denied.*choose another folder'): fi.harvest(pipe, prompts, sites, out, **args)
+            assert len(fi.Store(folder/'acts').site(sites[0]))==2*2*256 # reading needs no writing
+        finally: os.seteuid(user)
+        assert files(folder)==before
+    finally:
+        for p in (folder, *folder.rglob('*')):
+            if p.is_dir(): p.chmod(0o755)
+        shutil.rmtree(folder)
+
+def test_reading_stays_within_its_memory(tmp_path):
+    "Ten times the vectors, not more memory"
+    code = """
+import re, sys, fluxinterp as fi
+data = fi.Store(sys.argv[1]).site('single.0.image.mlp')
+def status(name): return int(re.search(name+r':\\s+(\\d+) kB', open('/proc/self/status').read())[1])/1024
+def use(mb, **kw):
+    for b in data.batches(512, seed=0, memory_mb=mb, **kw): pass
+use(2, prompts=[0, 29]) # everything is imported and has run
+with open('/proc/self/clear_refs', 'w') as f: f.write('5') # the peak starts anew
+before = status('VmRSS')
+use(6)
+print(status('VmHWM')-before)
+"""
+    import fluxinterp as fi
+    pipe = fi.load_pipeline('random-flux')
+    grown = []
+    for n in (30, 300):
+        fi.harvest(pipe, fi.scene_prompts(n), ['single.0.image.mlp'], tmp_path/str(n), num_inference_steps=2, dtype='float32', progress=False, batch_size=20)
+        done = subprocess.run([sys.executable, '-c', code, tmp_path/str(n)], cwd=root, capture_output=True, text=True, check=True, env=os.environ|dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1'))
+        grown.append(float(done.stdout.split()[-1]))
+        size = sum(p.stat().st_size for p in (tmp_path/str(n)).rglob('*'))/2**20
+        assert size>.25*n
+    print('memory grew by', grown, 'MiB')
+    assert max(grown)<9 and grown[1]<grown[0]+2, grown # a budget of 6 MiB; batches come on top
