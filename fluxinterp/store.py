@@ -68,7 +68,7 @@ class _Shard:
     def __enter__(self): return self
     def __exit__(self, *_): self.f.close()
 
-# %% ../nbs/13_store.ipynb #254befa0
+# %% ../nbs/13_store.ipynb #4185386d
 def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
     merged = []
     for a,b in pairs:
@@ -126,6 +126,7 @@ def check_store(path,                # folder or URL
         rows.append(dict(file='statistics.safetensors', site=None, shard=None, prompts='', bytes=sizes.get('statistics.safetensors', 0), state=what))
     return StoreReport(folder.name, m, pd.DataFrame(rows))
 
+# %% ../nbs/13_store.ipynb #be5f41c3
 class Store:
     "Activations on disk: `store.site(name)` reads those of one site"
     def __init__(self, path,           # folder or URL of a store
@@ -181,7 +182,7 @@ class Store:
         n = np.bincount(self.split_of, minlength=3)
         return f"{self.folder.name}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
 
-# %% ../nbs/13_store.ipynb #ea91d1ac
+# %% ../nbs/13_store.ipynb #0e918169
 _window,_pieces,_overhead = 64,256,24 # shards mixed at a time; pieces in a buffer; bytes a buffered vector costs besides its numbers
 
 class _Buffer(NamedTuple):
@@ -212,7 +213,7 @@ def _plan(data, mask, size, seed): # prompts wanted, vectors a buffer holds -> p
     cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
     return pieces,np.append(cut, pieces.shape[1]),before[cut],int(count.sum())
 
-# %% ../nbs/13_store.ipynb #5d4c7b39
+# %% ../nbs/13_store.ipynb #ef073090
 class TokenStream:
     "Iterator over the `TokenBatch`es of a site; `state_dict()` at any moment, `load_state_dict()` to be there again"
     def __init__(self, data, batch_size, split, seed, prompts, memory_mb):
@@ -315,7 +316,7 @@ class TokenStream:
         self.position = state['position']
         if self._at is not None: self._buffer = self._at = None
 
-# %% ../nbs/13_store.ipynb #1f645e94
+# %% ../nbs/13_store.ipynb #28776eed
 class StoreData:
     "Activations of one site of a store, with the attributes of a `SiteRecord` and batches with coordinates"
     def __init__(self, store:Store, index:int): # position of the site
