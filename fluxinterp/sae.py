@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .core import save_json, save_tensors
 from .dictionary import Dictionary, DictionaryMeta, Normalizer, SparseCode, sparse_decode
-from .sparse_ops import bf16_pays, normalize_rows_, sparse_autoencode, tile_bytes, topk_excitations
+from .sparse_ops import sparse_autoencode, tile_bytes, topk_excitations
 
 # %% ../nbs/23_sae.ipynb #c2470e56
 architectures = ('topk', 'batchtopk', 'jumprelu')
@@ -46,7 +46,7 @@ class SAEConfig:
     cooldown:float=.3           # share of the steps over which it falls
     grad_clip:float=0.          # largest norm of the gradient; 0 for no limit
     ema:float=0.                # decay of averaged weights, which are then what is kept; 0 for none
-    precision:str='auto'        # of the product that chooses latents: 'fp32', 'bf16', or bf16 where it pays
+    precision:str='auto'        # of the product that chooses latents in training: 'fp32', 'bf16', or bf16 where it pays and the SAE is large; `encode` is always exact
     sparsity:float=1.           # 'jumprelu': weight of (L0/k - 1)^2
     bandwidth:float=.05         # 'jumprelu': width of the kernel that gives thresholds a gradient, in units of an excitation
 
@@ -57,7 +57,7 @@ class SAEConfig:
             if getattr(self, name) not in choices: raise ValueError(f'{name}={getattr(self, name)!r}: choose from {choices}')
         if self.k_start and not self.k<=self.k_start<=self.num_latents: raise ValueError(f'k_start={self.k_start} must lie between k={self.k} and num_latents={self.num_latents}')
 
-# %% ../nbs/23_sae.ipynb #c66c5b40
+# %% ../nbs/23_sae.ipynb #6ea7afcb
 class SAE(Dictionary):
     "A sparse autoencoder in normalised space; subclasses say which excitations are kept"
     architecture = ''
@@ -96,7 +96,7 @@ class SAE(Dictionary):
         raise NotImplementedError
 
     @property
-    def low_precision(self)->bool: return self.config.precision=='bf16' or (self.config.precision=='auto' and self.training and bf16_pays(self.W_enc.device))
+    def low_precision(self)->bool: return self.config.precision=='bf16' # 'auto' is decided by the trainer
     def decode(self, code): return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)
     @property
     def read_directions(self): return self.normalizer.raw_read(self.W_enc)
@@ -128,13 +128,13 @@ def _auxiliary(sae, z, rest, dead): # share of what is left that dead latents fa
 
 def _spread(z): return (z-z.mean(0)).square().sum()
 
-# %% ../nbs/23_sae.ipynb #e5f50771
+# %% ../nbs/23_sae.ipynb #1f26157c
 class TopKSAE(SAE):
     "Keeps the `k` most excited latents of each token"
     architecture,batch = 'topk',False
 
     def codes(self, z):
-        values,indices = topk_excitations(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k, self.low_precision)
+        values,indices = topk_excitations(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k)
         values = values.relu()
         return SparseCode(values, indices*(values>0), self.num_latents)
 

@@ -35,12 +35,12 @@ class TinyConfig:
     wordings:int=4            # captions per scene
     vae_steps:int=1500        # of 24 pictures
     text_steps:int=1800       # of 128 captions
-    denoiser_steps:int=11_800 # of `batch_size` scenes
+    denoiser_steps:int=10_700 # of `batch_size` scenes
     batch_size:int=32
     muon_lr:float=0.02        # the blocks' matrices
     adam_lr:float=1.5e-3      # everything else in the denoiser
     object_weight:float=5.    # of the loss on tokens in and next to objects; 1 elsewhere
-    cooldown:float=0.78       # the learning rate falls linearly over this last share of the steps
+    cooldown:float=0.53       # the learning rate falls linearly over this last share of the steps
     drop_caption:float=0.1    # share of scenes shown without their caption, so that guidance can be used
     ema:float=0.999           # decay of the averaged weights, which are what is packaged
     seed:int=0

@@ -22,7 +22,7 @@ from .hooks import record_batches
 from .metrics import evaluate
 from .recordings import SiteRecord, TokenBatch, prompt_split
 from .sae import SAE, SAEConfig, make_sae, save_dictionary
-from .sparse_ops import normalize_rows_, project_gradient_
+from .sparse_ops import bf16_pays, normalize_rows_, project_gradient_
 
 # %% ../nbs/25_training.ipynb #2832612e
 class TokenLoop:
@@ -101,7 +101,7 @@ class _LiveStream:
         if not parts: raise StopIteration
         return TokenBatch(torch.cat([p.x for p in parts]), {k: torch.cat([p.coords[k] for p in parts]) for k in parts[0].coords})
 
-# %% ../nbs/25_training.ipynb #c5971766
+# %% ../nbs/25_training.ipynb #1818622c
 def _world(): # (rank, processes)
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
@@ -109,6 +109,9 @@ def _world(): # (rank, processes)
 class _Run:
     "One SAE in training"
     def __init__(self, config:SAEConfig, d:int, device):
+        self.asked = config
+        if config.precision=='auto': # decided once, and kept with the checkpoint
+            config = replace(config, precision='bf16' if config.num_latents*d>=2**19 and bf16_pays(device) else 'fp32')
         self.config,self.device,self.step = config,device,0
         self.sae = make_sae(d, config).to(device).train()
         fused = device.type in ('cpu', 'cuda')
@@ -185,6 +188,7 @@ class _Run:
 
     def load(self, t, about):
         part = lambda p: {k[len(p):]: v for k,v in t.items() if k.startswith(p)}
+        self.config = self.sae.config = replace(self.config, precision=about['config']['precision'])
         self.sae.load_state_dict(part('sae/'))
         self.average = {k: v.to(self.device) for k,v in part('average/').items()}
         self.silent.copy_(t['silent'])
@@ -227,7 +231,7 @@ def wandb_logger(**kwargs): # passed on to `wandb.init`
     run = wandb.init(**kwargs)
     return lambda step,values: run.log(values, step=step)
 
-# %% ../nbs/25_training.ipynb #16f0f40f
+# %% ../nbs/25_training.ipynb #7f6066ef
 def _save_checkpoint(folder, runs, loop, step, keep):
     new = folder/f'step-{step:08d}'
     tmp = folder/f'.{new.name}'
@@ -247,9 +251,9 @@ def _load_checkpoint(folder, runs, loop_seed): # the newest whole one -> (step, 
         except Exception as e:
             print(f'{path} cannot be read ({e!r}); looking for an older checkpoint')
             continue
-        had,have = [r['config'] for r in about['runs']],[asdict(r.config) for r in runs]
+        had,have = [r['config'] for r in about['runs']],[asdict(r.asked) for r in runs]
         if len(had)!=len(have): raise ValueError(f'{folder} holds a run of {len(had)} dictionaries, not {len(have)}: give another folder, or delete it')
-        other = [f'{k}={b[k]!r}, here {a[k]!r}' for a,b in zip(have, had) for k in a if k in b and a[k]!=b[k]]
+        other = [f'{k}={b[k]!r}, here {a[k]!r}' for a,b in zip(have, had) for k in a if k in b and a[k]!=b[k] and a[k]!='auto']
         if about['seed']!=loop_seed: other.append(f'order of the data {about["seed"]}, here {loop_seed}')
         if other: raise ValueError(f'{folder} holds a run of another configuration ({"; ".join(other)}): give another folder, or delete it')
         for i,(r,a) in enumerate(zip(runs, about['runs'])): r.load({k.split('/', 1)[1]: v for k,v in t.items() if k.startswith(f'{i}/')}, a)
