@@ -57,10 +57,11 @@ class SAEConfig:
             if getattr(self, name) not in choices: raise ValueError(f'{name}={getattr(self, name)!r}: choose from {choices}')
         if self.k_start and not self.k<=self.k_start<=self.num_latents: raise ValueError(f'k_start={self.k_start} must lie between k={self.k} and num_latents={self.num_latents}')
 
-# %% ../nbs/23_sae.ipynb #6ea7afcb
+# %% ../nbs/23_sae.ipynb #85899656
 class SAE(Dictionary):
     "A sparse autoencoder in normalised space; subclasses say which excitations are kept"
     architecture = ''
+    sharded = False # whether its latents are one process's share, see `training.train`
     def __init__(self, d:int, config:SAEConfig): # width of the activations
         super().__init__()
         self.config,self.num_latents,self.meta = config,config.num_latents,DictionaryMeta()
@@ -122,13 +123,17 @@ def over_ranks(total:torch.Tensor)->torch.Tensor: # a sum over this process's to
     return total
 
 def _auxiliary(sae, z, rest, dead): # share of what is left that dead latents fail to explain
-    rest,k = rest.detach(),min(sae.config.aux_k, len(dead))
-    guess,_,_ = sparse_autoencode(z, sae.W_enc[dead], sae.b_enc[dead], sae.W_dec[dead], sae.b_dec.detach(), k, low_precision=sae.low_precision, relu=False)
-    return (rest-(guess-sae.b_dec.detach())).square().sum()/over_ranks(rest.square().sum()).clamp_min(1e-12)
+    rest,mine,total = rest.detach(),len(dead),len(dead)
+    if sae.sharded: total = int(over_ranks(torch.tensor(float(mine), device=z.device))) # every process takes part, with or without dead latents of its own
+    if not total: return 0.
+    W_enc,b_enc,W_dec = (sae.W_enc[dead],sae.b_enc[dead],sae.W_dec[dead]) if mine else (0*sae.W_enc[:1], 0*sae.b_enc[:1]-1e30, 0*sae.W_dec[:1])
+    guess,_,_ = sparse_autoencode(z, W_enc, b_enc, W_dec, sae.b_dec.detach(), min(sae.config.aux_k, total), low_precision=sae.low_precision, relu=False, sharded=sae.sharded)
+    left = rest.square().sum() if sae.sharded else over_ranks(rest.square().sum())
+    return (rest-(guess-sae.b_dec.detach())).square().sum()/left.clamp_min(1e-12)
 
 def _spread(z): return (z-z.mean(0)).square().sum()
 
-# %% ../nbs/23_sae.ipynb #1f26157c
+# %% ../nbs/23_sae.ipynb #b3a7d94e
 class TopKSAE(SAE):
     "Keeps the `k` most excited latents of each token"
     architecture,batch = 'topk',False
@@ -139,10 +144,10 @@ class TopKSAE(SAE):
         return SparseCode(values, indices*(values>0), self.num_latents)
 
     def loss(self, z, dead=None, k=None, variance=None):
-        xhat,values,indices = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k or self.config.k, self.batch, self.low_precision)
+        xhat,values,indices = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k or self.config.k, self.batch, self.low_precision, sharded=self.sharded)
         rest = z-xhat
         error = rest.square().sum()/(_spread(z) if variance is None else variance)
-        loss = error if dead is None or not len(dead) or not self.config.aux_k else error+self.config.aux_weight*_auxiliary(self, z, rest, dead)
+        loss = error if dead is None or not self.config.aux_k else error+self.config.aux_weight*_auxiliary(self, z, rest, dead)
         return loss,error.detach(),SparseCode(values.detach(), indices, self.num_latents)
 
 # %% ../nbs/23_sae.ipynb #9c5e1ed5
@@ -175,7 +180,7 @@ class BatchTopKSAE(TopKSAE):
             if torch.isfinite(least): self.threshold.copy_(least if self.threshold<0 else torch.lerp(self.threshold, least, .01))
         return loss,error,code
 
-# %% ../nbs/23_sae.ipynb #9723ad90
+# %% ../nbs/23_sae.ipynb #5bcd3f2d
 class _Jump(torch.autograd.Function):
     "`(x H(x - t), H(x - t))` with the rectangle kernel's gradient for `t`"
     @staticmethod
@@ -220,7 +225,7 @@ class JumpReLUSAE(SAE):
         mine,n = sum(p[1] for p in parts),over_ranks(torch.tensor(float(len(z)), device=z.device))
         excess = over_ranks(mine)/n/(k or self.config.k)-1
         loss = error+self.config.sparsity*(excess.square()+2*excess*(mine-mine.detach())/n/(k or self.config.k)) # the square's gradient, of this process's part
-        if dead is not None and len(dead) and self.config.aux_k: loss = loss+self.config.aux_weight*_auxiliary(self, z, rest, dead)
+        if dead is not None and self.config.aux_k: loss = loss+self.config.aux_weight*_auxiliary(self, z, rest, dead)
         fired = torch.stack([p[2] for p in parts]).amax(0).nonzero().T # which latents fired at all
         return loss,error.detach(),SparseCode(torch.ones_like(fired, dtype=z.dtype), fired, self.num_latents)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['tile_bytes', 'sort_by_latent', 'sum_by_latent', 'dots', 'weighted_rows', 'bf16_pays', 'topk_excitations',
-           'batch_topk_excitations', 'sparse_autoencode', 'dense_autoencode', 'project_gradient_', 'normalize_rows_']
+           'batch_topk_excitations', 'sharded_topk_excitations', 'sparse_autoencode', 'dense_autoencode',
+           'project_gradient_', 'normalize_rows_']
 
 # %% ../nbs/22_sparse_ops.ipynb #93b564a0
 import time
@@ -103,16 +104,32 @@ def batch_topk_excitations(z:torch.Tensor, W:torch.Tensor, b:torch.Tensor, k:int
     keep = chosen.gather(1, first)
     return values.gather(1, first).masked_fill_(~keep, 0),indices.gather(1, first).masked_fill_(~keep, 0)
 
-# %% ../nbs/22_sparse_ops.ipynb #e645963f
+# %% ../nbs/22_sparse_ops.ipynb #b3e0b0b7
+def _add_up(t):
+    torch.distributed.all_reduce(t)
+    return t
+
+@torch.no_grad()
+def sharded_topk_excitations(z, W, b, k, low_precision=False): # as `topk_excitations`, for this process's share of the latents
+    "This process's part of the `k` largest over all processes; unchosen places 0 at 0"
+    values,indices = topk_excitations(z, W, b, min(k, len(W)), low_precision) if len(W) else (z.new_full((len(z), 1), -torch.inf), torch.zeros(len(z), 1, dtype=torch.int64, device=z.device))
+    wide = torch.nn.functional.pad(values, (0, k-values.shape[1]), value=-torch.inf)
+    every = [torch.empty_like(wide) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(every, wide)
+    drop = (values<torch.cat(every, 1).topk(k, dim=1).values.amin(1, keepdim=True)) | values.isinf()
+    return values.masked_fill_(drop, 0),indices.masked_fill_(drop, 0)
+
+# %% ../nbs/22_sparse_ops.ipynb #d043878d
 class _SparseAutoencode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, W_enc, b_enc, W_dec, b_dec, choose, relu):
+    def forward(ctx, z, W_enc, b_enc, W_dec, b_dec, choose, relu, reduce):
         values,indices = choose(z, W_enc, b_enc-W_enc@b_dec)
         if relu: values = values.relu_()
         indices = indices.masked_fill_(values==0, 0)
         ctx.save_for_backward(z, W_enc, W_dec, b_dec, values, indices)
         ctx.mark_non_differentiable(indices)
-        return weighted_rows(values, indices, W_dec).add_(b_dec),values,indices
+        ctx.reduce = reduce
+        return reduce(weighted_rows(values, indices, W_dec)).add_(b_dec),values,indices
 
     @staticmethod
     def backward(ctx, grad_xhat, grad_values, _):
@@ -124,9 +141,9 @@ class _SparseAutoencode(torch.autograd.Function):
         dv.masked_fill_(values==0, 0) # the ReLU's gate
         grad_b_enc = torch.zeros_like(W_enc[:,0]).index_add_(0, indices.flatten(), dv.flatten())
         grad_W_enc = sum_by_latent(dv, z, groups).addr_(grad_b_enc, b_dec, alpha=-1)
-        grad_b_dec = grad_xhat.sum(0)-grad_b_enc@W_enc
-        grad_z = weighted_rows(dv, indices, W_enc) if ctx.needs_input_grad[0] else None
-        return grad_z,grad_W_enc,grad_b_enc,grad_W_dec,grad_b_dec,None,None
+        grad_b_dec = grad_xhat.sum(0)-ctx.reduce(grad_b_enc@W_enc)
+        grad_z = ctx.reduce(weighted_rows(dv, indices, W_enc)) if ctx.needs_input_grad[0] else None
+        return grad_z,grad_W_enc,grad_b_enc,grad_W_dec,grad_b_dec,None,None,None
 
 def sparse_autoencode(z:torch.Tensor,     # (n, d)
                       W_enc:torch.Tensor, # (num_latents, d)
@@ -137,10 +154,11 @@ def sparse_autoencode(z:torch.Tensor,     # (n, d)
                       batch:bool=False,   # the `n k` largest of the batch instead of `k` a row
                       low_precision:bool=False, # as in `topk_excitations`
                       relu:bool=True,     # cut negative excitations to 0
+                      sharded:bool=False, # these are one process's share of the latents; `k` is of all of them together
                      )->tuple:            # (reconstruction (n, d), values (n, k), indices (n, k)); with `batch`, as many columns as the longest row needs
     "The positive part of the largest of `(z - b_dec) W_enc^T + b_enc`, decoded by `W_dec`; differentiable in everything but the choice"
-    choose = batch_topk_excitations if batch else topk_excitations
-    return _SparseAutoencode.apply(z, W_enc, b_enc, W_dec, b_dec, lambda z,W,b: choose(z, W, b, k, low_precision), relu)
+    choose = batch_topk_excitations if batch else sharded_topk_excitations if sharded else topk_excitations
+    return _SparseAutoencode.apply(z, W_enc, b_enc, W_dec, b_dec, lambda z,W,b: choose(z, W, b, k, low_precision), relu, _add_up if sharded else lambda t: t)
 
 def dense_autoencode(z, W_enc, b_enc, W_dec, b_dec, k, batch=False, relu=True):
     "The same, written densely: the reference for tests"
@@ -151,7 +169,7 @@ def dense_autoencode(z, W_enc, b_enc, W_dec, b_dec, k, batch=False, relu=True):
     if relu: code = code.relu()
     return code@W_dec+b_dec,code
 
-# %% ../nbs/22_sparse_ops.ipynb #a20ce66f
+# %% ../nbs/22_sparse_ops.ipynb #3d1218cd
 @torch.no_grad()
 def project_gradient_(grad:torch.Tensor, W:torch.Tensor, rows:int=8192): # (num_latents, d) each, rows of `W` of length 1
     "Take out of the gradient what is parallel to each row, in place"

@@ -21,7 +21,7 @@ from .dictionary import DictionaryMeta, RunningMoments, check_finite, meta_of, e
 from .hooks import record_batches
 from .metrics import evaluate
 from .recordings import SiteRecord, TokenBatch, prompt_split
-from .sae import SAE, SAEConfig, make_sae, save_dictionary
+from .sae import SAE, SAEConfig, make_sae, over_ranks, save_dictionary
 from .sparse_ops import bf16_pays, normalize_rows_, project_gradient_
 
 # %% ../nbs/25_training.ipynb #2832612e
@@ -101,82 +101,22 @@ class _LiveStream:
         if not parts: raise StopIteration
         return TokenBatch(torch.cat([p.x for p in parts]), {k: torch.cat([p.coords[k] for p in parts]) for k in parts[0].coords})
 
-# %% ../nbs/25_training.ipynb #1818622c
+# %% ../nbs/25_training.ipynb #b86ecff4
 def _world(): # (rank, processes)
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
 
-class _Run:
-    "One SAE in training"
-    def __init__(self, config:SAEConfig, d:int, device):
-        self.asked = config
-        if config.precision=='auto': # decided once, and kept with the checkpoint
-            config = replace(config, precision='bf16' if config.num_latents*d>=2**19 and bf16_pays(device) else 'fp32')
-        self.config,self.device,self.step = config,device,0
-        self.sae = make_sae(d, config).to(device).train()
-        fused = device.type in ('cpu', 'cuda')
-        self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .999), fused=fused)
-        self.silent = torch.zeros(config.num_latents, device=device) # tokens since each latent fired
-        self.average = {n: p.detach().clone() for n,p in self.sae.named_parameters()} if config.ema else {}
-        self.done,self.best,self.waited = False,math.inf,0
-        self.report = {}
-
-    def rate(self):
-        c,s = self.config,self.step
-        return c.lr*min((s+1)/max(c.warmup, 1), 1)*max(min((c.steps-s)/max(c.cooldown*c.steps, 1), 1), .01)
-
-    def k(self):
-        c = self.config
-        left = 1-self.step/max(c.k_anneal*c.steps, 1)
-        return c.k if not c.k_start or left<=0 else round(c.k+(c.k_start-c.k)*left)
-
-    def update(self, x:torch.Tensor): # raw activations on the device, (n, d), the same on every rank
-        c,sae,(rank,world) = self.config,self.sae,_world()
-        with torch.no_grad(): z = sae.normalizer(x)
-        if self.step==0: sae.begin(z)
-        variance = (z-z.mean(0)).square().sum().clamp_min(1e-12)
-        dead = (self.silent>c.dead_after).nonzero().squeeze(1)
-        for g in self.opt.param_groups: g['lr'] = self.rate()
-        self.opt.zero_grad()
-        loss,error,code = sae.loss(z[rank::world], dead if c.dead=='auxk' else None, self.k(), variance)
-        loss.backward()
-        fired = torch.zeros_like(self.silent)
-        fired[code.indices[code.values>0]] = 1
-        if world>1:
-            for p in sae.parameters(): torch.distributed.all_reduce(p.grad)
-            for t in (fired, error): torch.distributed.all_reduce(t)
-            for b in [b for n,b in sae.named_buffers() if n=='threshold']: torch.distributed.all_reduce(b, torch.distributed.ReduceOp.AVG if x.is_cuda else torch.distributed.ReduceOp.SUM); b.div_(1 if x.is_cuda else world)
-        if c.grad_clip: torch.nn.utils.clip_grad_norm_(sae.parameters(), c.grad_clip)
-        project_gradient_(sae.W_dec.grad, sae.W_dec.data)
-        self.opt.step()
-        normalize_rows_(sae.W_dec.data)
-        self.silent += len(x)
-        self.silent[fired>0] = 0
-        self.step += 1
-        if c.dead=='resample' and self.step%c.resample_every==0 and self.step<(1-c.cooldown)*c.steps: self._resample(z)
-        for n,p in sae.named_parameters():
-            if n in self.average: self.average[n].lerp_(p.detach(), 1-min(c.ema, self.step/(10+self.step)))
-        self.report = dict(loss=loss.detach(), error=error, dead=(self.silent>c.dead_after).float().mean(), lr=self.rate())
-
-    @torch.no_grad()
-    def _resample(self, z): # dead latents begin again at tokens that are badly explained
-        sae,dead = self.sae,(self.silent>self.config.dead_after).nonzero().squeeze(1)
-        if not len(dead): return
-        rest = z-sparse_decode(sae.codes(z), sae.W_dec)-sae.b_dec
-        g = torch.Generator().manual_seed(self.config.seed*1_000_003+self.step)
-        i = torch.multinomial(rest.square().sum(1).cpu().double()+1e-12, len(dead), replacement=len(dead)>len(z), generator=g).to(z.device)
-        alive = sae.W_enc[self.silent<=self.config.dead_after]
-        way = F.normalize(rest[i], dim=1)
-        sae.W_dec[dead] = way
-        sae.W_enc[dead] = way*.2*(alive.norm(dim=1).mean() if len(alive) else 1)
-        sae.b_enc[dead] = 0
-        for p in (sae.W_dec, sae.W_enc, sae.b_enc):
-            for k in ('exp_avg', 'exp_avg_sq'): self.opt.state[p][k][dead] = 0
-        self.silent[dead] = 0
-
+class _RunState:
+    "What of a training SAE is kept: the dictionary at the end, tensors for a checkpoint"
     def finished(self)->SAE: # on the CPU, its averaged weights where there are any
         sae = make_sae(self.sae.width, self.config)
-        sae.load_state_dict({k: v.detach().cpu() for k,v in self.sae.state_dict().items()}|{k: v.cpu() for k,v in self.average.items()})
+        state = {k: v.detach() for k,v in self.sae.state_dict().items()}|self.average
+        if self.shard:
+            for k in ('W_dec', 'W_enc', 'b_enc'):
+                parts = [torch.empty_like(state[k]) for _ in range(_world()[1])]
+                torch.distributed.all_gather(parts, state[k].contiguous())
+                state[k] = torch.cat(parts)
+        sae.load_state_dict({k: v.cpu() for k,v in state.items()})
         normalize_rows_(sae.W_dec.data)
         sae.meta = self.sae.meta
         return sae.eval().requires_grad_(False)
@@ -199,7 +139,93 @@ class _Run:
         self.step,self.done,self.waited = about['step'],about['done'],about['waited']
         self.best = math.inf if about['best'] is None else about['best']
 
-# %% ../nbs/25_training.ipynb #2115a091
+# %% ../nbs/25_training.ipynb #e08e6d55
+class _Run(_RunState):
+    "One SAE in training"
+    def __init__(self, config:SAEConfig, d:int, device, shard:bool=False): # `shard`: hold only this process's share of the latents
+        self.asked = config
+        if config.precision=='auto': # decided once, and kept with the checkpoint
+            config = replace(config, precision='bf16' if config.num_latents*d>=2**19 and bf16_pays(device) else 'fp32')
+        self.config,self.device,self.step = config,device,0
+        self.sae,self.shard = make_sae(d, config),None
+        if shard: self._cut()
+        self.sae.to(device).train()
+        fused = device.type in ('cpu', 'cuda')
+        self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .999), fused=fused)
+        self.silent = torch.zeros(len(self.sae.W_dec), device=device) # tokens since each latent fired
+        self.average = {n: p.detach().clone() for n,p in self.sae.named_parameters()} if config.ema else {}
+        self.done,self.best,self.waited = False,math.inf,0
+        self.report = {}
+
+    def _cut(self):
+        if self.config.architecture!='topk' or self.config.dead=='resample': raise ValueError('only TopK with the auxiliary loss can have its latents shared out over processes')
+        rank,world = _world()
+        if self.config.num_latents%world: raise ValueError(f'{self.config.num_latents} latents cannot be shared out over {world} processes')
+        n = self.config.num_latents//world
+        self.shard = slice(rank*n, (rank+1)*n)
+        for k in ('W_dec', 'W_enc', 'b_enc'): setattr(self.sae, k, torch.nn.Parameter(getattr(self.sae, k).data[self.shard].clone()))
+        self.sae.num_latents,self.sae.sharded = n,True
+
+    def rate(self):
+        c,s = self.config,self.step
+        return c.lr*min((s+1)/max(c.warmup, 1), 1)*max(min((c.steps-s)/max(c.cooldown*c.steps, 1), 1), .01)
+
+    def k(self):
+        c = self.config
+        left = 1-self.step/max(c.k_anneal*c.steps, 1)
+        return c.k if not c.k_start or left<=0 else round(c.k+(c.k_start-c.k)*left)
+
+    def update(self, x:torch.Tensor): # raw activations on the device, (n, d), the same on every rank
+        c,sae,(rank,world) = self.config,self.sae,_world()
+        with torch.no_grad(): z = sae.normalizer(x)
+        if self.step==0: sae.begin(z)
+        variance = (z-z.mean(0)).square().sum().clamp_min(1e-12)
+        dead = (self.silent>c.dead_after).nonzero().squeeze(1)
+        for g in self.opt.param_groups: g['lr'] = self.rate()
+        self.opt.zero_grad()
+        loss,error,code = sae.loss(z if self.shard else z[rank::world], dead if c.dead=='auxk' else None, self.k(), variance)
+        loss.backward()
+        fired = torch.zeros_like(self.silent)
+        fired[code.indices[code.values>0]] = 1
+        if world>1 and not self.shard:
+            for p in sae.parameters(): torch.distributed.all_reduce(p.grad)
+            for t in (fired, error): torch.distributed.all_reduce(t)
+            for b in [b for n,b in sae.named_buffers() if n=='threshold']: torch.distributed.all_reduce(b, torch.distributed.ReduceOp.AVG if x.is_cuda else torch.distributed.ReduceOp.SUM); b.div_(1 if x.is_cuda else world)
+        if c.grad_clip: self._clip(c.grad_clip)
+        project_gradient_(sae.W_dec.grad, sae.W_dec.data)
+        self.opt.step()
+        normalize_rows_(sae.W_dec.data)
+        self.silent += len(x)
+        self.silent[fired>0] = 0
+        self.step += 1
+        if c.dead=='resample' and self.step%c.resample_every==0 and self.step<(1-c.cooldown)*c.steps: self._resample(z)
+        for n,p in sae.named_parameters():
+            if n in self.average: self.average[n].lerp_(p.detach(), 1-min(c.ema, self.step/(10+self.step)))
+        self.report = dict(loss=loss.detach(), error=error, dead=(self.silent>c.dead_after).float().mean(), lr=self.rate())
+
+    def _clip(self, limit):
+        square = sum(p.grad.square().sum() for n,p in self.sae.named_parameters() if n!='b_dec')
+        if self.shard: square = over_ranks(square)
+        scale = (limit/((square+self.sae.b_dec.grad.square().sum()).sqrt()+1e-6)).clamp(max=1.)
+        for p in self.sae.parameters(): p.grad *= scale
+
+    @torch.no_grad()
+    def _resample(self, z): # dead latents begin again at tokens that are badly explained
+        sae,dead = self.sae,(self.silent>self.config.dead_after).nonzero().squeeze(1)
+        if not len(dead): return
+        rest = z-sparse_decode(sae.codes(z), sae.W_dec)-sae.b_dec
+        g = torch.Generator().manual_seed(self.config.seed*1_000_003+self.step)
+        i = torch.multinomial(rest.square().sum(1).cpu().double()+1e-12, len(dead), replacement=len(dead)>len(z), generator=g).to(z.device)
+        alive = sae.W_enc[self.silent<=self.config.dead_after]
+        way = F.normalize(rest[i], dim=1)
+        sae.W_dec[dead] = way
+        sae.W_enc[dead] = way*.2*(alive.norm(dim=1).mean() if len(alive) else 1)
+        sae.b_enc[dead] = 0
+        for p in (sae.W_dec, sae.W_enc, sae.b_enc):
+            for k in ('exp_avg', 'exp_avg_sq'): self.opt.state[p][k][dead] = 0
+        self.silent[dead] = 0
+
+# %% ../nbs/25_training.ipynb #5adce044
 class CSVLogger:
     "Writes a line per call; a resumed run goes on where its checkpoint was"
     def __init__(self, path): self.path,self.fields = Path(path),None
@@ -231,7 +257,7 @@ def wandb_logger(**kwargs): # passed on to `wandb.init`
     run = wandb.init(**kwargs)
     return lambda step,values: run.log(values, step=step)
 
-# %% ../nbs/25_training.ipynb #7f6066ef
+# %% ../nbs/25_training.ipynb #319328a9
 def _save_checkpoint(folder, runs, loop, step, keep):
     new = folder/f'step-{step:08d}'
     tmp = folder/f'.{new.name}'
@@ -259,7 +285,7 @@ def _load_checkpoint(folder, runs, loop_seed): # the newest whole one -> (step, 
         for i,(r,a) in enumerate(zip(runs, about['runs'])): r.load({k.split('/', 1)[1]: v for k,v in t.items() if k.startswith(f'{i}/')}, a)
         return about['step'],about['epoch'],about['taken']
 
-# %% ../nbs/25_training.ipynb #914ca358
+# %% ../nbs/25_training.ipynb #8edc2db4
 def _fit_normalizers(runs, data, split, tokens, loop_seed): # from the first `tokens` vectors of the shuffled stream, in one pass
     kinds = {r.config.normalizer for r in runs}
     full,m,n = 'whiten' in kinds,None,0
@@ -289,6 +315,7 @@ def train(config:SAEConfig|list,   # one, or several to be trained on the same b
           loggers=(),              # functions of (step, values), each called every 50 steps and at evaluations
           eval_every:int=0,        # steps between evaluations on held-out activations; 0 for none
           patience:int=0,          # evaluations without a better FVU after which a dictionary stops; 0 for never
+          shard_latents:bool=False, # with several processes: share out the latents instead of the tokens
           normalizer_tokens:int=1_000_000, # vectors the normalizer is fitted on, at most
          )->SAE|list:              # on the CPU, in eval mode
     "Train SAEs on activations; Ctrl-C keeps what was learnt, and the same call with the same `out` goes on from its last checkpoint"
@@ -297,10 +324,12 @@ def train(config:SAEConfig|list,   # one, or several to be trained on the same b
     if len({(c.batch_size, c.seed if len(configs)==1 else 0) for c in configs})!=1: raise ValueError(f'dictionaries trained on one stream share its batches: batch_size differs, {[c.batch_size for c in configs]}')
     device,order = default_device(device),configs[0].seed
     out = Path(out) if out is not None else None
-    (rank,world),folder = _world(),out/'checkpoints' if out is not None else None
+    rank,world = _world()
+    apart = shard_latents and world>1 # then every process has checkpoints of its own
+    folder = None if out is None else out/f'checkpoints-{rank}' if apart else out/'checkpoints'
     width = next(iter(token_batches(data, 1, split=split)), None)
     if width is None: raise empty_data(split)
-    runs = [_Run(c, width.x.shape[-1], device) for c in configs]
+    runs = [_Run(c, width.x.shape[-1], device, shard_latents and world>1) for c in configs]
     at = _load_checkpoint(folder, runs, order) if folder is not None and folder.exists() else None
     start,epoch,taken = at or (0, 0, 0)
     if at is None: _fit_normalizers(runs, data, split, normalizer_tokens, order)
@@ -338,10 +367,10 @@ def train(config:SAEConfig|list,   # one, or several to be trained on the same b
                 log(step)
                 bar.set_postfix(error=f'{float(runs[0].report["error"]):.3f}', dead=f'{float(runs[0].report["dead"]):.1%}')
             if eval_every and held is not None and step%eval_every==0: evaluate_runs(step)
-            if folder is not None and not rank and step%checkpoint_every==0 and step<total: _save_checkpoint(folder, runs, loop, step, keep)
+            if folder is not None and (apart or not rank) and step%checkpoint_every==0 and step<total: _save_checkpoint(folder, runs, loop, step, keep)
     except KeyboardInterrupt:
         whole = all(r.step in (step+1, r.config.steps) for r in runs) # every run took this batch, or none
-        if folder is not None and not rank and (whole or all(r.step in (step, r.config.steps) for r in runs)):
+        if folder is not None and (apart or not rank) and (whole or all(r.step in (step, r.config.steps) for r in runs)):
             if not whole: loop.epoch,loop.taken = epoch,taken
             _save_checkpoint(folder, runs, loop, step+whole, keep)
         print(f'interrupted after {step} of {total} steps; the dictionary keeps what it learnt'+('' if folder is None else f', and train(..., out={str(out)!r}) goes on from here'))
@@ -350,5 +379,5 @@ def train(config:SAEConfig|list,   # one, or several to be trained on the same b
     res = [r.finished() for r in runs]
     if out is not None and not rank:
         for name,sae in zip(_names(configs), res): save_dictionary(sae, out if isinstance(config, SAEConfig) else out/name)
-        if folder is not None: shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None and (apart or not rank): shutil.rmtree(folder, ignore_errors=True)
     return res[0] if isinstance(config, SAEConfig) else res

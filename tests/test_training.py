@@ -12,7 +12,7 @@ from fluxinterp.training import train
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 x = torch.randn(4000, 12, generator=g)@torch.randn(12, 24, generator=g)+5
-common = dict(num_latents=96, k=4, steps=STEPS, batch_size=256, dead_after=4000, precision='fp32')
+common = dict(num_latents=96, k=4, steps=STEPS, batch_size=256, dead_after=2000, precision='fp32')
 configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(ema=.99, k_start=8)), ('batchtopk', dict(dead='resample', resample_every=40)), ('jumprelu', {}))][:KINDS]
 '''
 
@@ -52,15 +52,16 @@ def test_kill_and_resume(tmp_path):
     assert kills>=3, kills
     same(weights(tmp_path/'alone'), weights(tmp_path/'torn'))
 
-def test_two_processes(tmp_path):
-    "Data-parallel training on two gloo processes gives the single process's result within rounding"
+@pytest.mark.parametrize('shard', (False, True))
+def test_two_processes(tmp_path, shard):
+    "Training on two gloo processes, tokens or latents shared out, gives the single process's result within rounding"
     body = WORKER.replace('STEPS', '60').replace('KINDS', '1')
     p = run(body+"train(configs, x, out=sys.argv[1], progress=False)", tmp_path/'one')
     out,_ = p.communicate(timeout=120)
     assert p.returncode==0, out
-    code = body+"torch.distributed.init_process_group('gloo')\ntrain(configs, x, out=sys.argv[1], progress=False)\ntorch.distributed.destroy_process_group()"
-    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29617', WORLD_SIZE='2')
-    ps = [run(code, tmp_path/'two', RANK=str(r), **env) for r in (0, 1)]
+    code = body+"torch.distributed.init_process_group('gloo')\ntrain(configs, x, out=sys.argv[1], progress=False, shard_latents=bool(int(sys.argv[2])))\ntorch.distributed.destroy_process_group()"
+    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(29617+shard), WORLD_SIZE='2')
+    ps = [run(code, tmp_path/'two', int(shard), RANK=str(r), **env) for r in (0, 1)]
     for p in ps:
         out,_ = p.communicate(timeout=240)
         assert p.returncode==0, out
