@@ -130,7 +130,7 @@ def cosines(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (m, d), (n, d) -> (
     unit = lambda w: as_float64(w)/as_float64(w).norm(dim=1, keepdim=True).clamp_min(1e-300)
     return unit(a)@unit(b).T
 
-# %% ../nbs/35_ground_truth.ipynb #5ef0f6a3
+# %% ../nbs/35_ground_truth.ipynb #1d5e0024
 @dataclass
 class Recovery:
     "How much of a known world a dictionary found"
@@ -155,7 +155,7 @@ class Recovery:
     def figure(self, size:tuple=(4.5, 2.4)): # inches
         "Each feature's best |cosine| and F1 against how often it fires"
         from matplotlib.figure import Figure
-        fig = Figure(figsize=size, layout='constrained')
+        fig = Figure(figsize=size, layout='constrained', dpi=72)
         ax,f = fig.subplots(),self.features
         ax.scatter(f.frequency, f['best cosine'], s=6, label='best |cosine|', c='#4c72b0')
         ax.scatter(f.frequency, f['F1'], s=6, marker='x', lw=.7, label='F1 of the matched latent', c='#dd8452')

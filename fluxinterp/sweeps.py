@@ -26,10 +26,12 @@ from .recordings import token_batches
 from .sae import SAEConfig, save_dictionary
 from .training import train
 
-# %% ../nbs/36_sweeps.ipynb #d5bdf260
+# %% ../nbs/36_sweeps.ipynb #e95c0f05
 def _entry_name(config, varied): # of the folder
     extra = ''.join(f'-{f}-{getattr(config, f)}'.replace('/', '_') for f in varied if f not in ('architecture', 'num_latents', 'k', 'seed'))
     return f'{config.architecture}-{config.num_latents}-k{config.k}-seed{config.seed}{extra}'
+
+def _place(out, site): return out/site.replace('/', '_') # the folder of a site
 
 def _grid(base, vary): # every combination, as configurations
     known = {f.name for f in fields(SAEConfig)}
@@ -52,7 +54,7 @@ def _disagreements(folder, config, data): # of a finished or trained entry with 
     path = folder/'evaluation.json'
     if path.exists():
         about = load_json(path)
-        had,site,model = about['config'],about['site'],about['model']
+        had,site,model = about['config'],about['trained_at'],about['model']
     else:
         d = load_dictionary(folder)
         had,site,model = asdict(d.config),d.meta.site,d.meta.model
@@ -76,7 +78,7 @@ def _noting_ctrl_c():
     try: yield noted
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/36_sweeps.ipynb #0258ba10
+# %% ../nbs/36_sweeps.ipynb #f43494bc
 _numbers = {'fvu': 'FVU', 'fvu_standardised': 'FVU standardised', 'fvu_whitened': 'FVU whitened', 'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'}
 
 def _row(path, out): # of a table, from an evaluation
@@ -93,7 +95,7 @@ def read_sweep(out:str|Path)->pd.DataFrame: # the folder of a sweep -> a line pe
     return pd.DataFrame(rows)
 
 def _keep(folder, config, varied, site, data, e): # an evaluation makes an entry finished
-    save_json(dict(config=config, varied=list(varied), site=site, model=getattr(data, 'model', '') or '', evaluation=e.to_dict(density=False)), folder/'evaluation.json')
+    save_json(dict(config=config, varied=list(varied), site=site, trained_at=data_site(data), model=getattr(data, 'model', '') or '', evaluation=e.to_dict(density=False)), folder/'evaluation.json')
 
 def sweep(data,                  # a `Recording` or dict by site, a store, or the activations of one site
           out:str|Path,          # folder; what is finished there already is kept
@@ -116,7 +118,7 @@ def sweep(data,                  # a `Recording` or dict by site, a store, or th
         if plain and held is None: raise ValueError(f'activations of {site} are a plain tensor, without splits: give held_out= to evaluate on')
         test = (x, 'test') if held is None else (held, None)
         next(iter(token_batches(test[0], 1, split=test[1]))) # raises now, not after training, when there is nothing to evaluate on
-        entries = {out/site/_entry_name(c, varied): c for c in configs}
+        entries = {_place(out, site)/_entry_name(c, varied): c for c in configs}
         for folder,c in entries.items():
             if (folder/'cfg.json').exists() or (folder/'evaluation.json').exists():
                 other = _disagreements(folder, c, x)
@@ -127,7 +129,7 @@ def sweep(data,                  # a `Recording` or dict by site, a store, or th
         for p in plan: _sweep_site(out, *p, varied, together, baseline, bar, dict(device=device, progress=progress, checkpoint_every=checkpoint_every))
     except KeyboardInterrupt: print(f'interrupted after {bar.n} of {bar.total} dictionaries; the same call goes on from here')
     finally: bar.close()
-    mine = [f for *_,entries in plan for f in entries]+[out/s/f'pca-k{k}' for s,*_ in plan for k in sorted({c.k for c in configs}) if baseline]
+    mine = [f for *_,entries in plan for f in entries]+[_place(out, s)/f'pca-k{k}' for s,*_ in plan for k in sorted({c.k for c in configs}) if baseline]
     return pd.DataFrame([_row(f/'evaluation.json', out) for f in mine if (f/'evaluation.json').exists()])
 
 def _sweep_site(out, site, x, split, held, held_split, entries, varied, together, baseline, bar, options):
@@ -137,11 +139,11 @@ def _sweep_site(out, site, x, split, held, held_split, entries, varied, together
         statistics = statistics or _Statistics(held, held_split, (), spaces, None, 8192) # one pass for all
         return evaluate(d, held, held_split, statistics=statistics)
     if baseline:
-        wanted = [k for k in sorted({c.k for c in entries.values()}) if not (out/site/f'pca-k{k}/evaluation.json').exists()]
+        wanted = [k for k in sorted({c.k for c in entries.values()}) if not (_place(out, site)/f'pca-k{k}/evaluation.json').exists()]
         p = pca(x, 1, split=split) if wanted else None
         for k in wanted:
             k_ = min(k, len(p.directions))
-            _keep(out/site/f'pca-k{k}', dict(architecture='PCA', num_latents=len(p.directions), k=k, seed=0)|{f: None for f in varied}, varied, site, x, measure(LinearDictionary(p.directions, p.mean, k_, name='PCA', meta=p.meta)))
+            _keep(_place(out, site)/f'pca-k{k}', dict(architecture='PCA', num_latents=len(p.directions), k=k, seed=0)|{f: None for f in varied}, varied, site, x, measure(LinearDictionary(p.directions, p.mean, k_, name='PCA', meta=p.meta)))
     streams = {}
     for folder,c in entries.items():
         if not (folder/'cfg.json').exists(): streams.setdefault((c.seed, c.batch_size), []).append((folder, c))
@@ -163,7 +165,7 @@ def _sweep_site(out, site, x, split, held, held_split, entries, varied, together
             evaluate_trained()
     if (out/'.training').exists() and not any((out/'.training').iterdir()): (out/'.training').rmdir()
 
-# %% ../nbs/36_sweeps.ipynb #dda8c50d
+# %% ../nbs/36_sweeps.ipynb #8a127a0f
 def rate_distortion(table:pd.DataFrame,   # of `sweep` or `read_sweep`
                     distortion:str='FVU', # a column
                     size:tuple=(3.4, 2.8), # inches, of a panel
@@ -171,9 +173,10 @@ def rate_distortion(table:pd.DataFrame,   # of `sweep` or `read_sweep`
     "What is left unexplained against how many latents are active"
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
     if not len(table): raise ValueError('an empty table: nothing of this sweep is finished')
     sites = list(dict.fromkeys(table.site))
-    fig = Figure(figsize=(size[0]*len(sites), size[1]), layout='constrained')
+    fig = Figure(figsize=(size[0]*len(sites), size[1]), layout='constrained', dpi=72)
     axes = fig.subplots(1, len(sites), squeeze=False, sharey=True)[0]
     kinds = sorted({(a, n) for a,n in zip(table.architecture, table.num_latents) if a!='PCA'}, key=lambda v: (v[1], v[0]))
     styles = dict(zip(dict.fromkeys(a for a,_ in kinds), ('-', ':', '-.', (0, (5, 1)))))
@@ -189,6 +192,8 @@ def rate_distortion(table:pd.DataFrame,   # of `sweep` or `read_sweep`
         ks = sorted(set(here.k))
         ax.set_xticks(ks, list(map(str, ks)))
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v,_: f'{v:.3g}'))
         ax.title.set_fontsize(9)
         ax.grid(alpha=.25)
     axes[0].set_ylabel(distortion)
