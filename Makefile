@@ -1,13 +1,14 @@
 # make demo   the whole road on the bundled model, with a report in demo/
 # make test   everything that must hold
 # make lab    JupyterLab on the notebooks
+# make bench  SAE training beside four other libraries, in an environment of its own
 # Each sets up .venv by itself when it is missing or older than what it is made from.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lab readme
+.PHONY: setup demo test lab bench readme
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py constraints.txt
@@ -31,3 +32,15 @@ lab: $(STAMP)
 
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --to markdown --TemplateExporter.exclude_input_prompt=True --output-dir . --output README nbs/index.ipynb
+
+# the others' requirements are kept out of .venv; of two of them only the part that trains is wanted, without theirs
+BENCH := .venv-bench
+bench: $(BENCH)/.installed
+	cd nbs/benchmarks && $(CURDIR)/$(BENCH)/bin/exec_nb sae_training.ipynb --dest sae_training.ipynb --exc_stop
+
+$(BENCH)/.installed: settings.ini setup.py constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e . 'fastcore<2' 'execnb<0.2' ipykernel scikit-learn einops sae-lens eai-sparsify
+	$(BENCH)/bin/python -m pip install --quiet --no-deps dictionary-learning overcomplete
+	touch $(BENCH)/.installed
