@@ -23,7 +23,8 @@ from .dictionary import LinearDictionary, data_site, pca
 from .hub import load_dictionary
 from .metrics import _Statistics, evaluate, spaces
 from .recordings import token_batches
-from .sae import SAEConfig, save_dictionary
+from .sae import SAEConfig
+from .saving import save_dictionary
 from .training import train
 
 # %% ../nbs/36_sweeps.ipynb #e95c0f05
