@@ -176,6 +176,7 @@ class _Run(_RunState):
         left = 1-self.step/max(c.k_anneal*c.steps, 1)
         return c.k if not c.k_start or left<=0 else round(c.k+(c.k_start-c.k)*left)
 
+    @torch.enable_grad()
     def update(self, x:torch.Tensor): # raw activations on the device, (n, d), the same on every rank
         c,sae,(rank,world) = self.config,self.sae,_world()
         with torch.no_grad(): z = sae.normalizer(x)
