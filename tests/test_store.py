@@ -250,7 +250,7 @@ print(status('VmHWM')-before)
     grown = []
     for n in (30, 300):
         fi.harvest(pipe, fi.scene_prompts(n), ['single.0.image.mlp'], tmp_path/str(n), num_inference_steps=2, dtype='float32', progress=False, batch_size=20)
-        done = subprocess.run([sys.executable, '-c', code, tmp_path/str(n)], cwd=root, capture_output=True, text=True, check=True, env=os.environ|dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1'))
+        done = subprocess.run([sys.executable, '-c', code, tmp_path/str(n)], cwd=root, capture_output=True, text=True, check=True, env=os.environ|dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1', MALLOC_MMAP_THRESHOLD_='65536')) # what the reader holds, not what the allocator keeps of freed batches
         grown.append(float(done.stdout.split()[-1]))
         size = sum(p.stat().st_size for p in (tmp_path/str(n)).rglob('*'))/2**20
         assert size>.25*n
