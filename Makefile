@@ -1,6 +1,7 @@
 # make demo   the whole road on the bundled model, with a report in demo/
 # make test   everything that must hold
 # make lab    JupyterLab on the notebooks
+# make interop  SAELens opens our dictionaries, and we open what it, sparsify and dictionary_learning write (in an environment of their own)
 # make bench  SAE training beside four other libraries, in an environment of its own
 # Each sets up .venv by itself when it is missing or older than what it is made from.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lab bench readme
+.PHONY: setup demo test lab bench interop readme
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py constraints.txt
@@ -44,3 +45,17 @@ $(BENCH)/.installed: settings.ini setup.py constraints.txt
 	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e . 'fastcore<2' 'execnb<0.2' ipykernel scikit-learn einops sae-lens eai-sparsify
 	$(BENCH)/bin/python -m pip install --quiet --no-deps dictionary-learning overcomplete
 	touch $(BENCH)/.installed
+
+PEERS := runs/peers
+$(PEERS)/.installed: constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch sae-lens==6.54.12 eai-sparsify==1.3.3 nnsight==0.8.1
+	$(PEERS)/bin/python -m pip install --quiet --no-deps dictionary-learning==0.1.0
+	touch $(PEERS)/.installed
+
+interop: $(STAMP) $(PEERS)/.installed
+	rm -rf runs/interop
+	$(BIN)/python tests/peers/ours.py write runs/interop/ours
+	$(PEERS)/bin/python tests/peers/theirs.py open runs/interop/ours
+	$(PEERS)/bin/python tests/peers/theirs.py write runs/interop/theirs
+	$(BIN)/python tests/peers/ours.py read runs/interop/theirs

@@ -41,11 +41,12 @@ def _below(folder): # for an error: where dictionaries lie further down
 def _download(name, revision, api):
     user,repo,*rest = name.split('/')
     inside = ''.join(f'{r}/' for r in rest)
-    try: root = Path(api.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=[inside+f for f in known_files]))/inside
+    try:
+        root = Path(api.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=[inside+f for f in known_files]))/inside
+        if any((root/f).is_file() for f in ('cfg.json', 'config.json')): return root
+        there = sorted({f.rpartition('/')[0] for f in api.list_repo_files(f'{user}/{repo}', revision=revision) if f.rpartition('/')[2] in ('cfg.json', 'config.json')})
     except Exception as e: # of many kinds: no such repository, no permission, no network
         raise FileNotFoundError(f'no dictionary {name!r}: no such folder, not packaged ({", ".join(packaged_dictionaries())}), and the hub could not give {user}/{repo}: {e}') from e
-    if any((root/f).is_file() for f in ('cfg.json', 'config.json')): return root
-    there = sorted({f.rpartition('/')[0] for f in api.list_repo_files(f'{user}/{repo}', revision=revision) if f.rpartition('/')[2] in ('cfg.json', 'config.json')})
     raise FileNotFoundError(f'{user}/{repo} has no dictionary in {inside or "its root"}; it has them in {", ".join(there[:20]) or "no folder"}')
 
 def load_dictionary(name:str|Path,     # packaged ('tiny-flux/double.1.image'), a folder, or 'user/repository/folder' on the hub

@@ -7,8 +7,8 @@ __all__ = ['dictionary_kinds', 'weights_file', 'own_file', 'format_version', 'Di
            'read_cfg', 'read_tensors', 'check_tensors', 'positive', 'typed', 'Parts', 'dictionary_parts',
            'save_dictionary', 'restore_dictionary']
 
-# %% ../nbs/22_saving.ipynb #44b0919a
-import json, math
+# %% ../nbs/22_saving.ipynb #c37f50f9
+import json, os, tempfile
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import singledispatch
@@ -135,7 +135,7 @@ def _linear_restore(p):
 
 dictionary_kinds['linear'] = _linear_restore
 
-# %% ../nbs/22_saving.ipynb #bceadfc1
+# %% ../nbs/22_saving.ipynb #59df9a96
 weights_file,own_file,format_version = 'sae_weights.safetensors','fluxinterp.safetensors',2
 
 def _file_crc(path):
@@ -167,13 +167,16 @@ def save_dictionary(dictionary:Dictionary,
     for n,t in (*p.tensors.items(), *p.own.items()):
         if t.is_floating_point() and not torch.isfinite(t).all(): raise ValueError(f'{n} of this dictionary is not finite: it cannot be saved, and nothing was written')
     files = {f: {n: _rounded(n, t, half) for n,t in ts.items()} for f,ts in ((weights_file, p.tensors), (own_file, p.own)) if ts}
-    for f,tensors in files.items(): save_tensors(tensors, folder/f)
-    m = dictionary.meta
-    ours = dict(version=format_version, kind=p.kind, about=p.about, meta=asdict(m), dtype=str(half or torch.float32).split('.')[-1], files={f: _file_crc(folder/f) for f in files})
-    cfg = p.lens|dict(d_in=p.width, d_sae=dictionary.num_latents, dtype='float32', device='cpu', apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
-                      metadata=dict(sae_lens_version='6.0.0', sae_lens_training_version=None, model_name=m.model, hook_name=m.site), fluxinterp=ours)
-    ours['crc32'] = _cfg_crc(cfg)
-    save_json(cfg, folder/'cfg.json')
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as tmp: # a full disk leaves what was there as it was
+        tmp,m = Path(tmp),dictionary.meta
+        for f,tensors in files.items(): save_tensors(tensors, tmp/f)
+        ours = dict(version=format_version, kind=p.kind, about=p.about, meta=asdict(m), dtype=str(half or torch.float32).split('.')[-1], files={f: _file_crc(tmp/f) for f in files})
+        cfg = p.lens|dict(d_in=p.width, d_sae=dictionary.num_latents, dtype='float32', device='cpu', apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
+                          metadata=dict(sae_lens_version='6.0.0', sae_lens_training_version=None, model_name=m.model, hook_name=m.site), fluxinterp=ours)
+        ours['crc32'] = _cfg_crc(cfg)
+        save_json(cfg, tmp/'cfg.json')
+        for f in (*files, 'cfg.json'): os.replace(tmp/f, folder/f)
     if own_file not in files: (folder/own_file).unlink(missing_ok=True)
     return folder
 

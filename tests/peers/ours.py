@@ -1,0 +1,57 @@
+"""Runs in the environment of fluxinterp (`make interop`).
+`ours.py write FOLDER` writes dictionaries of every kind with what they reconstruct; `ours.py read FOLDER` reads what `theirs.py write FOLDER` wrote."""
+import shutil, sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import fluxinterp as fi
+from fluxinterp.dictionary import DictionaryMeta, normalizers
+from fluxinterp.saving import save_dictionary
+from fluxinterp.sae import architectures, make_sae
+
+limit = 1e-5
+same = lambda a,b: float((a.double()-b.double()).norm()/b.double().norm())
+
+def dictionaries(d=64, n=512, k=8):
+    "SAEs of every architecture and normalizer, on data far from the origin whose coordinates differ widely, the packaged ones, and the baselines SAELens has a name for"
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, d, generator=g)@torch.randn(d, d, generator=g)*torch.logspace(-1, 1, d)+300*torch.rand(d, generator=g)
+    for a in architectures:
+        for kind in normalizers:
+            sae = make_sae(d, fi.SAEConfig(num_latents=n, k=k, architecture=a, normalizer=kind)).requires_grad_(False)
+            sae.normalizer.fit(x)
+            for p in sae.parameters(): p.add_(.05*torch.randn(p.shape, generator=g))
+            z = sae.normalizer(x)
+            excitation = sae.excite(z).topk(k, dim=1).values[:,-1].median()
+            if a=='batchtopk': sae.threshold.copy_(excitation)
+            if a=='jumprelu': sae.log_threshold.copy_(excitation.log()+.1*torch.randn(n, generator=g))
+            sae.meta = DictionaryMeta('double.1.image', 'abc', [0], [1.], (16, 16), 1, 2000)
+            yield f'{a}-{kind}',sae.eval(),x[:500]
+    for name,made in dict(coordinates=fi.coordinates(x, k), pca=fi.pca(x, k)).items(): yield name,made,x[:500]
+    for name in fi.packaged_dictionaries():
+        sae = fi.load_dictionary(name)
+        yield f'packaged-{name.replace("/", "-")}',sae,sae.normalizer.inverse(torch.randn(500, sae.width, generator=g))
+
+def write(root):
+    for name,d,x in dictionaries():
+        folder = save_dictionary(d, root/name)
+        if name.startswith('packaged'): d = fi.load_dictionary(save_dictionary(d, folder, torch.float16)) # as packaged ones are
+        code = d.encode(x)
+        save_file(dict(x=x.contiguous(), xhat=d.decode(code), code=code.to_dense()), folder/'expected.safetensors')
+
+def read_theirs(folder, tmp): # a folder of `theirs.py write` -> relative error of our reconstruction
+    shutil.copytree(folder, tmp)
+    if (tmp/'ae.safetensors').exists(): torch.save(load_file(tmp/'ae.safetensors'), tmp/'ae.pt') # as dictionary_learning does
+    expected = load_file(folder/'expected.safetensors')
+    return same(fi.load_dictionary(tmp)(expected['x']), expected['xhat'])
+
+def read(root):
+    import tempfile
+    folders = sorted(p.parent for p in root.glob('*/expected.safetensors'))
+    with tempfile.TemporaryDirectory() as d: errors = {f.name: read_theirs(f, Path(d)/f.name) for f in folders}
+    for name,e in errors.items(): print(f'fluxinterp opens {name:45} reconstruction {e:.1e}')
+    assert errors and max(errors.values())<limit
+
+if __name__=='__main__': dict(write=write, read=read)[sys.argv[1]](Path(sys.argv[2]))
