@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
+from .kernels import fastest
+
 # %% ../nbs/22_sparse_ops.ipynb #64e44b1e
 def sort_by_latent(indices:torch.Tensor, # (n, k), which latents each token uses
                    num_latents:int,
@@ -23,30 +25,39 @@ def sort_by_latent(indices:torch.Tensor, # (n, k), which latents each token uses
     latents,order = (flat.int() if num_latents<2**31 else flat).sort(stable=True)
     return order,torch.searchsorted(latents, torch.arange(num_latents, device=flat.device, dtype=latents.dtype))
 
+def _sum_by_latent(values, rows, groups):
+    order,starts = groups
+    return F.embedding_bag(order//values.shape[1], rows, starts, mode='sum', per_sample_weights=values.flatten()[order].to(rows.dtype))
+
 def sum_by_latent(values:torch.Tensor,  # (n, k), weight of each entry
                   rows:torch.Tensor,    # (n, d), what is summed
                   groups:tuple,         # of `sort_by_latent`
                  )->torch.Tensor:       # (num_latents, d): for each latent, the sum over its entries of weight times row
     "The gradient of a weight matrix from a sparse code"
-    order,starts = groups
-    return F.embedding_bag(order//values.shape[1], rows, starts, mode='sum', per_sample_weights=values.flatten()[order].to(rows.dtype))
+    return fastest('sum_by_latent', _sum_by_latent, values, rows, groups) if rows.is_cuda else _sum_by_latent(values, rows, groups)
+
+def _dots(rows, weights, indices):
+    n,k = indices.shape
+    offsets = torch.arange(0, n*k, k, device=indices.device)
+    bag = torch.arange(n, device=indices.device).repeat_interleave(k)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(rows.contiguous(), weights, indices.flatten(), offsets, bag, 0).view(n, k)
 
 def dots(rows:torch.Tensor,    # (n, d)
          weights:torch.Tensor, # (num_latents, d)
          indices:torch.Tensor, # (n, k)
         )->torch.Tensor:       # (n, k): row i times each of the weights it names
     "The few dot products a code needs, without gathering `(n, k, d)`"
-    n,k = indices.shape
-    offsets = torch.arange(0, n*k, k, device=indices.device)
-    bag = torch.arange(n, device=indices.device).repeat_interleave(k)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(rows.contiguous(), weights, indices.flatten(), offsets, bag, 0).view(n, k)
+    return fastest('dots', _dots, rows, weights, indices) if rows.is_cuda else _dots(rows, weights, indices)
+
+def _weighted_rows(values, indices, weights):
+    return F.embedding_bag(indices, weights, per_sample_weights=values.to(weights.dtype), mode='sum')
 
 def weighted_rows(values:torch.Tensor,  # (n, k)
                   indices:torch.Tensor, # (n, k)
                   weights:torch.Tensor, # (num_latents, d)
                  )->torch.Tensor:       # (n, d)
     "For each token the weighted sum of the rows it names"
-    return F.embedding_bag(indices, weights, per_sample_weights=values.to(weights.dtype), mode='sum')
+    return fastest('weighted_rows', _weighted_rows, values, indices, weights) if weights.is_cuda else _weighted_rows(values, indices, weights)
 
 # %% ../nbs/22_sparse_ops.ipynb #548dd8e3
 tile_bytes = 64*2**20 # of excitations at a time
