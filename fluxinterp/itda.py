@@ -46,7 +46,7 @@ class ITDAConfig:
     tokens:int=0                  # of the stream to see; all when 0
     max_atoms:int=0               # growth stops there; no limit when 0
     max_add:int=0                 # additions per batch, the worst explained first; no limit when 0
-    distinct:float=.95            # of the tokens of one batch none is added that has a higher cosine with another one added
+    distinct:float=.8             # of the tokens of one batch none is added that has a higher cosine with another one added
     start:str='first'             # where the first atoms come from, one of `starts`
     start_atoms:int=0             # how many; as many as the width when 0
     seed:int=0                    # of the order of the data
