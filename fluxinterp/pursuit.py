@@ -110,10 +110,10 @@ def _step(method, nonneg, G, b, a, slot, used): # new coefficients; slot (n,): t
     z,solved = _least_squares(G, b, used)
     return torch.where(solved[:,None], z, a)
 
-# %% ../nbs/23_pursuit.ipynb #0859c381
-def _exact_entries(j, indices, atoms): # (n,), (n, t) -> (n, t), float64: products of atom j with those atoms
+# %% ../nbs/23_pursuit.ipynb #7a451faa
+def _exact(f, indices, *others, atoms): # f of the named atoms (n, t, d) and of other tensors (n, ...), in float64, part by part
     step = max(1, 2**20//(indices.shape[1]*atoms.shape[1]))
-    return torch.cat([(atoms[s].double()@atoms[i].double()[...,None])[...,0] for i,s in zip(j.split(step), indices.split(step))])
+    return torch.cat([f(atoms[i].double(), *(o.double() for o in p)) for i,*p in zip(*(o.split(step) for o in (indices, *others)))])
 
 def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d), float32; way: a `_ByProducts` or `_ByGram`
     n,kw = len(x),dict(device=x.device)
@@ -127,6 +127,10 @@ def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d)
     for t in range(k):
         w,s = a[:,:t].float(),S[:,:t]
         score,j = way.largest(w, s, not nonneg)
+        wild = (a.abs().sum(1)>30*length).nonzero()[:,0] # atoms so alike that their coefficients cancel
+        if method=='orthogonal' and len(wild):
+            for i in wild.split(256):
+                score[i],j[i] = _largest(_exact(lambda A, w, y: y-(w[:,None]@A)[:,0], s[i], a[i,:t], x[i], atoms=atoms).float()@atoms.T, not nonneg)
         j = first[j]
         seen = (s==j[:,None])&(torch.arange(t, **kw)<count[:,None])
         again = seen.any(1)
@@ -144,7 +148,8 @@ def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d)
         at,atom = slot[new],j[new]
         S[new,at] = atom
         b[new,at] = torch.linalg.vecdot(x[new].double(), atoms[atom].double())
-        row = _exact_entries(atom, S[new,:t+1], atoms) if method=='orthogonal' else way.entries(atom, S[new,:t+1]).double()
+        if method!='orthogonal': row = way.entries(atom, S[new,:t+1]).double()
+        else: row = _exact(lambda A, e: (A@e[...,None])[...,0], S[new,:t+1], atoms[atom], atoms=atoms)
         row = row*(torch.arange(t+1, **kw)<=at[:,None])
         G[new,at,:t+1] = row
         G[new,:t+1,at] = row
@@ -155,10 +160,10 @@ def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d)
     values[token],indices[token] = a.float(),S
     return values,indices.masked_fill_(values==0, 0)
 
-# %% ../nbs/23_pursuit.ipynb #554b3171
+# %% ../nbs/23_pursuit.ipynb #0f604b17
 pursuits = ('matching', 'orthogonal', 'gradient')
 gram_bytes = 2**30 # the largest Gram matrix of all atoms that is made
-pursuit_bytes = 2**28 # of correlations at a time
+pursuit_bytes = 2**27 # of correlations at a time
 
 def _check_atoms(atoms):
     if atoms.dim()!=2 or not len(atoms): raise ValueError(f'atoms are (m, d) with at least one row, got {tuple(atoms.shape)}')
