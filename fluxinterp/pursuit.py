@@ -12,16 +12,11 @@ from tqdm.auto import tqdm
 from .dictionary import check_finite
 from .sparse_ops import dots, weighted_rows
 
-# %% ../nbs/23_pursuit.ipynb #9e54fc3c
-def _largest(c, signed): # correlations (n, m) -> (largest, or largest in size (n,), its lowest index (n,))
-    m,w = c.shape[1],128
-    full = m//w*w
-    size = lambda t: torch.maximum(t.amax(-1), t.amin(-1).neg_()) if signed else t.amax(-1)
-    blocks = size(c[:,:full].unflatten(1, (-1, w))) if full else c[:,:0]
-    if full<m: blocks = torch.cat([blocks, size(c[:,full:])[:,None]], 1)
-    b = blocks.argmax(1, keepdim=True)
-    inside = c.gather(1, (b*w+torch.arange(w, device=c.device)).clamp_max_(m-1))
-    return blocks.gather(1, b)[:,0],(b[:,0]*w+(inside.abs() if signed else inside).argmax(1)).clamp_max_(m-1)
+# %% ../nbs/23_pursuit.ipynb #33ba95ef
+def _largest(c, signed): # correlations (n, m), overwritten -> (largest, or largest in size (n,), its lowest index (n,))
+    if signed: c = c.abs_()
+    j = c.argmax(1)
+    return c.gather(1, j[:,None])[:,0],j
 
 def _first_of_equals(atoms, signed): # (m, d) -> (m,): the lowest index of an equal row; if signed, of an equal or opposite one
     weights = torch.randint(2**62, (atoms.shape[1],), generator=torch.Generator().manual_seed(0)).to(atoms.device)*2+1
@@ -35,7 +30,43 @@ def _first_of_equals(atoms, signed): # (m, d) -> (m,): the lowest index of an eq
     index = torch.arange(len(atoms), device=atoms.device)
     return torch.full_like(index, len(atoms)).scatter_reduce_(0, group, index, 'amin')[group]
 
-# %% ../nbs/23_pursuit.ipynb #080afb6c
+# %% ../nbs/23_pursuit.ipynb #ff590299
+class _ByProducts:
+    def __init__(self, atoms): self.atoms = atoms
+    def start(self, x): self.x = x; return self
+    def keep(self, live): self.x = self.x[live]
+    def largest(self, values, indices, signed): # what is left of the tokens after these coefficients (n, t) -> (largest correlation, its index)
+        residual = self.x-weighted_rows(values, indices, self.atoms) if indices.shape[1] else self.x
+        return _largest(residual@self.atoms.T, signed)
+    def entries(self, j, indices): # (n,), (n, t) -> (n, t): products of atom j with those atoms
+        return dots(self.atoms[j], self.atoms, indices)
+
+class _ByGram:
+    def __init__(self, atoms):
+        self.atoms,m = atoms,len(atoms)
+        self.width = min(m, max(64, 2**21//m))
+        self.gram = self._blocks(atoms)
+    def _blocks(self, x): # (blocks, n, width): correlations with all atoms, the last block filled up with 0
+        parts = self.atoms.split(self.width)
+        out = x.new_zeros(len(parts), len(x), self.width)
+        for o,part in zip(out, parts): torch.mm(x, part.T, out=o[:,:len(part)])
+        return out
+    def start(self, x): self.of_x = self._blocks(x); return self
+    def keep(self, live): self.of_x = self.of_x[:,live]
+    def largest(self, values, indices, signed):
+        blocks,n,m = len(self.gram),len(values),len(self.atoms)
+        left = lambda c, gram, i: weighted_rows(-values, i, gram).add_(c) if indices.shape[1] else c.clone()
+        best = values.new_empty(n, blocks)
+        for b in range(blocks):
+            c = left(self.of_x[b], self.gram[b], indices)
+            best[:,b] = (c.abs_() if signed else c).amax(1)
+        b = best.argmax(1)
+        c = left(self.of_x[b,torch.arange(n, device=b.device)], self.gram.flatten(0, 1), b[:,None]*m+indices)
+        score,j = _largest(c, signed)
+        return score,(b*self.width+j).clamp_max_(m-1)
+    def entries(self, j, indices): return self.gram[indices//self.width,j[:,None],indices%self.width]
+
+# %% ../nbs/23_pursuit.ipynb #4a74edc4
 def _least_squares(G, b, on): # (n, k, k), (n, k), which atoms (n, k) -> (coefficients (n, k), solved? (n,))
     A = torch.where(on[:,:,None]&on[:,None], G, 0.)
     A.diagonal(dim1=1, dim2=2).masked_fill_(~on, 1.)
@@ -79,45 +110,47 @@ def _step(method, nonneg, G, b, a, slot, used): # new coefficients; slot (n,): t
     z,solved = _least_squares(G, b, used)
     return torch.where(solved[:,None], z, a)
 
-# %% ../nbs/23_pursuit.ipynb #a99d124f
-def _products(j, S, atoms, gram, exact): # j (n,), S (n, t) -> (n, t), float64: dot products of atom j with atoms S
-    if gram is not None and not exact: return gram[j[:,None],S].double()
-    if not exact: return dots(atoms[j], atoms, S).double()
-    step = max(1, 2**20//(S.shape[1]*atoms.shape[1]))
-    return torch.cat([(atoms[s].double()@atoms[i].double()[...,None])[...,0] for i,s in zip(j.split(step), S.split(step))])
+# %% ../nbs/23_pursuit.ipynb #7a451faa
+def _exact(f, indices, *others, atoms): # f of the named atoms (n, t, d) and of other tensors (n, ...), in float64, part by part
+    step = max(1, 2**20//(indices.shape[1]*atoms.shape[1]))
+    return torch.cat([f(atoms[i].double(), *(o.double() for o in p)) for i,*p in zip(*(o.split(step) for o in (indices, *others)))])
 
-def _pursue_tile(x, atoms, first, gram, k, method, nonneg, tolerance):
+def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d), float32; way: a `_ByProducts` or `_ByGram`
     n,kw = len(x),dict(device=x.device)
     values,indices = torch.zeros(n, k, **kw),torch.zeros(n, k, dtype=torch.int64, **kw)
     token,S,count = torch.arange(n, **kw),indices.clone(),torch.zeros(n, dtype=torch.int64, **kw)
     a,b = (torch.zeros(n, k, dtype=torch.float64, **kw) for _ in range(2))
     G = torch.zeros(n, k, k, dtype=torch.float64, **kw)
-    norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    start = correlations = x@atoms.T
+    square = lambda r: torch.linalg.vector_norm(r, dim=1, dtype=torch.float64).square()
+    length = square(x).sqrt()
+    way.start(x)
     for t in range(k):
-        if t:
-            w,s = a[:,:t].float(),S[:,:t]
-            if gram is None or tolerance: residual = x-weighted_rows(w, s, atoms)
-            if gram is None: correlations = torch.mm(residual, atoms.T, out=correlations)
-            else: correlations = weighted_rows(w, s, gram).neg_().add_(start)
-            if method=='orthogonal': correlations.scatter_(1, s, 0.) # what rounding left of them
-        score,j = _largest(correlations, not nonneg)
-        live,j = score>1e-6*norm,first[j]
-        if tolerance and t: live &= torch.linalg.vector_norm(residual, dim=1, dtype=torch.float64).square()>tolerance*norm.square()
+        w,s = a[:,:t].float(),S[:,:t]
+        score,j = way.largest(w, s, not nonneg)
+        wild = (a.abs().sum(1)>30*length).nonzero()[:,0] # atoms so alike that their coefficients cancel
+        if method=='orthogonal' and len(wild):
+            for i in wild.split(256):
+                score[i],j[i] = _largest(_exact(lambda A, w, y: y-(w[:,None]@A)[:,0], s[i], a[i,:t], x[i], atoms=atoms).float()@atoms.T, not nonneg)
+        j = first[j]
+        seen = (s==j[:,None])&(torch.arange(t, **kw)<count[:,None])
+        again = seen.any(1)
+        live = score>1e-6*length
+        if method=='orthogonal': live &= ~again # all that is left is rounding
+        if tolerance and t: live &= square(x-weighted_rows(w, s, atoms))>tolerance*length.square()
         if live.sum()<=.75*len(live):
             values[token],indices[token] = a.float(),S
             if not live.any(): break
-            x,start,token,S,count,a,b,G,norm,j = (v[live] for v in (x, start, token, S, count, a, b, G, norm, j))
-            if gram is None: correlations = start
+            x,token,S,count,a,b,G,length,j,seen,again = (v[live] for v in (x, token, S, count, a, b, G, length, j, seen, again))
+            way.keep(live)
             live = live[live]
-        seen = (S[:,:t]==j[:,None])&(torch.arange(t, **kw)<count[:,None])
-        again = seen.any(1)
         slot = torch.where(again, seen.int().argmax(1), count) if t else count.clone()
         new = (live&~again).nonzero()[:,0]
         at,atom = slot[new],j[new]
         S[new,at] = atom
         b[new,at] = torch.linalg.vecdot(x[new].double(), atoms[atom].double())
-        row = _products(atom, S[new,:t+1], atoms, gram, method=='orthogonal')*(torch.arange(t+1, **kw)<=at[:,None])
+        if method!='orthogonal': row = way.entries(atom, S[new,:t+1]).double()
+        else: row = _exact(lambda A, e: (A@e[...,None])[...,0], S[new,:t+1], atoms[atom], atoms=atoms)
+        row = row*(torch.arange(t+1, **kw)<=at[:,None])
         G[new,at,:t+1] = row
         G[new,:t+1,at] = row
         count[new] += 1
@@ -127,10 +160,10 @@ def _pursue_tile(x, atoms, first, gram, k, method, nonneg, tolerance):
     values[token],indices[token] = a.float(),S
     return values,indices.masked_fill_(values==0, 0)
 
-# %% ../nbs/23_pursuit.ipynb #6d20828b
+# %% ../nbs/23_pursuit.ipynb #0f604b17
 pursuits = ('matching', 'orthogonal', 'gradient')
 gram_bytes = 2**30 # the largest Gram matrix of all atoms that is made
-pursuit_bytes = 2**28 # of correlations at a time
+pursuit_bytes = 2**27 # of correlations at a time
 
 def _check_atoms(atoms):
     if atoms.dim()!=2 or not len(atoms): raise ValueError(f'atoms are (m, d) with at least one row, got {tuple(atoms.shape)}')
@@ -160,12 +193,11 @@ def pursue(x:torch.Tensor,            # tokens, (n, d); computed in float32
     check_finite(x)
     atoms = atoms.float()
     n = len(x)
-    gram = None
-    if 4*m*m<=gram_bytes and n*k>m and 4*k<=d: gram = atoms@atoms.T
+    way = (_ByGram if 4*m*m<=gram_bytes and n*k>m and 4*k<=d else _ByProducts)(atoms)
     first = _first_of_equals(atoms, not nonneg)
-    rows = max(1, (pursuit_bytes if gram is None else pursuit_bytes//8)//(4*m))
+    rows = max(1, pursuit_bytes//(4*m))
     values,indices = torch.zeros(n, k, device=x.device),torch.zeros(n, k, dtype=torch.int64, device=x.device)
     for i in tqdm(range(0, n, rows), desc=f'{method} pursuit', disable=not progress):
-        v,j = _pursue_tile(x[i:i+rows].to(atoms.device, torch.float32), atoms, first, gram, k, method, nonneg, tolerance)
+        v,j = _pursue_tile(x[i:i+rows].to(atoms.device, torch.float32), atoms, first, way, k, method, nonneg, tolerance)
         values[i:i+rows],indices[i:i+rows] = v,j
     return values,indices
