@@ -52,7 +52,7 @@ def _rows_of(record): return {(p, i, g): n for n,(p,i,g) in enumerate(zip(record
 
 # %% ../nbs/38_origins.ipynb #b3800008
 def _rounding(x, stored): # (n, d), precision -> (n,): how far storing may move a token, as a share of its length
-    share = dict(bfloat16=2.**-9, float16=2.**-11).get(stored, 0.)
+    share = dict(bfloat16=2.**-8, float16=2.**-11).get(stored, 0.)
     if stored!='int8': return torch.full((len(x),), share)
     return x.abs().amax(1)/254*x.shape[1]**.5/x.norm(dim=1).clamp_min(1e-30)
 
