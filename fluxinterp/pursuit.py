@@ -160,10 +160,12 @@ def _pursue_tile(x, atoms, first, way, k, method, nonneg, tolerance): # x (n, d)
     values[token],indices[token] = a.float(),S
     return values,indices.masked_fill_(values==0, 0)
 
-# %% ../nbs/23_pursuit.ipynb #0f604b17
+# %% ../nbs/23_pursuit.ipynb #ce167fc9
 pursuits = ('matching', 'orthogonal', 'gradient')
 gram_bytes = 2**30 # the largest Gram matrix of all atoms that is made
-pursuit_bytes = 2**27 # of correlations at a time
+pursuit_bytes = 2**28 # the state of one tile of tokens, roughly
+
+def _tile_tokens(m, d, k): return max(1, pursuit_bytes//(4*m+24*k*k+16*d)) # correlations; Gram matrices of the chosen; the token
 
 def _check_atoms(atoms):
     if atoms.dim()!=2 or not len(atoms): raise ValueError(f'atoms are (m, d) with at least one row, got {tuple(atoms.shape)}')
@@ -195,7 +197,7 @@ def pursue(x:torch.Tensor,            # tokens, (n, d); computed in float32
     n = len(x)
     way = (_ByGram if 4*m*m<=gram_bytes and n*k>m and 4*k<=d else _ByProducts)(atoms)
     first = _first_of_equals(atoms, not nonneg)
-    rows = max(1, pursuit_bytes//(4*m))
+    rows = _tile_tokens(m, d, k)
     values,indices = torch.zeros(n, k, device=x.device),torch.zeros(n, k, dtype=torch.int64, device=x.device)
     for i in tqdm(range(0, n, rows), desc=f'{method} pursuit', disable=not progress):
         v,j = _pursue_tile(x[i:i+rows].to(atoms.device, torch.float32), atoms, first, way, k, method, nonneg, tolerance)
