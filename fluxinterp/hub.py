@@ -17,6 +17,7 @@ from .core import atomic_path, save_json, weights_path
 from .dictionary import Dictionary
 from .hooks import record
 from .interop import foreign_formats, load_foreign
+from .itda import ITDA, saelens_codes
 from .pipelines import load_pipeline, scene_prompts
 from .sae import SAEConfig
 from .saving import DictionaryFileError, own_file, read_cfg, restore_dictionary, save_dictionary, weights_file
@@ -76,6 +77,16 @@ def _flat(metrics, under=''): # scalars of a nested report
 
 def _cell(v): return f'{v:.4g}' if isinstance(v, float) else '' if v is None else str(v).replace('|', '/').replace('\n', ' ')
 
+def _kind(dictionary):
+    c = getattr(dictionary, 'config', None)
+    if isinstance(dictionary, ITDA): return f'ITDA, {"non-negative" if c.nonneg else "signed"} {c.method} pursuit, grown by {c.rule} {c.threshold:g}'
+    return f'{c.architecture} SAE' if c else getattr(dictionary, 'name', type(dictionary).__name__)
+
+def _in_saelens(dictionary, or_so): # what the card says of it
+    codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
+    if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
+    return f'or with SAELens: `SAE.load_from_disk(folder)`{or_so}. The weights there are of the raw activation space.'+(f' Its codes are others than ours: it encodes by {codes}.' if codes!='same' else '')
+
 def dictionary_card(dictionary:Dictionary,
                     where:str='<folder>', # as `load_dictionary` will find it, e.g. 'user/repository/folder'
                     metrics=None,         # numbers by name, or a report with `to_dict`
@@ -87,7 +98,7 @@ def dictionary_card(dictionary:Dictionary,
     m,config = dictionary.meta,getattr(dictionary, 'config', None)
     metrics = metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}
     head = ModelCardData(**dict(library_name='saelens', tags=['sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp'])|(about or {})).to_yaml()
-    facts = {'kind': f'{config.architecture} SAE' if config else getattr(dictionary, 'name', type(dictionary).__name__), 'site': m.site, 'model (fingerprint)': m.model, 'width': dictionary.width, 'latents': dictionary.num_latents,
+    facts = {'kind': _kind(dictionary), 'site': m.site, 'model (fingerprint)': m.model, 'width': dictionary.width, 'latents': dictionary.num_latents,
              'active latents (k)': config.k if config else getattr(dictionary, 'k', None), 'normalizer (folded into the weights)': config.normalizer if config else None, 'denoising steps': ', '.join(map(str, m.steps)),
              'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance), 'pictures': m.rows or None, 'activation vectors': m.tokens or None, 'data': m.data}
     table = lambda names,rows: '\n'.join([f'| {names[0]} | {names[1]} |', '|---|---|']+[f'| {_cell(k)} | {_cell(v)} |' for k,v in rows])
@@ -97,7 +108,7 @@ def dictionary_card(dictionary:Dictionary,
     if picture: parts += ['## A map', f'![activation map of a latent]({picture})']
     repo,_,inside = (where+'/').rstrip('/').partition('/') if where.count('/')<2 else (lambda p: ('/'.join(p[:2]), '', '/'.join(p[2:])))(where.split('/'))
     parts += ['## How to open it', f'```python\nimport fluxinterp as fi\ndictionary = fi.load_dictionary({where!r})\ncode = dictionary.encode(x)  # raw activations, (..., {dictionary.width})\n```',
-              f'or with SAELens: `SAE.load_from_disk(folder)`'+(f', `SAE.from_pretrained({repo!r}, {inside!r})`' if where.count('/')>=2 else '')+'. The weights there are of the raw activation space.']
+              _in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if where.count('/')>=2 else '')]
     return '\n\n'.join(parts)+'\n'
 
 # %% ../nbs/27_hub.ipynb #54224909
