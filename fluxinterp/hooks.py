@@ -6,23 +6,23 @@
 __all__ = ['hooked', 'record_batches', 'record']
 
 # %% ../nbs/11_hooks.ipynb #af2b59b5
-import warnings
-from collections import Counter
+import inspect, warnings
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.meta import delegates
 from PIL import Image
-from tqdm.auto import tqdm
 
 from .attention import AttentionWatch
+from .batches import _batched, _Encoder, _per_prompt, _rows, _slice_call
 from .families import family_of
-from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, token_grid
+from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, token_pixels
 from .previews import decode_latents, predicted_clean
 from .recordings import Recording, SiteRecord, TokenBatch, prompt_split, splits, token_batches
-from .schedule import Clock, count_steps, guidance_kinds, noise, step_window
+from .schedule import Clock, _watch, count_steps, guidance_kinds, noise, step_window
 from .sites import ModuleCall, Site, resolve_site
 
 # %% ../nbs/11_hooks.ipynb #0bbbf789
@@ -96,111 +96,76 @@ def _settle(pipe): # what a call that was left early did not tidy up
     if hasattr(pipe, '_current_timestep'): pipe._current_timestep = None
     pipe.maybe_free_model_hooks()
 
-def _is_flux(pipe): return hasattr(pipe, '_unpack_latents') and hasattr(denoiser_of(pipe), 'single_transformer_blocks')
+def _is_flux(pipe): return family_of(denoiser_of(pipe)).name=='FLUX.1'
 
 class _Keeper:
     "Collects the activations of one batch as they come by"
     def __init__(self, sites, steps, kinds, dtype, stop):
-        self.sites,self.steps,self.kinds,self.dtype,self.stop = sites,steps,kinds,dtype,stop
+        self.names,self.steps,self.kinds,self.dtype,self.stop = [s.name for s in sites],steps,kinds,dtype,stop
+        self.sites,self.text = [s for s in sites if not s.encoder],[s for s in sites if s.encoder] # text encoders run once, before the first step
         self.wanted,self.now,self.waiting,self.grids,self.prompts = set(),{},set(),{},[]
+        self.schedule,self.said,self.silent = ([], torch.zeros(0), []),{},set()
 
-    def begin(self, clock): # the schedule is known
+    def fresh(self, prompts): # a batch begins
+        self.prompts,self.said,self.waiting = prompts,{},set()
+        self.silent = {(s.name, k) for s in self.text for k in self.kinds}
+
+    def begin(self, clock): # the schedule is known, and prompts have been encoded
+        for name,kind in sorted(self.silent):
+            raise ValueError(f'{name} saw no {"negative prompt" if kind=="unconditional" else "prompt"} in this call'+(': without guidance there is none, and SDXL puts zeros in the place of a missing one' if kind=='unconditional' else ': the text was given as embeddings, or the call has no text'))
         self.wanted = step_window(self.steps, clock.levels)
         self.now.clear()
         self.waiting = {(s.name, i, k) for s in self.sites for i in self.wanted for k in self.kinds}
         self.schedule = sorted(self.wanted),clock.timesteps[sorted(self.wanted)],[clock.levels[i] for i in sorted(self.wanted)]
 
     def stepped(self, clock): # a step is over: what it should have brought is here or will never come
-        late = [w for w in self.waiting if w[1]<clock.step]
-        if late and late[0][2]=='unconditional': raise ValueError('this call has no unconditional rows: they come with classifier-free guidance, for FLUX negative_prompt= and true_cfg_scale= above 1')
-        if late: raise RuntimeError(f'{late[0][0]} was not computed in step {late[0][1]}')
+        self.complete([w for w in self.waiting if w[1]<clock.step])
+
+    def complete(self, late=None): # nothing is missing, or an error says what
+        for name,step,kind in sorted(self.waiting if late is None else late, key=lambda w: w[1]):
+            if kind=='unconditional': raise ValueError(f'this call has no unconditional rows in step {step}: they come with classifier-free guidance, a negative prompt and guidance_scale (FLUX.1 and Qwen-Image: true_cfg_scale) above 1')
+            why = ': attention is not computed by scaled_dot_product_attention there' if name.endswith('.map') else ': this call leaves it out'
+            raise RuntimeError(f'{name} was not computed in step {step}{why}')
+
+    def _mine(self, x, guidance, kind, where): # the rows of one kind, on the CPU
+        mine = x if guidance.count(kind)==len(x) else x[torch.tensor([g==kind for g in guidance], device=x.device)]
+        if not torch.isfinite(mine).all():
+            bad = int((~torch.isfinite(mine).flatten(1).all(1)).nonzero()[0])
+            who = self.prompts[bad] if bad<len(self.prompts) else bad
+            raise FloatingPointError(f'activations at {where}, prompt {who} are not finite ({x.dtype}): load the pipeline with dtype=torch.float32 or torch.bfloat16')
+        return mine.to('cpu', self.dtype or x.dtype, copy=True)
 
     def at(self, site):
+        def encoded(clock, x):
+            for kind in self.kinds:
+                if (site.name, kind) in self.silent and kind in clock.guidance:
+                    self.said[site.name, kind] = self._mine(x, clock.guidance, kind, site.name)
+                    self.silent.discard((site.name, kind))
+            if self.stop and not self.sites and not self.silent: raise _Stop
         def f(clock, x):
             if clock.step not in self.wanted: return
             guidance = clock.guidance
             for kind in self.kinds:
                 key = site.name,clock.step,kind
                 if key not in self.waiting or kind not in guidance: continue
-                mine = x if guidance.count(kind)==len(x) else x[torch.tensor([g==kind for g in guidance], device=x.device)]
-                if not torch.isfinite(mine).all():
-                    bad = int((~torch.isfinite(mine).flatten(1).all(1)).nonzero()[0])
-                    who = self.prompts[bad] if bad<len(self.prompts) else bad
-                    raise FloatingPointError(f'activations at {site.name}, step {clock.step}, prompt {who} are not finite ({x.dtype}): load the pipeline with dtype=torch.float32 or torch.bfloat16')
-                self.now[key] = mine.to('cpu', self.dtype or x.dtype, copy=True)
+                self.now[key] = self._mine(x, guidance, kind, f'{site.name}, step {clock.step}')
                 self.waiting.discard(key)
             self.grids[site.name] = clock.grid if site.stream=='image' else None
             if not self.waiting and self.stop: raise _Stop
-        return f
+        return encoded if site.encoder else f
 
     def records(self, rows, model): # rows of one kind of guidance, a line per picture
         n,steps = len(rows),sorted(self.wanted)
         many = pd.concat([rows.assign(guidance=k) for k in self.kinds])
         order = np.arange(len(many)).reshape(len(self.kinds), n).T.flatten() # a picture's kinds beside each other
-        res = Recording()
+        many,res = many.iloc[order].reset_index(drop=True),Recording()
+        for s in self.text:
+            x = torch.stack([self.said[s.name, k].repeat_interleave(n//len(self.said[s.name, k]), 0) for k in self.kinds], 1).flatten(0, 1)
+            res[s.name] = SiteRecord(s, x[:,None], many, [0], torch.tensor([1000.]), [1.], None, model)
         for s in self.sites:
             x = torch.stack([torch.stack([self.now[s.name, i, k] for i in steps], 1) for k in self.kinds], 1).flatten(0, 1)
-            res[s.name] = SiteRecord(s, x, many.iloc[order].reset_index(drop=True), *self.schedule, self.grids[s.name], model)
-        return res
-
-# %% ../nbs/11_hooks.ipynb #7fcf0a81
-class _Encoder:
-    "Prompt embeddings of a FLUX-class pipeline, each distinct prompt encoded once"
-    def __init__(self, pipe, prompts, call):
-        self.pipe,self.left,self.cache = pipe,Counter(prompts),{}
-        self.options = {k: call[k] for k in ('max_sequence_length',) if k in call}
-        scale = (call.get('joint_attention_kwargs') or {}).get('scale')
-        if scale is not None: self.options['lora_scale'] = scale
-
-    @torch.no_grad()
-    def __call__(self, prompts)->dict:
-        new = [p for p in dict.fromkeys(prompts) if p not in self.cache]
-        if new:
-            embeds,pooled,_ = self.pipe.encode_prompt(new, None, **self.options)
-            self.cache |= {p: (e, q) for p,e,q in zip(new, embeds, pooled)}
-        rows = [self.cache[p] for p in prompts]
-        device = self.pipe._execution_device
-        res = dict(prompt_embeds=torch.stack([e.to(device) for e,_ in rows]), pooled_prompt_embeds=torch.stack([q.to(device) for _,q in rows]))
-        self.left.subtract(prompts)
-        self.cache = {p: (e.cpu(), q.cpu()) for p,(e,q) in self.cache.items() if self.left[p]>0}
-        return res
-
-_per_prompt = ('prompt_2', 'prompt_3', 'negative_prompt', 'negative_prompt_2', 'negative_prompt_3')
-
-def _slice_call(call, batch, n, images): # the arguments of one batch: what has an entry per prompt, or per picture, is cut
-    res = {}
-    for k,v in call.items():
-        if k in _per_prompt and isinstance(v, (list, tuple)):
-            if len(v)!=n: raise ValueError(f'{k} has {len(v)} entries for {n} prompts')
-            v = [v[i] for i in batch]
-        elif isinstance(v, torch.Tensor) and (k.endswith('embeds') or k.endswith('embeds_mask')):
-            if len(v)!=n: raise ValueError(f'{k} has {len(v)} rows for {n} prompts')
-            v = v[list(batch)]
-        elif k=='latents' and v is not None:
-            if len(v)!=n*images: raise ValueError(f'latents has {len(v)} rows for {n*images} pictures')
-            v = v[[i*images+j for i in batch for j in range(images)]]
-        res[k] = v
-    return res
-
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or (isinstance(e, RuntimeError) and ('out of memory' in str(e).lower() or "can't allocate memory" in str(e).lower()))
-
-def _batched(indices, batch_size, draw, desc, progress): # `draw(indices of a batch)`; a batch that does not fit is halved when the size is 'auto'
-    auto = batch_size=='auto'
-    if not auto and (not isinstance(batch_size, int) or batch_size<1): raise ValueError(f"batch_size must be a positive number or 'auto', got {batch_size!r}")
-    size,k = 64 if auto else batch_size,0
-    with tqdm(total=len(indices), desc=desc, disable=not (len(indices)>size if progress is None else progress), leave=False) as bar:
-        while k<len(indices):
-            part = indices[k:k+size]
-            try: res = draw(part)
-            except (RuntimeError, torch.OutOfMemoryError) as e:
-                if not auto or len(part)==1 or not _out_of_memory(e): raise
-                size,res = max(1, len(part)//2),None
-            if res is None:
-                if torch.cuda.is_available(): torch.cuda.empty_cache()
-                continue
-            k += len(part)
-            bar.update(len(part))
-            yield res
+            res[s.name] = SiteRecord(s, x, many, *self.schedule, self.grids[s.name], model)
+        return Recording({n: res[n] for n in self.names})
 
 # %% ../nbs/11_hooks.ipynb #e37af1ef
 def record_batches(pipe,                          # a diffusers pipeline
@@ -232,53 +197,63 @@ def record_batches(pipe,                          # a diffusers pipeline
     if not isinstance(images, bool): raise ValueError('pictures to record need noise_levels=, e.g. (.75, .5, .25); images=True draws and keeps the pictures')
     return _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, num_images_per_prompt, indices, call)
 
+def _check_size(pipe, call): # before anything is drawn
+    if call.get('use_resolution_binning', 'use_resolution_binning' in inspect.signature(type(pipe).__call__).parameters): return # sizes are rounded by the pipeline
+    if call.get('height') or call.get('width') or 'image' not in call: picture_size(pipe, call.get('height'), call.get('width'))
+
 def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, per_prompt, indices, call):
-    flux,embedded = _is_flux(pipe),'prompt_embeds' in call
-    if previews and not flux: raise NotImplementedError(f'previews are known for FLUX-class pipelines only, not for {type(pipe).__name__}')
-    if flux: height,width = picture_size(pipe, call.get('height'), call.get('width'))
+    flux,embedded,references = _is_flux(pipe),'prompt_embeds' in call,family_of(denoiser_of(pipe)).references
     if num_inference_steps: call['num_inference_steps'] = num_inference_steps
-    call = {k: v for k,v in call.items() if v is not None}
+    call = {k: v for k,v in call.items() if v is not None or k=='negative_prompt'}
+    _check_size(pipe, call)
     model,keeper = fingerprint(pipe),_Keeper(sites, steps, kinds, dtype, not previews and not images)
-    share = flux and not embedded and not {'prompt_2', 'ip_adapter_image'} & set(call)
+    share = flux and not embedded and not keeper.text and not {'prompt_2', 'ip_adapter_image'} & set(call)
     encode = _Encoder(pipe, [prompts[i] for i in indices], call) if share else None
     if hasattr(pipe, '_warn_unknown'): pipe._warn_unknown([prompts[i] for i in indices])
-    _slice_call(call, [], len(prompts), per_prompt) # wrong lengths fail before the first step
+    _slice_call(call, [], len(prompts), per_prompt, references) # wrong lengths fail before the first step
     def draw(part):
         clean = {}
-        def preview(module, args, kwargs, output): # rows of the prompt itself
-            if clock.step in keeper.wanted and clock.call==0:
-                v = output[0] if isinstance(output, tuple) else output.sample
-                clean[clock.step] = (kwargs['hidden_states']-clock.levels[clock.step]*v).detach()
-                if not keeper.waiting and len(clean)==len(keeper.wanted) and not images: raise _Stop
-        keeper.prompts = [i for i in part for _ in range(per_prompt)]
-        this = _slice_call(call, part, len(prompts), per_prompt)
+        def preview(step, latents):
+            if step not in keeper.wanted or step in clean: return
+            clean[step] = latents.detach()
+            if not keeper.waiting and len(clean)==len(keeper.wanted) and not images: raise _Stop
+        def velocity(module, args, kwargs, output): # FLUX, rows of the prompt itself
+            if clock.call==0: preview(clock.step, kwargs['hidden_states']-clock.levels[clock.step]*(output[0] if isinstance(output, tuple) else output.sample))
+        def stepping(old): # others, guidance applied
+            @wraps(old)
+            def step(output, timestep, sample, *args, **kwargs):
+                preview(clock.step, predicted_clean(pipe.scheduler, output, sample, len(pipe.scheduler.timesteps)-len(clock.levels)+clock.step))
+                return old(output, timestep, sample, *args, **kwargs)
+            return step
+        keeper.fresh([i for i in part for _ in range(per_prompt)])
+        this = _slice_call(call, part, len(prompts), per_prompt, references)
         if share: this |= encode([prompts[i] for i in part])
         elif not embedded: this['prompt'] = [prompts[i] for i in part]
         this['num_images_per_prompt'] = per_prompt
         if flux and (share or embedded): # FLUX repeats prompts it encodes, but not embeddings it is given
             for k,v in this.items():
                 if k.endswith('embeds'): this[k] = v.repeat_interleave(per_prompt, 0)
-                elif k in _per_prompt: this[k] = [p for p in ([v]*len(part) if isinstance(v, str) else v) for _ in range(per_prompt)]
+                elif k in _per_prompt and v is not None: this[k] = [p for p in ([v]*len(part) if isinstance(v, str) else v) for _ in range(per_prompt)]
             this['num_images_per_prompt'] = 1
         out = None
-        with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock:
+        with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock, ExitStack() as stack:
             clock.on_schedule.append(lambda: keeper.begin(clock))
             clock.on_step.append(lambda: keeper.stepped(clock))
-            handle = denoiser_of(pipe).register_forward_hook(preview, with_kwargs=True) if previews else None
-            try: out = pipe(generator=picture_generators(seed, part, per_prompt), output_type='pil' if images else 'latent', **this).images
+            if previews and flux and 'image' not in call: stack.callback(denoiser_of(pipe).register_forward_hook(velocity, with_kwargs=True).remove)
+            elif previews: stack.enter_context(_watch(pipe.scheduler, step=stepping))
+            try:
+                out = pipe(generator=picture_generators(seed, part, per_prompt), output_type='pil' if images else 'latent', **this).images
+                keeper.complete()
             except _Stop: pass
             finally:
-                if handle is not None: handle.remove()
+                grid = clock.layout.grid
                 _settle(pipe)
         rec = keeper.records(_rows(prompts, part, per_prompt, seed), model)
         if images: rec.images = out
-        if previews: rec.previews = [list(row) for row in zip(*[decode_latents(pipe, clean[i], height, width) for i in sorted(keeper.wanted)])]
+        size = [g*token_pixels(pipe) for g in grid or ()]
+        if previews: rec.previews = [list(row) for row in zip(*[decode_latents(pipe, clean[i], *size) for i in sorted(keeper.wanted)])]
         return rec
     return _batched(indices, batch_size, draw, 'record', progress)
-
-def _rows(prompts, part, per_prompt, seed):
-    at = [(i, j) for i in part for j in range(per_prompt)]
-    return pd.DataFrame(dict(prompt=[i for i,_ in at], image=[j for _,j in at], seed=seed, guidance='conditional', caption=[prompts[i] for i,_ in at]))
 
 @delegates(record_batches)
 def record(pipe,             # a diffusers pipeline
@@ -292,7 +267,9 @@ def record(pipe,             # a diffusers pipeline
     res = Recording()
     for name in list(parts[0]):
         first = parts[0][name]
-        res[name] = SiteRecord(first.site, torch.cat([p[name].x for p in parts]), pd.concat([p[name].rows for p in parts], ignore_index=True),
+        xs,longest = [p[name].x for p in parts],max(p[name].x.shape[2] for p in parts)
+        if first.site.stream=='text': xs = [torch.nn.functional.pad(x, (0, 0, 0, longest-x.shape[2])) for x in xs] # captions of different lengths
+        res[name] = SiteRecord(first.site, torch.cat(xs), pd.concat([p[name].rows for p in parts], ignore_index=True),
                                first.steps, first.timesteps, first.levels, first.grid, first.model)
         for p in parts: del p[name] # or the whole would be there twice
     for what in ('images', 'previews'):
@@ -327,8 +304,8 @@ def _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_siz
         txt_ids = torch.zeros(text['prompt_embeds'].shape[1], 3, device=device, dtype=net.dtype)
         with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock:
             clock.levels,clock.timesteps,clock.pictures = noise_levels,torch.tensor([1000*t for t in noise_levels]),len(part)
+            keeper.fresh(list(part))
             keeper.begin(clock)
-            keeper.prompts = list(part)
             todo = set(keeper.waiting)
             try:
                 for clock.step,t in enumerate(noise_levels):
