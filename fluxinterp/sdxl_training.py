@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['sdxl_stages', 'SDXLConfig', 'standardize_latents', 'said_so_far', 'encode_captions', 'train_clips', 'schedule_sigmas',
-           'line_point', 'near_object_latents', 'shift_latents', 'orthogonalize', 'OrthogonalMomentum', 'look',
-           'train_teacher', 'draw_pairs', 'train_student', 'train_tiny_sdxl']
+           'line_point', 'near_object_latents', 'shift_latents', 'orthogonalize', 'OrthogonalMomentum',
+           'obedience_by_steps', 'train_teacher', 'draw_pairs', 'train_student', 'train_tiny_sdxl']
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00003
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -35,15 +34,16 @@ from .tiny_training import (TinyConfig, _attention, _caption_loss, _choices, _co
 class SDXLConfig(TinyConfig):
     "How a tiny-sdxl-turbo is trained; what is not here is as in `TinyConfig`"
     size:str='tiny-sdxl-turbo' # a key of `tiny_sdxl.sdxl_sizes`
+    vae_steps:int=1000         # of 24 pictures
     text_steps:int=1500        # of 96 captions
-    denoiser_steps:int=8000    # of the teacher, `batch_size` scenes each
+    denoiser_steps:int=5500    # of the teacher, `batch_size` scenes each
     muon_lr:float=0.02         # matrices and convolutions
     crops:float=0.05           # share of scenes shown shifted, their crop told
-    pairs:int=8192             # captions the teacher draws for its student
+    pairs:int=4096             # captions the teacher draws for its student
     teacher_steps:int=8        # in which it draws them
     guidance:float=2.          # with which it draws them
-    distilled_steps:int=2500   # of the student
-    sample_every:int=1000      # steps between grids of samples and looks of the reader
+    distilled_steps:int=1500   # of the student
+    sample_every:int=500       # steps between grids of samples and looks of the reader
 
 sdxl_stages = ('vae', 'text', 'denoiser', 'pairs', 'distilled')
 
@@ -188,15 +188,24 @@ class OrthogonalMomentum(torch.optim.Optimizer):
                 p.add_(orthogonalize(m).view_as(p), alpha=-group['lr']*max(1, m.shape[0]/m.shape[1])**.5)
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00027
-_lookup = partial(make_scene, split='validation', objects=1)
-
-def look(pipe, n=64, steps=(4, 1), start=50_000)->dict: # of a TinySDXLPipeline; validation captions; step counts; the first scene's seed
-    "Obedience at several step counts, guidance 0, one object"
-    pairs = [_lookup(start+i) for i in range(n)]
+def obedience_by_steps(pipe:TinySDXLPipeline, # as trained so far
+                       n:int=64,             # captions
+                       steps:tuple=(4, 1),   # step counts
+                       split:str='validation', # 'test' when nothing will be decided any more
+                       objects:int=1,
+                       start:int=50_000,     # seed of the first scene
+                       batch_size:int=64,
+                       **call,               # of the pipeline
+                      )->dict:               # steps -> factor -> share right
+    "What the reader sees of what captions say, at several step counts"
+    shown = [make_scene(start+i, split, objects) for i in range(n)]
     res = {}
     for k in steps:
-        images = pipe([s.caption for s in pairs], num_inference_steps=k, generator=[torch.Generator().manual_seed(i) for i in range(n)]).images
-        res[k] = {f: round(float(v), 3) for f,v in obedience([s.said for s in pairs], read_images(images)).items()}
+        images = []
+        for b in range(0, n, batch_size):
+            some = shown[b:b+batch_size]
+            images += pipe([s.caption for s in some], num_inference_steps=k, generator=[torch.Generator().manual_seed(b+i) for i in range(len(some))], **call).images
+        res[k] = {f: round(float(v), 3) for f,v in obedience([s.said for s in shown], read_images(images)).items()}
     return res
 
 def _report(pipe, name, step, out, device):
@@ -204,7 +213,7 @@ def _report(pipe, name, step, out, device):
     drawn.set_progress_bar_config(disable=True)
     for k in (4, 1): sample_grid(drawn, out/f'{name}_{step:06d}_{k}steps.png', num_inference_steps=k)
     file = out/'validation.json'
-    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': look(drawn)}, file)
+    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': obedience_by_steps(drawn)}, file)
 
 def _fit(pipe, name, total, draw, rate, cfg, out, device):
     "Train `pipe.unet`; afterwards it is the averaged one"

@@ -17,8 +17,8 @@ from .tiny import _no_bars, _specials, _tokenizer, caption_tokens, warn_unknown
 # %% ../nbs/04_tiny_sdxl.ipynb #sdx00006
 sdxl_sizes = {
     'tiny-sdxl-turbo': dict(
-        unet=dict(block_out_channels=(32,64,96), attention_head_dim=(1,2,3), norm_num_groups=8), # "head dim" counts heads, by an old misnomer of diffusers
-        vae=dict(block_out_channels=(16,48), norm_num_groups=8), text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5)),
+        unet=dict(block_out_channels=(24,48,112), attention_head_dim=(1,2,4), norm_num_groups=8), # "head dim" counts heads, by an old misnomer of diffusers
+        vae=dict(block_out_channels=(16,32), norm_num_groups=8), text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5)),
     'random-sdxl': dict(
         unet=dict(block_out_channels=(8,16,16), attention_head_dim=(1,1,2), norm_num_groups=4),
         vae=dict(block_out_channels=(8,8), norm_num_groups=4), text=dict(width=16, layers=2, heads=2), text_2=dict(width=16, layers=2, heads=2))}
