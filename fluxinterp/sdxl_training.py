@@ -11,7 +11,6 @@ __all__ = ['sdxl_stages', 'SDXLConfig', 'standardize_latents', 'said_so_far', 'e
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -26,7 +25,7 @@ from .reader import obedience, read_images
 from .scenes import make_scene, object_factors
 from .tiny import caption_tokens
 from .tiny_sdxl import TinySDXLPipeline, build_sdxl, plain_sdxl
-from .tiny_training import (TinyConfig, _attention, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
+from .tiny_training import (TinyConfig, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
                                       _token_ids, _values, _world_choices, fast_autocast, open_run, sample_grid, stored_latents, train_vae)
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00006
@@ -44,6 +43,7 @@ class SDXLConfig(TinyConfig):
     guidance:float=2.          # with which it draws them
     distilled_steps:int=1500   # of the student
     sample_every:int=500       # steps between grids of samples and looks of the reader
+    looks:int=64               # validation captions the reader looks at each time
 
 sdxl_stages = ('vae', 'text', 'denoiser', 'pairs', 'distilled')
 
@@ -208,12 +208,14 @@ def obedience_by_steps(pipe:TinySDXLPipeline, # as trained so far
         res[k] = {f: round(float(v), 3) for f,v in obedience([s.said for s in shown], read_images(images)).items()}
     return res
 
-def _report(pipe, name, step, out, device):
+def _report(pipe, name, step, cfg, out):
+    grid = lambda k: out/f'{name}_{step:06d}_{k}steps.png'
+    if grid(1).exists(): return # of a resumed run
     drawn = plain_sdxl(pipe, TinySDXLPipeline)
     drawn.set_progress_bar_config(disable=True)
-    for k in (4, 1): sample_grid(drawn, out/f'{name}_{step:06d}_{k}steps.png', num_inference_steps=k)
     file = out/'validation.json'
-    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': obedience_by_steps(drawn)}, file)
+    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': obedience_by_steps(drawn, cfg.looks)}, file)
+    for k in (4, 1): sample_grid(drawn, grid(k), num_inference_steps=k)
 
 def _fit(pipe, name, total, draw, rate, cfg, out, device):
     "Train `pipe.unet`; afterwards it is the averaged one"
@@ -227,7 +229,12 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
     opts = [OrthogonalMomentum(matrices, lr=cfg.muon_lr), torch.optim.AdamW(rest, lr=cfg.adam_lr, weight_decay=0., betas=(.9, .98))]
     stage = _Stage(out, name, total, dict(net=net, ema=ema), opts, 250)
     fast,sigmas = torch.compile(net) if cfg.compile else net,schedule_sigmas(pipe.scheduler).to(device)
+    def report(step):
+        pipe.unet = ema.eval()
+        _report(pipe, name, step, cfg, out)
+        pipe.unet = net
     for step in stage:
+        if step and step%cfg.sample_every==0: report(step)
         for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)): _set_lr(o, lr*rate(step))
         g = _generator(cfg, name, step)
         x0,noise,t,ids,crops = draw(g)
@@ -240,8 +247,7 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
             with torch.no_grad():
                 text,pooled = encode_captions(pipe, _token_ids(ids, caption_tokens, start=True).to(device))
                 pooled,text = pooled.masked_fill(untold.to(device), 0),text.masked_fill(untold[...,None].to(device), 0)
-            with patch.object(F, 'scaled_dot_product_attention', _attention):
-                said = fast(x, t, encoder_hidden_states=text, added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)), return_dict=False)[0]
+            said = fast(x, t, encoder_hidden_states=text, added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)), return_dict=False)[0]
         weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
         loss = ((said.float()-v).square().mean(1)*weight).sum()/weight.sum()
         for o in opts: o.zero_grad()
@@ -250,10 +256,7 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
         for o in opts: o.step()
         with torch.no_grad(): torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1-min(cfg.ema, (1+step)/(10+step)))
         stage.loss = loss.detach()
-        if (step+1)%cfg.sample_every==0:
-            pipe.unet = ema.eval()
-            _report(pipe, name, step+1, out, device)
-            pipe.unet = net
+    report(total)
     pipe.unet = ema.eval()
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00029
