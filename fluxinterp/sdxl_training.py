@@ -33,7 +33,7 @@ from .tiny_training import (TinyConfig, _caption_loss, _choices, _cosine, _gener
 class SDXLConfig(TinyConfig):
     "How a tiny-sdxl-turbo is trained; what is not here is as in `TinyConfig`"
     size:str='tiny-sdxl-turbo' # a key of `tiny_sdxl.sdxl_sizes`
-    vae_steps:int=1000         # of 24 pictures
+    vae_steps:int=1200         # of 12 pictures
     text_steps:int=1500        # of 96 captions
     denoiser_steps:int=5500    # of the teacher, `batch_size` scenes each
     muon_lr:float=0.02         # matrices and convolutions
@@ -321,7 +321,7 @@ def train_tiny_sdxl(out:str|Path,              # folder of the run; an interrupt
         if not folder: return plain_sdxl(pipe, TinySDXLPipeline)
         StableDiffusionXLPipeline(**deepcopy(pipe.components), add_watermarker=False).to(torch.bfloat16).save_pretrained(out/folder)
         return TinySDXLPipeline.from_pretrained(out/folder, dtype=torch.float32)
-    train_vae(pipe.vae, bank, cfg, out, device)
+    train_vae(pipe.vae, bank, cfg, out, device, batch=12)
     if last==0: return done()
     train_clips(pipe, bank, cfg, out, device)
     if last==1: return done()

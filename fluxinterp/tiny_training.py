@@ -145,7 +145,7 @@ def fast_autocast(device:torch.device): # where the training runs
 # %% ../nbs/06_tiny_training.ipynb #fe4974e7
 def _pixels(images): return images.permute(0, 3, 1, 2).float()/127.5-1 # (n, 3, 64, 64) in [-1, 1]
 
-def train_vae(vae, bank, cfg, out, device):
+def train_vae(vae, bank, cfg, out, device, batch=24):
     "Train the autoencoder; its scale and shift are set so that latents have mean 0 and variance 1"
     vae.to(device).train()
     opt = torch.optim.Adam(vae.parameters(), betas=(.9, .99))
@@ -153,7 +153,7 @@ def train_vae(vae, bank, cfg, out, device):
     for step in stage:
         _set_lr(opt, _cosine(step, cfg.vae_steps, 3e-3))
         g = _generator(cfg, 'vae', step)
-        x = _pixels(bank['images'][torch.randint(len(bank['images']), (24,), generator=g)]).to(device)
+        x = _pixels(bank['images'][torch.randint(len(bank['images']), (batch,), generator=g)]).to(device)
         with fast_autocast(device):
             post = vae.encode(x).latent_dist
             z = post.mean+post.std*torch.randn(post.mean.shape, generator=g).to(device)
