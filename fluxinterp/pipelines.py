@@ -17,15 +17,17 @@ from .core import prompt_generator
 from .families import family_of, patch_of, picture_unit
 from .scenes import make_scene
 from .tiny import flux_sizes, load_tiny
+from .tiny_sdxl import load_tiny_sdxl, sdxl_sizes
 
 # %% ../nbs/05_pipelines.ipynb #fc9e9cfa
-def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', a folder, or a hub id such as 'black-forest-labs/FLUX.1-schnell'
+def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl', a folder, or a hub id such as 'black-forest-labs/FLUX.1-schnell'
                   dtype:torch.dtype=None, # for all parts; fp32 for bundled models, bf16 for others
                   device=None,      # moved there; stays on the CPU when None
                   **kwargs,         # passed on to `DiffusionPipeline.from_pretrained`
                  )->DiffusionPipeline:
     "A text-to-image pipeline, ready to be recorded and steered"
     if name in flux_sizes: pipe = load_tiny(name, dtype or torch.float32)
+    elif name in sdxl_sizes: pipe = load_tiny_sdxl(name, dtype or torch.float32)
     else:
         if Path(name).exists() and not (Path(name)/'model_index.json').exists():
             raise FileNotFoundError(f'{name} has no model_index.json: it is no folder written by `save_pretrained` of a diffusers pipeline')
