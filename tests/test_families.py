@@ -248,3 +248,45 @@ def test_nothing_stays_behind(name, error):
     with pytest.raises(error): fi.record(pipe, None, [sites[0].name, *maps], num_inference_steps=steps, images=True, **call)
     h.remove()
     assert hooks_of(pipe)==0 and state_of(pipe)==state and torch.equal(draw(pipe, call), before)
+
+# denoisers without an entry
+
+def fallback(kind):
+    import diffusers
+    from fluxinterp.miniatures import _autoencoder, _scheduler
+    torch.manual_seed(0)
+    heads = dict(sample_size=32, patch_size=2, in_channels=4, out_channels=4, attention_head_dim=16, num_attention_heads=2)
+    if kind=='aura':
+        net = diffusers.AuraFlowTransformer2DModel(**heads, num_mmdit_layers=2, num_single_dit_layers=3, joint_attention_dim=16, caption_projection_dim=32, pos_embed_max_size=1024)
+        pipe,call = diffusers.AuraFlowPipeline,dict(prompt_attention_mask=torch.ones(2, 6, dtype=torch.long))
+    else:
+        net = diffusers.CogView4Transformer2DModel(**heads, num_layers=3, text_embed_dim=16, time_embed_dim=16, condition_dim=4, rope_axes_dim=(32, 32))
+        pipe,call = diffusers.CogView4Pipeline,dict(original_size=(48, 80), crops_coords_top_left=(0, 0))
+    pipe = pipe(tokenizer=None, text_encoder=None, vae=_autoencoder('kl').eval(), transformer=net.eval(), scheduler=_scheduler('flow'))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe,call|dict(prompt_embeds=torch.randn(2, 6, 16), guidance_scale=1., height=48 if kind=='aura' else 64, width=80 if kind=='aura' else 96)
+
+@pytest.mark.parametrize('kind', ['aura', 'cogview4'])
+def test_fallback(kind):
+    "Block lists are found, rows are a hook's, edits leave nothing behind"
+    pipe,call = fallback(kind)
+    sites = list_sites(pipe)
+    main = [s for s in sites if s.name.startswith('blocks.') and s.name.count('.')==1]
+    assert len(main)==3
+    seen,net = [],pipe.transformer
+    h = net.get_submodule(main[1].path.partition('.')[2]).register_forward_hook(lambda m,a,o: seen.append(o[0] if isinstance(o, tuple) else o))
+    before = draw(pipe, call)
+    h.remove()
+    rec = fi.record(pipe, None, main[1].name, num_inference_steps=steps, **call)[main[1].name]
+    assert torch.equal(rec.x, torch.stack(seen, 1))
+    assert rec.grid==(None if kind=='aura' else (16, 24)) # AuraFlow's later blocks hold text and image in one sequence, which the fallback does not know
+    for s in sites:
+        with hooked(pipe, [(s, lambda clock,x: x+1)]): assert not torch.equal(draw(pipe, call), before), s
+    assert hooks_of(pipe)==0 and torch.equal(draw(pipe, call), before)
+
+def test_unknown_denoiser():
+    import diffusers
+    net = diffusers.UNet2DModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
+    pipe = diffusers.DDPMPipeline(unet=net, scheduler=diffusers.DDPMScheduler())
+    with pytest.raises(ValueError, match='UNet2DModel is not known'): list_sites(pipe)
+    with pytest.raises(TypeError, match='expected a diffusers pipeline'): list_sites(net)
