@@ -109,7 +109,7 @@ families = (
     Family('Lumina 2', ('Lumina2Transformer2DModel',), width='x_embedder.out_features',
         blocks=_refined('attn', 'norm2', 'norm1:1 tanh', 'feed_forward.linear_2', False)))
 
-# %% ../nbs/04_families.ipynb #2f2a36db
+# %% ../nbs/04_families.ipynb #e44c4428
 def _find(module, path): # `a.b.c` of attributes and items; None when it is not there
     for p in path.split('.') if path else ():
         module = module[int(p)] if p.isdigit() and isinstance(module, nn.ModuleList|nn.Sequential) and int(p)<len(module) else getattr(module, p, None)
@@ -142,15 +142,16 @@ def family_of(net:nn.Module)->Family: # a denoiser
     for cls in type(net).__mro__:
         for f in families:
             if cls.__name__ in f.denoisers: return f
-    if hasattr(net, 'down_blocks') and hasattr(net, 'up_blocks') and unet_stacks(net): return Family(f'{type(net).__name__} (fallback)', (type(net).__name__,), patch=1, guidance='unknown')
-    lists = block_lists(net)
+    unet,lists = hasattr(net, 'down_blocks') and hasattr(net, 'up_blocks'),{}
+    if unet and unet_stacks(net): return Family(f'{type(net).__name__} (fallback)', (type(net).__name__,), patch=1, guidance='unknown')
+    if not unet: lists = {p: l for p,l in block_lists(net).items() if 'Block' in type(l[0]).__name__ or 'Layer' in type(l[0]).__name__ or any(q.suffix=='attn' for q in usual_parts(l[0]))}
     if not lists: raise ValueError(f'{type(net).__name__} is not known, and it has no list of equal blocks directly below it: reach its modules by Site(path="transformer....", read="output")')
     names = {p: 'blocks' if i==0 else p for i,p in enumerate(lists)}
     in_order = [n for n,m in net.named_modules() if n in lists]
     blocks = tuple(BlockList(names[p], p, usual_parts(lists[p][0]), False) for p in in_order)
     return Family(f'{type(net).__name__} (fallback)', (type(net).__name__,), blocks, guidance='unknown')
 
-# %% ../nbs/04_families.ipynb #56b43b8e
+# %% ../nbs/04_families.ipynb #78c51106
 class Stack(NamedTuple):
     "A transformer stack of a U-Net"
     name:str    # down.B.A, mid.0, up.B.A
@@ -166,7 +167,7 @@ def unet_stacks(net:nn.Module)->list: # of `Stack`s, in the order they are compu
     for b,block in enumerate(net.down_blocks):
         add(block, f'down.{b}', f'down_blocks.{b}')
         if getattr(block, 'downsamplers', None): scale *= 2
-    if net.mid_block is not None: add(net.mid_block, 'mid', 'mid_block')
+    add(getattr(net, 'mid_block', None), 'mid', 'mid_block')
     for b,block in enumerate(net.up_blocks):
         add(block, f'up.{b}', f'up_blocks.{b}')
         if getattr(block, 'upsamplers', None): scale //= 2

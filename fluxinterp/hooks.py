@@ -67,14 +67,14 @@ def hooked(pipe,           # a diffusers pipeline
         def after(site, f):
             def g(module, args, kwargs, output):
                 call = ModuleCall(module, args, kwargs, output, clock.layout, gates.get((site.gate, site.gate_part)))
-                clock.grid = site.grid_in(call) or clock.layout.grid
+                clock.grid = site.grid_in(call)
                 new = f(clock, site.take(call))
                 if new is not None: return site.put(call, new)
             return g
         def before(site, f): # a site that is a module's input
             def g(module, args, kwargs):
                 call = ModuleCall(module, args, kwargs, None, clock.layout)
-                clock.grid = site.grid_in(call) or clock.layout.grid
+                clock.grid = site.grid_in(call)
                 new = f(clock, site.take(call))
                 if new is not None: return site.with_input(call, site.put(call, new))
             return g

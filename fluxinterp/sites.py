@@ -40,7 +40,7 @@ def _position(module, name): # of an argument
     names = list(inspect.signature(module.forward).parameters)
     return names.index(name) if name in names else 0
 
-# %% ../nbs/09_sites.ipynb #1a4d729c
+# %% ../nbs/09_sites.ipynb #5f1b24dd
 @dataclass(frozen=True)
 class Site:
     "A place in a denoiser or a text encoder"
@@ -55,6 +55,7 @@ class Site:
     gate_part:str=''  # which part of its output, as in `families`; item 1 when empty
     source:str=''     # the argument that the stream comes in by; the first when empty
     scale:int=1       # tokens of the denoiser's grid along a side of one token here
+    whole:bool=True   # every token the module has; False for those of the picture alone, without padding or reference pictures
 
     def __post_init__(self):
         if not self.path and not self.name: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
@@ -129,7 +130,7 @@ class Site:
         bias = getattr(call.module, 'bias', None)
         return call.module.forward(whole)-(bias if bias is not None else 0)
 
-    def _span(self, call, x): return call.layout.span(self.stream, self.joint) if x.ndim==3 and not self.encoder else (0, None)
+    def _span(self, call, x): return call.layout.span(self.stream, self.joint) if x.ndim==3 and not self.encoder and (self.joint or not self.whole) else (0, None)
 
     def take(self, call:ModuleCall)->torch.Tensor: # (batch, token, width)
         "The site's activations"
@@ -143,7 +144,10 @@ class Site:
         if self.stream!='image': return None
         x = self._input(call) if self.read=='input' else self._item(call)[0]
         if x.ndim==4: return tuple(x.shape[2:])
-        return tuple(-(-s//self.scale) for s in call.layout.grid) if call.layout.grid else None
+        shrunk = lambda n: tuple(-(-s//n) for s in call.layout.grid)
+        if not call.layout.grid: return None
+        if not self.whole or self.joint: return shrunk(self.scale)
+        return next((g for g in map(shrunk, (1, 2, 4, 8, 16, 32)) if g[0]*g[1]==x.shape[1]), None) # of a place without a name, when the count fits
 
 # %% ../nbs/09_sites.ipynb #ba1fcbe6
 @patch
@@ -189,14 +193,14 @@ def _gate(spec, block, root): # a family's gate as module path and part of its o
     part = part.strip()+(f' +{block}.{table}' if table else '')
     return (root+where if where.startswith('/') else f'{block}.{where}').replace('/', '.'),'' if part=='1' else part
 
-def _block_sites(block, name, path, root, parts, width, suffixed, scale=1):
+def _block_sites(block, name, path, root, parts, width, suffixed, scale=1, whole=False):
     for p in parts:
         if _find(block, p.path) is None or (p.width and _find(block, p.width.removeprefix('@')) is None): continue
         if p.stream=='text' and p.suffix in ('', 'attn') and getattr(block, 'context_pre_only', False): continue # text ends here
         read,gate,gate_part = p.read,'',''
         if p.gate: gate,gate_part = _gate(p.gate, path, root)
         yield Site(f'{name}{f".{p.stream}" if suffixed else ""}{f".{p.suffix}" if p.suffix else ""}', f'{path}.{p.path}'.rstrip('.'), read, p.stream,
-                   0 if read=='map' else _width(block, p.width, width), p.index, p.joint, gate, gate_part, p.source, scale)
+                   0 if read=='map' else _width(block, p.width, width), p.index, p.joint, gate, gate_part, p.source, scale, p.index<0 or whole)
 
 def _denoiser_sites(pipe): # with the maps
     net,root = denoiser_of(pipe),'unet' if getattr(pipe, 'unet', None) is not None else 'transformer'
@@ -204,11 +208,11 @@ def _denoiser_sites(pipe): # with the maps
     for s in unet_stacks(net) if not family.blocks else ():
         stack,path = net.get_submodule(s.path),f'{root}.{s.path}'
         for i,b in enumerate(stack.transformer_blocks): yield from _block_sites(b, f'{s.name}.{i}', f'{path}.transformer_blocks.{i}', root, stack_parts, b.attn1.query_dim, False, s.scale)
-        yield Site(s.name, path, 'update', width=stack.in_channels, scale=s.scale)
-        yield Site(f'{s.name}.output', path, 'output', width=stack.in_channels, scale=s.scale)
+        yield Site(s.name, path, 'update', width=stack.in_channels, scale=s.scale, whole=False)
+        yield Site(f'{s.name}.output', path, 'output', width=stack.in_channels, scale=s.scale, whole=False)
     for l in family.blocks:
         for i,b in enumerate(_find(net, l.path) or ()):
-            yield from _block_sites(b, f'{l.name}.{i}', f'{root}.{l.path}.{i}', root, l.parts, _width(net, family.width, 0), l.suffixed)
+            yield from _block_sites(b, f'{l.name}.{i}', f'{root}.{l.path}.{i}', root, l.parts, _width(net, family.width, 0), l.suffixed, whole=family.guidance=='unknown')
 
 def _encoder_sites(pipe):
     for part,m in text_encoders(pipe).items():
