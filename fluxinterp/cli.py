@@ -32,18 +32,26 @@ def sites_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, random
     typer.echo(repr(list_sites(load_pipeline(pipeline))))
 
 @app.command('train-tiny')
-def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, reader, or sae')],
-                       out:Annotated[str, typer.Option(help='folder of the run (flux), file (reader), or folder (sae)')]='runs/tiny-flux',
+def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, reader, or sae')],
+                       out:Annotated[str, typer.Option(help='folder of the run (flux, sdxl), file (reader), or folder (sae); runs/tiny-flux or runs/tiny-sdxl when not given')]='',
                        steps:Annotated[int, typer.Option(help='training steps of the denoiser, or of the reader; 0 for the default')]=0,
                        scenes:Annotated[int, typer.Option(help='training scenes')]=40_000,
                        seed:int=0, device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]='',
-                       compile:Annotated[bool, typer.Option(help='compile the denoiser: a minute to start, then faster')]=False):
-    "Train what is packaged: tiny-flux (run again to resume), the reader, or the SAEs of tiny-flux."
+                       compile:Annotated[bool, typer.Option(help='compile the denoiser: a minute to start, then faster')]=False,
+                       until:Annotated[str, typer.Option(help='of sdxl, the last stage: vae, text, denoiser (the teacher), pairs or distilled')]='distilled'):
+    "Train what is packaged: tiny-flux or tiny-sdxl-turbo (run again to resume), the reader, or the SAEs of tiny-flux."
+    out = out or ('runs/tiny-sdxl' if what=='sdxl' else 'runs/tiny-flux')
     if what=='flux':
         from fluxinterp.tiny_training import TinyConfig, train_tiny_flux
         extra = dict(denoiser_steps=steps) if steps else {}
         train_tiny_flux(out, TinyConfig(num_scenes=scenes, seed=seed, compile=compile, **extra), device or None)
         typer.echo(f'Done: {out}/pipeline is a diffusers folder')
+    elif what=='sdxl':
+        from fluxinterp.sdxl_training import SDXLConfig, sdxl_stages, train_tiny_sdxl
+        if until not in sdxl_stages: raise typer.BadParameter(f'{until!r} is no stage: choose from {", ".join(sdxl_stages)}')
+        extra = dict(denoiser_steps=steps) if steps else {}
+        train_tiny_sdxl(out, SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, **extra), device or None, until)
+        typer.echo(f'Done: {out}/pipeline is a diffusers folder' if until=='distilled' else f'Done: {out}, all stages up to {until}')
     elif what=='reader':
         from fluxinterp.reader import train_reader
         file = out if out.endswith('.safetensors') else f'{out}/reader.safetensors'
@@ -53,7 +61,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, reader, or
         from fluxinterp.hub import train_tiny_saes
         train_tiny_saes(out)
         typer.echo(f'Done: {out}')
-    else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, reader or sae')
+    else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, sdxl, reader or sae')
 
 @app.command('harvest')
 def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, random-flux, a folder, or a hub id')],

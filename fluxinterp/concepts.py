@@ -97,7 +97,7 @@ def record_scenes(pipe, sites:list,
     return SceneActivations(scenes, rec, concept_labels(scenes, next(iter(rec.values())).grid))
 
 def _candidates(dictionary, record, keep, batch=8192): # (scene x token, candidates); columns `keep` with their signs, or those with most energy
-    dense = lambda b: dictionary.encode(b).to_dense() if not dictionary.signed else (b-dictionary.mean)@dictionary.directions.T
+    dense = lambda b: (b-dictionary.mean)@dictionary.directions.T if hasattr(dictionary, 'directions') else dictionary.encode(b).to_dense()
     blocks = record.tokens.split(batch)
     if not isinstance(keep, tuple):
         energy = sum(dense(b.float()).square().sum(0) for b in blocks)

@@ -17,6 +17,7 @@ from .core import atomic_path, save_json, weights_path
 from .dictionary import Dictionary
 from .hooks import record
 from .interop import foreign_formats, load_foreign
+from .itda import ITDA, saelens_codes
 from .pipelines import load_pipeline, scene_prompts
 from .sae import SAEConfig
 from .saving import DictionaryFileError, own_file, read_cfg, restore_dictionary, save_dictionary, weights_file
@@ -88,6 +89,16 @@ def _metrics(metrics): # parts of a card
         numbers = [(k, v) for k,v in _flat(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}) if v is not None and k!='site']
         if numbers: yield _table(('metric', 'value'), numbers)
 
+def _kind(dictionary):
+    c = getattr(dictionary, 'config', None)
+    if isinstance(dictionary, ITDA): return f'ITDA, {"non-negative" if c.nonneg else "signed"} {c.method} pursuit, grown by {c.rule} {c.threshold:g}'
+    return f'{c.architecture} SAE' if c else getattr(dictionary, 'name', type(dictionary).__name__)
+
+def _in_saelens(dictionary, or_so): # what the card says of it
+    codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
+    if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
+    return f'With SAELens: `SAE.load_from_disk(folder)`{or_so}. The weights there are of the raw activation space.'+(f' Its codes are others than ours: it encodes by {codes}.' if codes!='same' else '')
+
 def dictionary_card(dictionary:Dictionary,
                     where:str='<folder>', # as `load_dictionary` will find it, e.g. 'user/repository/folder'
                     metrics=None,         # an `Evaluation`, numbers by name, or a report with `to_dict`
@@ -100,11 +111,11 @@ def dictionary_card(dictionary:Dictionary,
     from huggingface_hub import ModelCardData
     m,config,model = dictionary.meta,getattr(dictionary, 'config', None),(about or {}).get('base_model', '')
     head = ModelCardData(**dict(library_name='saelens', tags=['sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp'])|(about or {})).to_yaml()
-    facts = {'kind': f'{config.architecture} SAE' if config else getattr(dictionary, 'name', type(dictionary).__name__), 'site': m.site, 'model': ', '.join(v for v in (model if isinstance(model, str) else ', '.join(model), f'fingerprint {m.model}' if m.model else '') if v),
+    facts = {'kind': _kind(dictionary), 'site': m.site, 'model': ', '.join(v for v in (model if isinstance(model, str) else ', '.join(model), f'fingerprint {m.model}' if m.model else '') if v),
              'width': dictionary.width, 'latents': dictionary.num_latents, 'active latents per vector (k)': config.k if config else getattr(dictionary, 'k', None), 'normalizer (folded into the weights)': config.normalizer if config else None,
              'denoising steps': ', '.join(map(str, m.steps)), 'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance),
              'pictures': m.rows or None, 'activation vectors': f'{m.tokens:,}' if m.tokens else None, 'data': m.data,
-             'training': f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, seed {config.seed}' if config and m.tokens else None} # one that another library trained has no such count
+             'training': f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, seed {config.seed}' if isinstance(config, SAEConfig) and m.tokens else None} # one that another library trained has no such count
     parts = [f'---\n{head}\n---\n# {facts["kind"]}{f" at {m.site}" if m.site else ""}{f" of {model}" if isinstance(model, str) and model else ""}',
              f'{dictionary.num_latents} directions in the activations of a text-to-image model, of which a few describe each activation vector; made with fluxinterp.', _table(('', ''), [(k, v) for k,v in facts.items() if v not in (None, '')])]
     if numbers := list(_metrics(metrics)): parts += ['## How good it is', *numbers]
@@ -113,7 +124,7 @@ def dictionary_card(dictionary:Dictionary,
     if m.site: parts += [f'On the model itself: where a latent fires while a picture forms, and what it does when it is turned up.\n\n```python\npipe = fi.load_pipeline({model if isinstance(model, str) and model else "<the model>"!r})\n'
                          f"fi.activation_map(pipe, dictionary, {latent}, 'a prompt')\nwith fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): picture = pipe('a prompt').images[0]\n```"]
     repo,inside = '/'.join(where.split('/')[:2]),'/'.join(where.split('/')[2:])
-    parts += ['With SAELens: `SAE.load_from_disk(folder)`'+(f', `SAE.from_pretrained({repo!r}, {inside!r})`' if inside else '')+'. The weights there are of the raw activation space.']
+    parts += [_in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if inside else '')]
     return '\n\n'.join(parts)+'\n'
 
 # %% ../nbs/27_hub.ipynb #54224909

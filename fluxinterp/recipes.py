@@ -25,7 +25,7 @@ def dictionary_fingerprint(dictionary:Dictionary)->str: # 16 hex digits
     "What tells one dictionary from another: its kind, its sizes, how it chooses its active latents, and every weight, as float32"
     d = dictionary
     k = getattr(d, 'k', None) or getattr(getattr(d, 'config', None), 'k', None)
-    h = hashlib.sha256(json.dumps([type(d).__name__, d.num_latents, k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None]).encode())
+    h = hashlib.sha256(json.dumps([type(d).__name__, d.num_latents, k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None, *([c.method, c.nonneg, c.tolerance] if (c := getattr(d, 'config', None)) and hasattr(c, 'method') else [])]).encode())
     for name,t in sorted(d.state_dict().items()):
         h.update(f'{name}{tuple(t.shape)}'.encode())
         h.update(t.detach().float().cpu().contiguous().numpy().tobytes())

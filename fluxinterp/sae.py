@@ -80,10 +80,14 @@ class SAE(Dictionary):
         self.W_enc = nn.Parameter(w.clone() if config.tied else F.normalize(torch.randn(config.num_latents, d, generator=g), dim=1))
         self.b_enc,self.b_dec = nn.Parameter(torch.zeros(config.num_latents)),nn.Parameter(torch.zeros(d))
 
+    @torch.no_grad()
     def begin(self, z:torch.Tensor): # a batch of normalised activations, (n, d)
-        "Starting values that come from data"
-        if self.config.center=='mean': self.b_dec.data.copy_(z.mean(0))
-        if self.config.center=='geometric median': self.b_dec.data.copy_(geometric_median(z))
+        "Starting values that come from data: the bias, and for a tied encoder the length with which it reconstructs the batch best"
+        if self.config.center=='mean': self.b_dec.copy_(z.mean(0))
+        if self.config.center=='geometric median': self.b_dec.copy_(geometric_median(z))
+        if self.config.tied:
+            guess = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.config.k, low_precision=self.low_precision, sharded=self.sharded)[0]-self.b_dec
+            self.W_enc *= ((z-self.b_dec)*guess).sum()/guess.square().sum().clamp_min(1e-12)
 
     def excite(self, z): "Excitations in normalised space, (..., num_latents)"; return F.linear(z-self.b_dec, self.W_enc, self.b_enc)
 

@@ -6,18 +6,22 @@
 __all__ = ['reads', 'ModuleCall', 'Site', 'SiteTable', 'list_sites', 'default_text_tokens', 'resolve_site']
 
 # %% ../nbs/09_sites.ipynb #e5f198a1
+import inspect, re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 
+from .families import Layout, block_lists, family_of, put_span, stack_parts, take_span, unet_stacks, usual_parts, _find
 from .pipelines import check_pipeline, denoiser_of, token_grid
+from .schedule import text_encoders
 
 # %% ../nbs/09_sites.ipynb #1ac66bdf
-reads = ('output', 'input', 'update', 'neurons', 'attention')
+reads = ('output', 'input', 'update', 'neurons', 'attention', 'map')
 
 class ModuleCall(NamedTuple):
     "One call of a module, as a forward hook sees it"
@@ -25,31 +29,40 @@ class ModuleCall(NamedTuple):
     args:tuple
     kwargs:dict
     output:object
-    text_tokens:int=0       # at the start of a sequence that holds text and image
+    layout:Layout=Layout()  # where the tokens of this call of the denoiser are
     gate:torch.Tensor=None  # (batch, width), of the block, for `attention`
-
-def _first_input(call): return call.args[0] if call.args else call.kwargs['hidden_states']
 
 def _as_tokens(x): return x.flatten(2).transpose(1, 2) if x.ndim==4 else x # (n, c, h, w) -> (n, h*w, c)
 
 def _like(x, tokens): return tokens.transpose(1, 2).reshape(x.shape) if x.ndim==4 else tokens
 
+def _position(module, name): # of an argument
+    names = list(inspect.signature(module.forward).parameters)
+    return names.index(name) if name in names else 0
+
+# %% ../nbs/09_sites.ipynb #1a4d729c
 @dataclass(frozen=True)
 class Site:
-    "A place in a denoiser"
+    "A place in a denoiser or a text encoder"
     name:str=''       # as above; the path when empty
     path:str=''       # module below the pipeline, e.g. 'transformer.transformer_blocks.1'
     read:str='output' # one of `reads`
     stream:str='image' # 'image' or 'text'
     width:int=0       # size of an activation vector; 0 when not known beforehand
-    index:int=0       # which item of a tuple output
-    joint:bool=False  # whether the module's tokens are text and image in one sequence, text first
-    gate:str=''       # path of the norm whose second output is the block's gate, for `attention`
+    index:int=0       # which item of a tuple output; -1 for the one that has the picture's tokens
+    joint:bool=False  # whether the module's tokens are text and image in one sequence
+    gate:str=''       # path of the module that gives the block's gate, for `attention`
+    gate_part:str=''  # which part of its output, as in `families`; item 1 when empty
+    source:str=''     # the argument that the stream comes in by; the first when empty
+    scale:int=1       # tokens of the denoiser's grid along a side of one token here
 
     def __post_init__(self):
         if not self.path and not self.name: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
         if self.read not in reads: raise ValueError(f'cannot read {self.read!r} of a module: choose from {reads}')
         if not self.name: object.__setattr__(self, 'name', self.path if self.read=='output' else f'{self.path}:{self.read}')
+
+    @property
+    def encoder(self)->str: "The text encoder it lies in; '' for the denoiser"; return self.path.partition('.')[0] if self.path.startswith('text_encoder') else ''
 
     def module(self, pipe, path:str=None)->torch.nn.Module:
         "The module of `pipe` that is hooked; raises `ValueError` with the near paths when there is none"
@@ -61,109 +74,188 @@ class Site:
         known = [part+'.'+n for n,_ in root.named_modules() if n] if isinstance(root, torch.nn.Module) else [k for k,v in pipe.components.items() if isinstance(v, torch.nn.Module)]
         raise ValueError(f'{type(pipe).__name__} has no module {path or self.path!r}; near it: {", ".join(get_close_matches(path or self.path, known, n=4, cutoff=.3) or known[:6])}')
 
-    def _raw(self, call): # the tensor that is read, before it is cut into streams
-        if self.read=='input': return _first_input(call)
+    def gate_of(self, pipe, output)->torch.Tensor: # what the gate's module returned -> (batch, width)
+        "The factor per channel that attention's output is multiplied by"
+        item,table = 1 if not self.gate_part else None,None
+        for p in self.gate_part.split():
+            if p.startswith('+'):
+                owner,_,name = p[1:].rpartition('.')
+                table = getattr(self.module(pipe, owner), name)
+            elif p.isdigit(): item = int(p)
+        gate = output[item] if isinstance(output, (tuple, list)) else output
+        for p in self.gate_part.split():
+            if '/' in p:
+                i,n = map(int, p.split('/'))
+                gate = gate.reshape(len(gate), n, -1)[:,i]+(table[i] if table is not None else 0)
+            elif p=='tanh': gate = gate.tanh()
+        return gate
+
+    def _input(self, call):
+        if not self.source: return call.args[0] if call.args else next(iter(call.kwargs.values())) if 'hidden_states' not in call.kwargs else call.kwargs['hidden_states']
+        return call.kwargs[self.source] if self.source in call.kwargs else call.args[_position(call.module, self.source)]
+
+    def with_input(self, call:ModuleCall, new:torch.Tensor)->tuple: # (args, kwargs)
+        "The arguments of a call with another input"
+        name = self.source or next((k for k in call.kwargs if k=='hidden_states'), next(iter(call.kwargs), ''))
+        if name in call.kwargs and (self.source or not call.args): return call.args,call.kwargs|{name: new}
+        i = _position(call.module, self.source) if self.source else 0
+        return (*call.args[:i], new, *call.args[i+1:]),call.kwargs
+
+    def _item(self, call): # the tensor of a module's output, and where in it
         out = call.output
-        out = out[self.index] if isinstance(out, (tuple, list)) else out.sample if hasattr(out, 'sample') else out
-        if self.read=='update': return out-_first_input(call)
+        if hasattr(out, 'sample'): return out.sample,'sample'
+        if not isinstance(out, (tuple, list)): return out,None
+        i = self.index
+        if i<0:
+            n = call.layout.grid and call.layout.grid[0]*call.layout.grid[1]
+            i = next((j for j,o in enumerate(out) if torch.is_tensor(o) and n and (o.shape[1]==n or o.ndim==4)), 0)
+        return out[i],i
+
+    def _raw(self, call): # the tensor that is read, before it is cut into streams
+        if self.read=='input': return self._input(call)
+        out = self._item(call)[0]
+        if self.read=='update': return out-self._input(call)
         if self.read=='attention':
-            if self.joint: out = F.linear(call.args[0][...,:self.width], call.module.weight[:,:self.width]) # attention's columns of the joint projection
-            return call.gate[:,None]*out
+            if self._fused(call): out = self._attention_columns(call)
+            return call.gate[:len(out),None]*out
         return out
 
-    def _cut(self, x, text_tokens):
-        if not self.joint: return x
-        return x[:,text_tokens:] if self.stream=='image' else x[:,:text_tokens]
+    def _fused(self, call): return self.joint and getattr(call.module, 'in_features', 0)>self.width # one projection for attention and neurons
+
+    def _attention_columns(self, call): # attention's part of a joint projection
+        x,w = call.args[0][...,:self.width],getattr(call.module, 'weight', None)
+        if torch.is_tensor(w) and w.is_floating_point() and w.ndim==2 and w.shape[1]==call.module.in_features: return F.linear(x, w[:,:self.width].to(x.dtype))
+        whole = torch.cat([x, torch.zeros_like(call.args[0][...,self.width:])], -1) # quantised: its own arithmetic, the neurons set to 0
+        bias = getattr(call.module, 'bias', None)
+        return call.module.forward(whole)-(bias if bias is not None else 0)
+
+    def _span(self, call, x): return call.layout.span(self.stream, self.joint) if x.ndim==3 and not self.encoder else (0, None)
 
     def take(self, call:ModuleCall)->torch.Tensor: # (batch, token, width)
         "The site's activations"
-        return self._cut(_as_tokens(self._raw(call)), call.text_tokens)
-
-    def put(self, call:ModuleCall, x:torch.Tensor): # the same form as the module's output, or for `input` as its first input
-        "What the module should return so that the site's activations are `x`"
-        old = self._raw(call)
-        if self.joint and self.read in ('output', 'neurons', 'input'):
-            x = torch.cat([call.output[:,:call.text_tokens], x] if self.stream=='image' else [x, call.output[:,call.text_tokens:]], 1)
-        if self.read=='input': return _like(old, x)
-        out = call.output
-        item = out[self.index] if isinstance(out, (tuple, list)) else out.sample if hasattr(out, 'sample') else out
-        if self.read=='update': new = item+_like(old, x-_as_tokens(old))
-        elif self.read=='attention':
-            delta,gate = x-self._cut(old, call.text_tokens),call.gate[:,None]
-            if ((gate==0) & (delta!=0)).any(): raise ValueError(f'{self.name}: the gate of this block is 0 in some coordinates, nothing can be written there')
-            delta = torch.where(gate==0, 0, delta/gate)
-            new = item.clone()
-            self._cut(new, call.text_tokens).add_(delta)
-        else: new = _like(old, x)
-        if isinstance(out, (tuple, list)): return type(out)(new if i==self.index else o for i,o in enumerate(out))
-        if item is not out: return type(out)(sample=new)
-        return new
-
-    def grid_of(self, call:ModuleCall)->tuple|None: # (rows, columns)
-        "The grid of a picture-shaped activation"
         x = self._raw(call)
-        return tuple(x.shape[2:]) if x.ndim==4 else None
+        if not torch.is_tensor(x): raise ValueError(f'{self.name}: {type(call.module).__name__} gives {type(x).__name__}, no tensor: nothing to read here')
+        if not x.is_floating_point() or x.is_quantized: raise ValueError(f'{self.name}: the activations are {x.dtype}, quantised numbers that cannot be read or edited as vectors: take a site around this module')
+        return take_span(_as_tokens(x), self._span(call, x))
+
+    def grid_in(self, call:ModuleCall)->tuple|None: # (rows, columns)
+        "The grid of this site's image tokens; None for text"
+        if self.stream!='image': return None
+        x = self._input(call) if self.read=='input' else self._item(call)[0]
+        if x.ndim==4: return tuple(x.shape[2:])
+        return tuple(-(-s//self.scale) for s in call.layout.grid) if call.layout.grid else None
+
+# %% ../nbs/09_sites.ipynb #ba1fcbe6
+@patch
+def put(self:Site, call:ModuleCall, x:torch.Tensor): # the same form as the module's output, or for `input` as its input
+    "What the module should return so that the site's activations are `x`"
+    old = self._raw(call)
+    span,tokens = self._span(call, old),_as_tokens(old)
+    if self.read=='input': return _like(old, put_span(tokens, span, x))
+    item,at = self._item(call)
+    if self.read=='update': new = item+_like(old, put_span(tokens, span, x)-tokens)
+    elif self.read=='attention':
+        delta,gate = x-take_span(tokens, span),call.gate[:len(x),None]
+        if ((gate==0) & (delta!=0)).any(): raise ValueError(f'{self.name}: the gate of this block is 0 in some coordinates, nothing can be written there')
+        new = put_span(item, span, take_span(item, span)+torch.where(gate==0, 0, delta/gate))
+    else: new = _like(old, put_span(tokens, span, x))
+    if at=='sample': return type(call.output)(sample=new)
+    return new if at is None else type(call.output)(new if i==at else o for i,o in enumerate(call.output))
 
 class SiteTable(tuple):
     "Sites that print as a table"
-    def __new__(cls, sites, tokens:dict=None): # `tokens`: stream -> how many, as text
+    def __new__(cls, sites, tokens:dict=None): # `tokens`: name -> how many, as text
         self = super().__new__(cls, sites)
         self.tokens = tokens or {}
         return self
     @property
     def frame(self)->pd.DataFrame:
-        return pd.DataFrame([dict(name=s.name, path=s.path, read=s.read, stream=s.stream, tokens=self.tokens.get(s.stream, ''), width=s.width) for s in self]).set_index('name')
+        return pd.DataFrame([dict(name=s.name, path=s.path, read=s.read, stream=s.stream, tokens=self.tokens.get(s.name, ''), width=s.width) for s in self]).set_index('name')
     def _repr_html_(self): return self.frame.to_html()
     def __repr__(self): return self.frame.to_string()
     @property
     def names(self)->list: return [s.name for s in self]
 
 # %% ../nbs/09_sites.ipynb #5dea30ee
-def list_sites(pipe,            # of a FLUX-class pipeline
+def _width(block, path, default): # the number at a path below a block
+    if not path: return default
+    if path.startswith('@'): return (_find(block, path[1:]).in_features-default)
+    res = _find(block, path)
+    return res if isinstance(res, int) else 0
+
+def _gate(spec, block, root): # a family's gate as module path and part of its output
+    where,_,part = spec.partition(':')
+    table,_,where = where.rpartition('+')
+    part = part.strip()+(f' +{block}.{table}' if table else '')
+    return (root+where if where.startswith('/') else f'{block}.{where}').replace('/', '.'),'' if part=='1' else part
+
+def _block_sites(block, name, path, root, parts, width, suffixed, scale=1):
+    for p in parts:
+        if _find(block, p.path) is None or (p.width and _find(block, p.width.removeprefix('@')) is None): continue
+        if p.stream=='text' and p.suffix in ('', 'attn') and getattr(block, 'context_pre_only', False): continue # text ends here
+        read,gate,gate_part = p.read,'',''
+        if p.gate: gate,gate_part = _gate(p.gate, path, root)
+        yield Site(f'{name}{f".{p.stream}" if suffixed else ""}{f".{p.suffix}" if p.suffix else ""}', f'{path}.{p.path}'.rstrip('.'), read, p.stream,
+                   0 if read=='map' else _width(block, p.width, width), p.index, p.joint, gate, gate_part, p.source, scale)
+
+def _denoiser_sites(pipe): # with the maps
+    net,root = denoiser_of(pipe),'unet' if getattr(pipe, 'unet', None) is not None else 'transformer'
+    family = family_of(net)
+    for s in unet_stacks(net) if not family.blocks else ():
+        stack,path = net.get_submodule(s.path),f'{root}.{s.path}'
+        for i,b in enumerate(stack.transformer_blocks): yield from _block_sites(b, f'{s.name}.{i}', f'{path}.transformer_blocks.{i}', root, stack_parts, b.attn1.query_dim, False, s.scale)
+        yield Site(s.name, path, 'update', width=stack.in_channels, scale=s.scale)
+        yield Site(f'{s.name}.output', path, 'output', width=stack.in_channels, scale=s.scale)
+    for l in family.blocks:
+        for i,b in enumerate(_find(net, l.path) or ()):
+            yield from _block_sites(b, f'{l.name}.{i}', f'{root}.{l.path}.{i}', root, l.parts, _width(net, family.width, 0), l.suffixed)
+
+def _encoder_sites(pipe):
+    for part,m in text_encoders(pipe).items():
+        lists = {p: l for p,l in block_lists(m).items() if 'vis' not in p}
+        for p,l in list(lists.items())[:1]:
+            for i,b in enumerate(l): yield from _block_sites(b, f'{part.replace("_encoder", "")}.{i}', f'{part}.{p}.{i}', part, [q._replace(index=max(q.index, 0)) for q in usual_parts(b, 'text') if q.read!='map'], 0, False)
+
+def list_sites(pipe,            # a diffusers pipeline
                height:int=None, # of the picture, in pixels; the pipeline's default when None
                width:int=None,
+               text:bool=False, # the text encoders as well
               )->SiteTable:
-    "All named sites of a pipeline's denoiser, in the order they are computed"
+    "All named sites of a pipeline's denoiser, in the order they are computed; attention maps are left out: `name.attn.map`, `name.cross.map`"
     check_pipeline(pipe)
-    net = denoiser_of(pipe)
-    if not (hasattr(net, 'transformer_blocks') and hasattr(net, 'single_transformer_blocks')):
-        raise NotImplementedError(f'{type(net).__name__} is not a FLUX-class transformer, the only kind with named sites so far; reach a module by Site(path="unet.mid_block", read="output")')
-    res,d = [],net.inner_dim
-    for i,b in enumerate(net.transformer_blocks):
-        path = f'transformer.transformer_blocks.{i}'
-        for stream,ff,norm,attn in (('image', 'ff', 'norm1', 0), ('text', 'ff_context', 'norm1_context', 1)): # attention returns (image, text), the block (text, image)
-            name = f'double.{i}.{stream}'
-            res.append(Site(f'{name}.attn', f'{path}.attn', 'attention', stream, d, attn, gate=f'{path}.{norm}'))
-            if hasattr(getattr(b, ff), 'net'): res.append(Site(f'{name}.mlp', f'{path}.{ff}.net.0', 'neurons', stream, getattr(b, ff).net[0].proj.out_features))
-            res.append(Site(name, path, 'output', stream, d, 1-attn))
-    for i,b in enumerate(net.single_transformer_blocks):
-        path = f'transformer.single_transformer_blocks.{i}'
-        for stream in ('image', 'text'):
-            name = f'single.{i}.{stream}'
-            if hasattr(b, 'proj_mlp'): # attention and feed-forward share one output projection, whose first columns are attention's
-                res += [Site(f'{name}.attn', f'{path}.proj_out', 'attention', stream, d, joint=True, gate=f'{path}.norm'),
-                        Site(f'{name}.mlp', f'{path}.act_mlp', 'neurons', stream, b.proj_mlp.out_features, joint=True)]
-            res.append(Site(name, path, 'output', stream, d, int(stream=='image')))
-    rows,cols = token_grid(pipe, height, width)
-    return SiteTable(res, dict(image=f'{rows} x {cols}', text=str(default_text_tokens(pipe))))
+    sites = [s for s in (*(_encoder_sites(pipe) if text else ()), *_denoiser_sites(pipe)) if s.read!='map']
+    grid = token_grid(pipe, height, width)
+    tokens = {s.name: ' x '.join(str(-(-g//s.scale)) for g in grid) if s.stream=='image' else '' if s.encoder or s.joint and family_of(denoiser_of(pipe)).image!='ids' else str(default_text_tokens(pipe) or '') for s in sites}
+    return SiteTable(sites, tokens)
 
 def default_text_tokens(pipe)->int: # of a FLUX-class pipeline
     "Text tokens of a call that does not say `max_sequence_length`"
-    import inspect
+    if family_of(denoiser_of(pipe)).image!='ids': return 0
     p = inspect.signature(type(pipe).__call__).parameters.get('max_sequence_length')
     return p.default if p is not None else 0
 
 # %% ../nbs/09_sites.ipynb #ffe3d35c
+def _spelt(pipe, name): # the site of a name, or None; and all names
+    all_ = {s.name: s for s in (*_encoder_sites(pipe), *_denoiser_sites(pipe))}
+    if name in all_: return all_[name],all_
+    if f'{name}.image' in all_: return all_[f'{name}.image'],all_
+    base,_,read = name.rpartition('.')
+    if read in ('output', 'update', 'input'):
+        s = all_.get(base) or all_.get(f'{base}.image')
+        if s is not None and s.read in ('output', 'update') and not base.endswith(('.attn', '.cross')): return replace(s, name=f'{s.name}.{read}', read=read),all_
+    path = re.sub(r'_k\d+_hidden.*$', '', name)
+    for s in all_.values():
+        if s.read in ('output', 'update') and s.stream==('text' if s.encoder else 'image') and not s.name.endswith('.output') and path in (s.path, s.path.partition('.')[2]): return s,all_
+    return None,all_
+
 def resolve_site(pipe, site:str|Site)->Site: # a name, a diffusers module path, or a site
     "The site a name means; raises `ValueError` with the near names when there is none"
     if isinstance(site, Site):
         site.module(pipe)
         return site
     check_pipeline(pipe)
-    try: table = list_sites(pipe)
-    except NotImplementedError: table = SiteTable(())
-    for s in table:
-        if site==s.name or (s.stream=='image' and s.read=='output' and site in (s.path, s.path.removeprefix('transformer.'))): return s
-    if not table: raise ValueError(f'{type(denoiser_of(pipe)).__name__} has no named sites: give Site(path={str(site)!r}, read="output") instead of the name')
-    near = get_close_matches(str(site), table.names, n=4, cutoff=.4)
-    raise ValueError(f'no site {site!r}; near it: {", ".join(near or table.names[:6])}. fi.list_sites(pipe) shows all {len(table)}')
+    found,known = _spelt(pipe, str(site))
+    if found is not None: return found
+    family,names = family_of(denoiser_of(pipe)).name,[n for n in known if not n.endswith('.map')]
+    near = get_close_matches(str(site), names, n=4, cutoff=.4)
+    raise ValueError(f'no site {site!r} in {family}; near it: {", ".join(near or [n for n in names if not n.startswith("text")][:6])}. fi.list_sites(pipe) shows all {len(names)}')

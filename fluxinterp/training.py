@@ -153,7 +153,7 @@ class _Run(_RunState):
         if shard: self._cut()
         self.sae.to(device).train()
         fused = device.type in ('cpu', 'cuda')
-        self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .999), fused=fused)
+        self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .99), fused=fused)
         self.silent = torch.zeros(len(self.sae.W_dec), device=device) # tokens since each latent fired
         self.average = {n: p.detach().clone() for n,p in self.sae.named_parameters()} if config.ema else {}
         self.done,self.best,self.waited = False,math.inf,0

@@ -51,6 +51,16 @@ def test_baselines_keep_theirs(tmp_path):
     for d in (fi.coordinates(x, 2), fi.pca(x, 2), fi.pca(x, 2, fixed=True), fi.random_directions(x, 20, 3)):
         assert dictionary_fingerprint(fi.load_dictionary(fi.save_dictionary(d, tmp_path)))==dictionary_fingerprint(d)
 
+@pytest.mark.parametrize('normalizer', ('none', 'mean-norm', 'standardise', 'whiten'))
+def test_an_itda_keeps_its_fingerprint(normalizer, tmp_path):
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))*torch.linspace(.3, 5, 6)+2
+    config = fi.ITDAConfig(k=3, normalizer=normalizer)
+    d = fi.fit_itda(config, x, progress=False)
+    again = fi.load_dictionary(fi.save_dictionary(d, tmp_path))
+    assert dictionary_fingerprint(again)==dictionary_fingerprint(d) and again.origins.equals(d.origins)
+    d.config.method = 'orthogonal'
+    assert dictionary_fingerprint(again)!=dictionary_fingerprint(d)
+
 def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
     import fluxinterp.saving as saving
     sae = small()

@@ -15,7 +15,7 @@ limit = 1e-5
 same = lambda a,b: float((a.double()-b.double()).norm()/b.double().norm())
 
 def dictionaries(d=64, n=512, k=8):
-    "SAEs of every architecture and normalizer, on data far from the origin whose coordinates differ widely, the packaged ones, and the baselines SAELens has a name for"
+    "SAEs of every architecture and normalizer, on data far from the origin whose coordinates differ widely; ITDAs; the packaged SAEs; and the baselines SAELens has a name for"
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2000, d, generator=g)@torch.randn(d, d, generator=g)*torch.logspace(-1, 1, d)+300*torch.rand(d, generator=g)
     for a in architectures:
@@ -29,6 +29,9 @@ def dictionaries(d=64, n=512, k=8):
             if a=='jumprelu': sae.log_threshold.copy_(excitation.log()+.1*torch.randn(n, generator=g))
             sae.meta = DictionaryMeta('double.1.image', 'abc', [0], [1.], (16, 16), 1, 2000)
             yield f'{a}-{kind}',sae.eval(),x[:500]
+    for kind in normalizers: # SAELens knows matching pursuit over directions of length 1; what it cannot express it must refuse
+        yield f'itda-{kind}' if kind in ('none', 'mean', 'mean-norm') else f'refused-itda-{kind}',fi.fit_itda(fi.ITDAConfig(k=k, method='matching', normalizer=kind, max_atoms=n), x, progress=False),x[:500]
+    yield 'refused-itda-signed',fi.fit_itda(fi.ITDAConfig(k=k, method='matching', nonneg=False, max_atoms=n), x, progress=False),x[:500]
     for name,made in dict(coordinates=fi.coordinates(x, k), pca=fi.pca(x, k)).items(): yield name,made,x[:500]
     for name in fi.packaged_dictionaries():
         sae = fi.load_dictionary(name)
@@ -39,7 +42,8 @@ def write(root):
         folder = save_dictionary(d, root/name)
         if name.startswith('packaged'): d = fi.load_dictionary(save_dictionary(d, folder, torch.float16)) # as packaged ones are
         code = d.encode(x)
-        save_file(dict(x=x.contiguous(), xhat=d.decode(code), code=code.to_dense()), folder/'expected.safetensors')
+        unit = d.normalizer.scale[0] if isinstance(d, fi.ITDA) else 1. # atoms keep length 1 in raw space, so codes are in raw units there
+        save_file(dict(x=x.contiguous(), xhat=d.decode(code), code=code.to_dense()*unit), folder/'expected.safetensors')
 
 def read_theirs(folder, tmp): # a folder of `theirs.py write` -> relative error of our reconstruction
     shutil.copytree(folder, tmp)
