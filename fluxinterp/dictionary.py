@@ -70,12 +70,14 @@ def check_finite(x:torch.Tensor,    # (..., d)
                  coords:dict=None,  # of the vectors, as in a `TokenBatch`
                  start:int=0,       # number of the first vector
                  what:str='activation vectors',
+                 source=None,       # where they come from; a store says in which file
                 ):
     "Raise `FloatingPointError` when a vector has a NaN or an infinity, saying where"
     if torch.isfinite(x).all(): return
     bad = ~torch.isfinite(x).all(-1).flatten()
     i = int(bad.nonzero()[0])
     place = [f'{c} {int(coords[c][i])}' for c in ('prompt', 'step', 'token') if c in (coords or {})] or [f'row {start+i}']
+    if coords and hasattr(source, 'where'): place.append(f'in {source.where(coords, i)}')
     raise FloatingPointError(f'{int(bad.sum())} of {len(bad)} {what} are not finite, the first at {", ".join(place)}: record in float32 or bfloat16, or leave those rows out')
 
 def as_float64(x:torch.Tensor)->torch.Tensor: # on any device; Apple's GPUs have no float64, theirs comes to the CPU
@@ -123,7 +125,7 @@ def moments(data,             # `SiteRecord`, store data or a tensor (..., d)
     m = None
     for b in tqdm(token_batches(data, batch_size, split=split), desc='moments', leave=False, delay=3):
         m = m or RunningMoments(b.x.shape[-1], full)
-        check_finite(b.x, b.coords, m.count)
+        check_finite(b.x, b.coords, m.count, source=data)
         m.update(b.x)
         for k in {'guidance', 'seed'}&set(b.coords): m.seen.setdefault(k, set()).update(b.coords[k].unique().tolist())
     if m is None or not m.count: raise empty_data(split)

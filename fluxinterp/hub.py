@@ -75,7 +75,19 @@ def _flat(metrics, under=''): # scalars of a nested report
         if isinstance(v, dict): yield from _flat(v, f'{under}{k} ')
         elif v is None or isinstance(v, (int, float, str)): yield f'{under}{k}',v
 
-def _cell(v): return f'{v:.4g}' if isinstance(v, float) else '' if v is None else str(v).replace('|', '/').replace('\n', ' ')
+def _cell(v): return '' if v is None or v!=v else f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', '/').replace('\n', ' ')
+
+def _table(names, rows): return '\n'.join('| '+' | '.join(map(_cell, r))+' |' for r in (names, ['---']*len(names), *rows))
+
+def _metrics(metrics): # parts of a card
+    if hasattr(metrics, 'frame'): # an `Evaluation`: a line for everything, and one for each step
+        f = metrics.frame
+        yield _table(('', *f.columns), [(n, *(int(v) if c=='tokens' else float(v) for c,v in zip(f.columns, r))) for n,r in zip(f.index, f.to_numpy().tolist())])
+        yield ('FVU is the fraction of variance unexplained, in the raw space and, where it says so, with every coordinate standardised or whitened: 0 is perfect, 1 is what the mean alone leaves. '
+               'L0: active latents per vector. Dead: share of the latents that never fired on these vectors.')
+    else:
+        numbers = [(k, v) for k,v in _flat(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}) if v is not None and k!='site']
+        if numbers: yield _table(('metric', 'value'), numbers)
 
 def _kind(dictionary):
     c = getattr(dictionary, 'config', None)
@@ -85,34 +97,39 @@ def _kind(dictionary):
 def _in_saelens(dictionary, or_so): # what the card says of it
     codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
     if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
-    return f'or with SAELens: `SAE.load_from_disk(folder)`{or_so}. The weights there are of the raw activation space.'+(f' Its codes are others than ours: it encodes by {codes}.' if codes!='same' else '')
+    return f'With SAELens: `SAE.load_from_disk(folder)`{or_so}. The weights there are of the raw activation space.'+(f' Its codes are others than ours: it encodes by {codes}.' if codes!='same' else '')
 
 def dictionary_card(dictionary:Dictionary,
                     where:str='<folder>', # as `load_dictionary` will find it, e.g. 'user/repository/folder'
-                    metrics=None,         # numbers by name, or a report with `to_dict`
+                    metrics=None,         # an `Evaluation`, numbers by name, or a report with `to_dict`
                     picture:str='',       # file name of a map, beside the card
-                    about:dict=None,      # more for the head of the card: license, base_model, ...
+                    about:dict=None,      # more for the head of the card: license, base_model (the model's id, also shown), ...
+                    caption:str='Activation map of a latent', # of the picture
+                    latent:int=0,         # the one in the example
                    )->str:                # Markdown, with the hub's front matter
     "A card that says what a dictionary is"
     from huggingface_hub import ModelCardData
-    m,config = dictionary.meta,getattr(dictionary, 'config', None)
-    metrics = metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}
+    m,config,model = dictionary.meta,getattr(dictionary, 'config', None),(about or {}).get('base_model', '')
     head = ModelCardData(**dict(library_name='saelens', tags=['sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp'])|(about or {})).to_yaml()
-    facts = {'kind': _kind(dictionary), 'site': m.site, 'model (fingerprint)': m.model, 'width': dictionary.width, 'latents': dictionary.num_latents,
-             'active latents (k)': config.k if config else getattr(dictionary, 'k', None), 'normalizer (folded into the weights)': config.normalizer if config else None, 'denoising steps': ', '.join(map(str, m.steps)),
-             'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance), 'pictures': m.rows or None, 'activation vectors': m.tokens or None, 'data': m.data}
-    table = lambda names,rows: '\n'.join([f'| {names[0]} | {names[1]} |', '|---|---|']+[f'| {_cell(k)} | {_cell(v)} |' for k,v in rows])
-    known = [(k, v) for k,v in facts.items() if v not in (None, '')]
-    parts = [f'---\n{head}\n---\n# A dictionary{f" at {m.site}" if m.site else ""}', 'A sparse dictionary of activations of a text-to-image model, made with fluxinterp.', table(('', ''), known)]
-    if numbers := [(k, v) for k,v in _flat(metrics) if v is not None and k!='site']: parts += ['## Metrics', table(('metric', 'value'), numbers)]
-    if picture: parts += ['## A map', f'![activation map of a latent]({picture})']
-    repo,_,inside = (where+'/').rstrip('/').partition('/') if where.count('/')<2 else (lambda p: ('/'.join(p[:2]), '', '/'.join(p[2:])))(where.split('/'))
-    parts += ['## How to open it', f'```python\nimport fluxinterp as fi\ndictionary = fi.load_dictionary({where!r})\ncode = dictionary.encode(x)  # raw activations, (..., {dictionary.width})\n```',
-              _in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if where.count('/')>=2 else '')]
+    facts = {'kind': _kind(dictionary), 'site': m.site, 'model': ', '.join(v for v in (model if isinstance(model, str) else ', '.join(model), f'fingerprint {m.model}' if m.model else '') if v),
+             'width': dictionary.width, 'latents': dictionary.num_latents, 'active latents per vector (k)': config.k if config else getattr(dictionary, 'k', None), 'normalizer (folded into the weights)': config.normalizer if config else None,
+             'denoising steps': ', '.join(map(str, m.steps)), 'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance),
+             'pictures': m.rows or None, 'activation vectors': f'{m.tokens:,}' if m.tokens else None, 'data': m.data,
+             'training': f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, seed {config.seed}' if isinstance(config, SAEConfig) and m.tokens else None} # one that another library trained has no such count
+    parts = [f'---\n{head}\n---\n# {facts["kind"]}{f" at {m.site}" if m.site else ""}{f" of {model}" if isinstance(model, str) and model else ""}',
+             f'{dictionary.num_latents} directions in the activations of a text-to-image model, of which a few describe each activation vector; made with fluxinterp.', _table(('', ''), [(k, v) for k,v in facts.items() if v not in (None, '')])]
+    if numbers := list(_metrics(metrics)): parts += ['## How good it is', *numbers]
+    if picture: parts += ['## A map', f'![{caption}]({picture})', caption+'.']
+    parts += ['## How to open it', f'```python\nimport fluxinterp as fi\ndictionary = fi.load_dictionary({where!r})\ncode = dictionary.encode(x)  # raw activations, (..., {dictionary.width})\nxhat = dictionary.decode(code)\n```']
+    if m.site: parts += [f'On the model itself: where a latent fires while a picture forms, and what it does when it is turned up.\n\n```python\npipe = fi.load_pipeline({model if isinstance(model, str) and model else "<the model>"!r})\n'
+                         f"fi.activation_map(pipe, dictionary, {latent}, 'a prompt')\nwith fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): picture = pipe('a prompt').images[0]\n```"]
+    repo,inside = '/'.join(where.split('/')[:2]),'/'.join(where.split('/')[2:])
+    parts += [_in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if inside else '')]
     return '\n\n'.join(parts)+'\n'
 
 # %% ../nbs/27_hub.ipynb #54224909
-def _save_picture(picture, path): # a path, bytes, a PIL image, an array of 0 to 255, or a matplotlib figure
+def _save_picture(picture, path): # a path, bytes, a PIL image, an array of 0 to 255, a matplotlib figure, or `FeatureMaps`
+    if hasattr(picture, 'figure') and not hasattr(picture, 'savefig'): picture = picture.figure()
     if hasattr(picture, 'savefig'): b = io.BytesIO(); picture.savefig(b, format='png', bbox_inches='tight'); picture = b.getvalue()
     if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
     try: image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -120,7 +137,8 @@ def _save_picture(picture, path): # a path, bytes, a PIL image, an array of 0 to
     with atomic_path(path) as p: image.convert('RGB').save(p, 'PNG')
 
 def publish_folder(dictionary:Dictionary, folder:str|Path, # is made
-                   metrics=None, picture=None, # for the card: numbers by name or a report; an image, figure, bytes or path
+                   metrics=None,               # for the card: an `Evaluation`, numbers by name, or a report with `to_dict`
+                   picture=None,               # for the card: what `activation_map` returns; or an image, figure, bytes or path
                    where:str=None,             # the name it will be opened by; the folder when None
                    dtype:torch.dtype=None,     # as in `save_dictionary`
                    about:dict=None,            # for the head of the card
@@ -129,7 +147,10 @@ def publish_folder(dictionary:Dictionary, folder:str|Path, # is made
     folder = save_dictionary(dictionary, folder, dtype)
     if metrics is not None: save_json(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics, folder/'metrics.json')
     if picture is not None: _save_picture(picture, folder/'map.png')
-    with atomic_path(folder/'README.md') as p: p.write_text(dictionary_card(dictionary, where or str(folder), metrics, 'map.png' if picture is not None else '', about), encoding='utf-8')
+    caption = {}
+    if hasattr(picture, 'captions'): # `FeatureMaps`
+        caption = dict(caption=f'Latent {picture.feature}: the finished picture of each prompt, and in colour where the latent fires at each denoising step', latent=picture.feature)
+    with atomic_path(folder/'README.md') as p: p.write_text(dictionary_card(dictionary, where or str(folder), metrics, 'map.png' if picture is not None else '', about, **caption), encoding='utf-8')
     return folder
 
 def push_to_hub(dictionary:Dictionary,
@@ -150,7 +171,7 @@ def push_to_hub(dictionary:Dictionary,
         root = Path(tmp)
         publish_folder(dictionary, root/name, metrics, picture, where, dtype, about)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        if not api.file_exists(repo_id, 'README.md'): (root/'README.md').write_text(dictionary_card(dictionary, where, about=about).replace('# A dictionary', f'# Dictionaries of fluxinterp, a folder each\n\nFor instance {name}:\n\n## A dictionary', 1), encoding='utf-8')
+        if not api.file_exists(repo_id, 'README.md'): (root/'README.md').write_text(re.sub('^# ', f'# Dictionaries of fluxinterp, a folder each\n\nFor instance {name}:\n\n## ', dictionary_card(dictionary, where, about=about), count=1, flags=re.M), encoding='utf-8')
         api.upload_folder(repo_id=repo_id, folder_path=root, commit_message=message or f'Dictionary {name}')
     return where
 

@@ -141,7 +141,11 @@ class Recording(dict):
 def token_batches(data,            # a tensor (..., width), or anything with `.batches`: a `SiteRecord`, a store's data
                   batch_size:int=8192, split:str=None, seed:int=None):
     "`TokenBatch`es of any kind of activations; those of a tensor have no coordinates and no splits"
-    if not isinstance(data, torch.Tensor): return data.batches(batch_size, split=split, seed=seed)
+    if batch_size<1: raise ValueError(f'a batch of {batch_size} vectors')
+    if not isinstance(data, torch.Tensor):
+        if not hasattr(data, 'batches'): raise TypeError(f'activations are a torch tensor (..., width), a `SiteRecord`, `Store(folder).site(name)` or `LiveData`, not {type(data).__name__}: {data!r:.60}')
+        return data.batches(batch_size, split=split, seed=seed)
+    if data.dim()<2 or not data.shape[-1] or data.is_complex(): raise ValueError(f'activations are a real tensor (..., width), not {tuple(data.shape)} of {data.dtype}')
     if split is not None: raise ValueError(f'a plain tensor has no prompts and so no split {split!r}: give a SiteRecord or a store')
     x = data.flatten(0, -2)
     if not len(x): raise ValueError('no activations: the tensor is empty')

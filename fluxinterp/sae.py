@@ -8,14 +8,16 @@ __all__ = ['architectures', 'dictionary_kinds', 'SAEConfig', 'SAE', 'geometric_m
 
 # %% ../nbs/23_sae.ipynb #2695115c
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from math import inf
+from numbers import Integral, Real
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .dictionary import Dictionary, DictionaryMeta, Normalizer, SparseCode, sparse_decode
+from .dictionary import Dictionary, DictionaryMeta, Normalizer, SparseCode, normalizers, sparse_decode
 from .saving import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from .sparse_ops import sparse_autoencode, tile_bytes, topk_excitations
 
@@ -51,9 +53,15 @@ class SAEConfig:
     bandwidth:float=.05         # 'jumprelu': width of the kernel that gives thresholds a gradient, in units of an excitation
 
     def __post_init__(self):
-        if not (isinstance(self.num_latents, int) and self.num_latents>0): raise ValueError(f'num_latents={self.num_latents} must be a positive whole number')
-        if not (isinstance(self.k, int) and 0<self.k<=self.num_latents): raise ValueError(f'k={self.k} must lie between 1 and num_latents={self.num_latents}')
-        for name,choices in (('architecture', architectures), ('dead', ('auxk', 'resample', 'none')), ('center', ('zeros', 'mean', 'geometric median')), ('precision', ('auto', 'fp32', 'bf16'))):
+        for f in fields(self):
+            v,least = getattr(self, f.name),f.name in ('num_latents', 'k', 'batch_size', 'resample_every')
+            if f.type is int and (isinstance(v, bool) or not isinstance(v, Integral) or not least<=v<2**63): raise ValueError(f'{f.name}={v!r} must be a whole number, at least {int(least)}')
+            if f.type is float and (isinstance(v, bool) or not isinstance(v, Real) or not 0<=v<inf or v>1 and f.name in ('cooldown', 'k_anneal')): raise ValueError(f'{f.name}={v!r} must be a number from 0 '+('to 1' if f.name in ('cooldown', 'k_anneal') else 'on'))
+            if f.type in (int, float): setattr(self, f.name, f.type(v)) # NumPy's numbers as Python's, which JSON knows
+        if self.k>self.num_latents: raise ValueError(f'k={self.k} must lie between 1 and num_latents={self.num_latents}')
+        if self.ema>=1: raise ValueError(f'ema={self.ema} must be less than 1')
+        if self.architecture=='jumprelu' and not self.bandwidth: raise ValueError('bandwidth=0: thresholds would get no gradient')
+        for name,choices in (('architecture', architectures), ('normalizer', normalizers), ('dead', ('auxk', 'resample', 'none')), ('center', ('zeros', 'mean', 'geometric median')), ('precision', ('auto', 'fp32', 'bf16'))):
             if getattr(self, name) not in choices: raise ValueError(f'{name}={getattr(self, name)!r}: choose from {choices}')
         if self.k_start and not self.k<=self.k_start<=self.num_latents: raise ValueError(f'k_start={self.k_start} must lie between k={self.k} and num_latents={self.num_latents}')
 

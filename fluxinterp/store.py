@@ -347,6 +347,12 @@ class StoreData:
         stream = TokenStream(self, batch_size, split, seed, prompts, memory_mb)
         if start is not None: stream.load_state_dict(start)
         return stream
+    def where(self, coords:dict, i:int)->str: # coordinates of a batch; which of its vectors
+        "The file a vector is in, and its row there"
+        prompt = int(coords['prompt'][i])
+        shard = int(np.searchsorted(self.starts, prompt, 'right'))-1
+        with _Shard(self.store, shard, self.index) as f: row = (f.rows()==[int(coords[k][i]) for k in ('prompt', 'image', 'seed', 'guidance')]).all(1).nonzero()[0]
+        return f'{f.path}, row {int(row[0])}'
     def statistics(self, split:str=None)->SiteStatistics: # of a split by one pass over it; of everything as kept while harvesting
         "Mean, variance, mean norm and mean square per step, in float64"
         whole = len(self.shards)==len(self.starts)

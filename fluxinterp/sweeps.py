@@ -161,7 +161,9 @@ def _sweep_site(out, site, x, split, held, held_split, entries, varied, together
             work = out/'.training'/f'{crc32(repr((site, [c for _,c in group])).encode()):08x}'
             with _noting_ctrl_c() as stopped: saes = train([c for _,c in group], x, out=work, split=split, **options)
             if stopped or (work/'checkpoints').exists(): raise KeyboardInterrupt # half-trained: they stay in `work`
-            for (folder,_),sae in zip(group, saes): save_dictionary(sae, folder)
+            for (folder,_),sae in zip(group, saes):
+                if sae is None: bar.update() # its loss did not stay finite, as `train` has said: no entry
+                else: save_dictionary(sae, folder)
             shutil.rmtree(work, ignore_errors=True)
             evaluate_trained()
     if (out/'.training').exists() and not any((out/'.training').iterdir()): (out/'.training').rmdir()
@@ -177,19 +179,26 @@ def rate_distortion(table:pd.DataFrame,   # of `sweep` or `read_sweep`
     from matplotlib.ticker import FuncFormatter, LogLocator
     if not len(table): raise ValueError('an empty table: nothing of this sweep is finished')
     sites = list(dict.fromkeys(table.site))
-    fig = Figure(figsize=(size[0]*len(sites), size[1]), layout='constrained', dpi=72)
-    axes = fig.subplots(1, len(sites), squeeze=False, sharey=True)[0]
-    kinds = sorted({(a, n) for a,n in zip(table.architecture, table.num_latents) if a!='PCA'}, key=lambda v: (v[1], v[0]))
-    styles = dict(zip(dict.fromkeys(a for a,_ in kinds), ('-', ':', '-.', (0, (5, 1)))))
-    tone = {n: colormaps['viridis'](.05+.85*i/max(len({n for _,n in kinds})-1, 1)) for i,n in enumerate(sorted({n for _,n in kinds}))}
+    wide = min(len(sites), 4)
+    high = -(-len(sites)//wide)
+    fig = Figure(figsize=(size[0]*wide+1.3, size[1]*high), layout='constrained', dpi=72)
+    axes = list(fig.subplots(high, wide, squeeze=False, sharey=True).flat)
+    for ax in axes[len(sites):]: ax.remove()
+    extra = [c for c in table if c not in ('site', 'architecture', 'num_latents', 'k', 'seed', *_numbers.values(), 'folder')] # what else was varied
+    saes = table[table.architecture!='PCA']
+    kinds = saes[['architecture', *extra]].drop_duplicates().itertuples(index=False, name=None)
+    styles = dict(zip(kinds, ('-', ':', '--', '-.', (0, (5, 1)), (0, (1, 3)), (0, (8, 3, 1, 3)))*9))
+    sizes = sorted(set(saes.num_latents))
+    tone = {n: colormaps['viridis'](.05+.7*i/max(len(sizes)-1, 1)) for i,n in enumerate(sizes)}
+    lines,seeds = {},saes.groupby(['site', 'architecture', 'num_latents', 'k', *extra]).seed.nunique().max()
     for ax,site in zip(axes, sites):
         here = table[table.site==site]
-        for (a,n),t in here.groupby(['architecture', 'num_latents']):
+        for (a,n,*rest),t in here.groupby(['architecture', 'num_latents', *extra], dropna=False):
             g = t.groupby('k').agg(L0=('L0', 'mean'), mean=(distortion, 'mean'), low=(distortion, 'min'), high=(distortion, 'max')).sort_values('L0')
-            label = 'PCA' if a=='PCA' else f'{n} latents'+(f', {a}' if len(styles)>1 else '')
-            ax.errorbar(g.L0, g['mean'], (g['mean']-g.low, g.high-g['mean']), marker='.', ms=5, lw=1.2, elinewidth=1, capsize=2, label=label,
-                        **(dict(c='.6', ls='--') if a=='PCA' else dict(c=tone[n], ls=styles[a])))
-        ax.set(xscale='log', yscale='log', xlabel='L0: active latents per token', title=site)
+            label = 'PCA' if a=='PCA' else f'{n} latents'+(f', {a}' if saes.architecture.nunique()>1 else '')+''.join(f', {c} {v}' for c,v in zip(extra, rest))
+            lines[label] = ax.errorbar(g.L0, g['mean'], (g['mean']-g.low, g.high-g['mean']), marker='.', ms=5, lw=1.2, elinewidth=1, capsize=2, label=label,
+                                       **(dict(c='.6', ls='--') if a=='PCA' else dict(c=tone[n], ls=styles[a, *rest])))
+        ax.set(xscale='log', yscale='log', title=site)
         ks = sorted(set(here.k))
         ax.set_xticks(ks, list(map(str, ks)))
         ax.minorticks_off()
@@ -197,6 +206,7 @@ def rate_distortion(table:pd.DataFrame,   # of `sweep` or `read_sweep`
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v,_: f'{v:.3g}'))
         ax.title.set_fontsize(9)
         ax.grid(alpha=.25)
-    axes[0].set_ylabel(distortion)
-    axes[-1].legend(fontsize=7, frameon=False)
+    fig.supxlabel('L0: active latents per token', fontsize=9)
+    fig.supylabel(distortion, fontsize=9)
+    fig.legend(lines.values(), lines, loc='outside right upper', fontsize=8, frameon=False, title=f'mean of {seeds} seeds,\nbars: least to most' if seeds>1 else None, title_fontsize=7)
     return fig

@@ -1,8 +1,12 @@
-"Training that is killed and resumed, and training on two processes: what a notebook cannot do to itself"
-import json, os, random, signal, subprocess, sys, time
+"Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
+import json, os, random, shutil, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest, torch
+
+import fluxinterp as fi
+from fluxinterp.training import _Run
 
 here = Path(__file__).parent
 WORKER = '''
@@ -69,3 +73,164 @@ def test_two_processes(tmp_path, shard):
     a,b = ({k: v for k,v in load_dictionary(next((tmp_path/n).rglob('cfg.json')).parent).state_dict().items()} for n in ('one', 'two'))
     assert a.keys()==b.keys() and 'W_dec' in a
     for k in a: assert float((a[k]-b[k]).norm())<=2e-3*float(a[k].norm())+1e-5, (k, float((a[k]-b[k]).norm()/a[k].norm()))
+
+@pytest.fixture(scope='module')
+def acts(tmp_path_factory):
+    "A store of 40 prompts at two sites of a random pipeline"
+    from fluxinterp.pipelines import load_pipeline, scene_prompts
+    folder = tmp_path_factory.mktemp('store')/'acts'
+    fi.harvest(load_pipeline('random-flux'), scene_prompts(40), ['double.0.image', 'single.0.image'], folder, num_inference_steps=1, progress=False)
+    return folder
+
+@pytest.mark.parametrize('shard', (False, True))
+def test_torchrun(acts, tmp_path, shard):
+    "`torchrun -m fluxinterp.cli train` on two processes against `fluxinterp train` on one, tokens or latents shared out"
+    options = ['--site', 'single.0.image', '--num-latents', 128, '--k', 4, '--steps', 80, '--batch-size', 512, '--dead-after', 4000, '--device', 'cpu', '--checkpoint-every', 30]
+    def call(*before, out):
+        p = subprocess.run([sys.executable, '-m', *map(str, before), 'fluxinterp.cli', 'train', str(acts), str(out), *map(str, options), '--csv', f'{out}.csv', *(['--shard-latents'] if shard else [])],
+                           env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
+        assert p.returncode==0, p.stdout+p.stderr
+        return p.stdout
+    one = call(out=tmp_path/'one')
+    two = call('torch.distributed.run', '--standalone', '--nproc-per-node', 2, '-m', out=tmp_path/'two')
+    assert 'TopKSAE at single.0.image: 128 latents' in two and two.count('TopKSAE')==1 and one.count('FVU')==two.count('FVU')>0 # one process speaks
+    a,b = (fi.load_dictionary(tmp_path/n) for n in ('one', 'two'))
+    assert sorted(p.name for p in (tmp_path/'two').iterdir())==sorted(p.name for p in (tmp_path/'one').iterdir()) and a.meta==b.meta
+    for (n,p),(_,q) in zip(a.state_dict().items(), b.state_dict().items(), strict=True): assert (p-q).norm()<=2e-3*p.norm()+1e-5, (n, float((p-q).norm()/p.norm()))
+    rows = [Path(f'{tmp_path}/{n}.csv').read_text().splitlines() for n in ('one', 'two')]
+    assert len(rows[0])==len(rows[1])==2 and rows[0][0]==rows[1][0]
+
+# Bad input: a clear error, and nothing lost
+
+g = torch.Generator().manual_seed(0)
+x = torch.randn(3000, 8, generator=g)@torch.randn(8, 12, generator=g)+3
+config = fi.SAEConfig(num_latents=32, k=3, steps=60, batch_size=256, precision='fp32')
+def train(c=config, data=x, **options): return fi.train(c, data, progress=False, **options)
+def checkpoints(folder): return sorted(p.name for p in (Path(folder)/'checkpoints').iterdir())
+
+def stopping(at, error=KeyboardInterrupt):
+    class Stopping(_Run):
+        def update(self, x):
+            if self.step==at: raise error
+            super().update(x)
+    return Stopping
+
+def test_odd_but_good_input():
+    "Numbers of any kind, more than a batch asks for, no steps, other sizes beside each other"
+    usual = train()
+    for data in (x.double(), x.clone().requires_grad_(), x.view(30, 100, 12)): assert torch.equal(train(data=data).W_dec, usual.W_dec)
+    for data in ((100*x).int(), x.bfloat16(), x.half(), x>3): assert fi.evaluate(train(data=data), data.float()).fvu<.9
+    assert torch.isfinite(train(replace(config, batch_size=10_000)).W_dec).all()
+    none = train(replace(config, steps=0))
+    assert none.normalizer.mean.abs().sum()>0 and torch.allclose(none.W_dec.norm(dim=1), torch.ones(32))
+    assert [s.config.k for s in train([replace(config, k=2), replace(config, k=5, num_latents=64, steps=20)])]==[2, 5]
+    for data in (x[:1], torch.ones(500, 12), torch.zeros(500, 12), x*1e30): assert torch.isfinite(train(data=data).W_dec).all()
+
+def test_bad_calls(tmp_path):
+    (tmp_path/'file').write_text('x')
+    for error,why,options in ((ValueError, 'is a file', dict(out=tmp_path/'file')), (ValueError, 'keep=0', dict(keep=0)), (ValueError, 'checkpoint_every=-1', dict(checkpoint_every=-1)),
+                              (TypeError, 'is no logger', dict(loggers=[3])), (ValueError, 'split', dict(split='train')), (ValueError, 'no activations', dict(validation=x[:0], eval_every=10)),
+                              (ValueError, 'validation= has no use', dict(validation=x)), (TypeError, 'not NoneType', dict(data=None)), (ValueError, r'not \(5, 0\)', dict(data=torch.zeros(5, 0))),
+                              (ValueError, 'complex64', dict(data=x.cfloat())), (ValueError, 'whitening 12 coordinates', dict(c=replace(config, normalizer='whiten'), data=x[:50]))):
+        with pytest.raises(error, match=why): train(**options)
+    assert sorted(p.name for p in tmp_path.iterdir())==['file']
+
+def test_another_run_leaves_the_checkpoints_alone(tmp_path, monkeypatch):
+    "Another width, other data, another configuration: refused; then the run goes on to the bit"
+    with monkeypatch.context() as m:
+        m.setattr('fluxinterp.training._Run', stopping(35))
+        train(out=tmp_path, checkpoint_every=10)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    assert checkpoints(tmp_path)==['step-00000030', 'step-00000035']
+    for why,options in (('width 12, these have width 7', dict(data=x[:,:7])), ('tokens 3000, here 2000', dict(data=x[:2000])), ('k=3, here 4', dict(c=replace(config, k=4))), ('1 dictionaries, not 2', dict(c=[config]*2))):
+        with pytest.raises(ValueError, match=why): train(out=tmp_path, **options)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}==before
+    again = train(out=tmp_path)
+    assert torch.equal(again.W_dec, train().W_dec) and not (tmp_path/'checkpoints').exists()
+
+FULL = '''
+import resource, sys
+import fluxinterp as fi
+from tests_data import config, x
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY)) # no file may be larger: what a full disk does to a writer
+try: fi.train(config, x, out=sys.argv[1], checkpoint_every=20, progress=False)
+except OSError as e: print('OSError', e); sys.exit(3)
+'''
+def test_full_disk(tmp_path):
+    "A checkpoint that does not fit: an error that says so, no torn files, the older checkpoint whole; with room again, the same result"
+    (tmp_path/'tests_data.py').write_text("import torch\nimport fluxinterp as fi\ng = torch.Generator().manual_seed(0)\nx = torch.randn(3000, 8, generator=g)@torch.randn(8, 12, generator=g)+3\nconfig = fi.SAEConfig(num_latents=32, k=3, steps=60, batch_size=256, precision='fp32')\n")
+    def call(code, *args):
+        p = subprocess.run([sys.executable, '-c', code, str(tmp_path/'out'), *map(str, args)], cwd=tmp_path, env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=120)
+        return p.returncode,p.stdout+p.stderr
+    code,out = call(FULL, 4000)
+    assert code==3 and 'the checkpoint of step 20 could not be written' in out and 'There is no older one' in out, out
+    assert not list((tmp_path/'out').rglob('*.*'))
+    stop = FULL.replace("try: fi", "from unittest.mock import patch\nimport fluxinterp.training as t\nupdate = t._Run.update\ndef stopping(self, x):\n    if self.step==30: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))\n    return update(self, x)\nt._Run.update = stopping\ntry: fi")
+    code,out = call(stop, 2**30)
+    assert code==3 and 'the checkpoint of step 40 could not be written' in out and 'step-00000020 is whole' in out, out
+    assert checkpoints(tmp_path/'out')==['step-00000020'] and sorted(p.name for p in (tmp_path/'out').iterdir())==['checkpoints']
+    late = FULL.replace('checkpoint_every=20', 'checkpoint_every=500')
+    shutil.copytree(tmp_path/'out', tmp_path/'kept')
+    code,out = call(late, 2000) # the dictionary itself does not fit
+    assert code and 'could not be written' in out and checkpoints(tmp_path/'out')==['step-00000020'], out
+    code,out = call(FULL, 2**30)
+    assert code==0, out
+    assert torch.equal(fi.load_dictionary(tmp_path/'out').W_dec, train().W_dec)
+
+def test_numbers_that_are_no_numbers(acts, tmp_path):
+    "In a store: file and row are named. With far too high a learning rate: an error that says so, or a warning"
+    bad = tmp_path/'acts'
+    shutil.copytree(acts, bad)
+    store = fi.Store(acts)
+    data = store.site('single.0.image')
+    file = next(p for p in sorted((bad/'single.0.image').glob('*.safetensors')))
+    from safetensors.torch import load_file, save_file
+    t = load_file(file)
+    t['x'][5,0,77,3] = float('nan')
+    save_file(t, file)
+    with pytest.raises(fi.StoreError, match='damaged'): train(data=fi.Store(bad).site('single.0.image')) # no checksum would let it pass
+    broken = fi.Store(bad, verify=False).site('single.0.image')
+    where = rf'prompt {int(t["rows"][5,0])}, step 0, token 77, in .*single.0.image/{file.name}, row 5'
+    with pytest.raises(FloatingPointError, match=where): train(data=broken)
+    with pytest.raises(FloatingPointError, match=where): fi.moments(broken)
+    with pytest.raises(FloatingPointError, match='lr=1e\\+38.*Take a lower lr'): train(replace(config, lr=1e38, warmup=0))
+    with pytest.warns(UserWarning, match='lr'): assert train([replace(config, lr=1e38, warmup=0), config])[0] is None
+
+# Loggers of others
+
+def log_twice(logger_of, tmp_path):
+    "A run stopped at step 230 of 300, whose last checkpoint is of step 200, and taken up again"
+    from unittest.mock import patch
+    long = replace(config, steps=300)
+    class Killed(BaseException): pass
+    with patch('fluxinterp.training._Run', stopping(280, Killed)), pytest.raises(Killed): train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()])
+    train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()], validation=x[:500], eval_every=150)
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log_twice(lambda: fi.tensorboard_logger(tmp_path/'events'), tmp_path)
+    events = EventAccumulator(str(tmp_path/'events')).Reload()
+    assert [e.step for e in events.Scalars('error')]==[50, 100, 150, 200, 250, 300] and [e.step for e in events.Scalars('fvu')]==[300]
+    alone = {}
+    train(replace(config, steps=300), loggers=lambda step,values: alone.update({step: values['error']}))
+    for e in events.Scalars('error'): assert abs(e.value-alone[e.step])<1e-6
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    "With wandb itself where it is installed: what it wrote is read back from its file"
+    wandb = pytest.importorskip('wandb')
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+    for k in ('WANDB_DIR', 'WANDB_CACHE_DIR', 'WANDB_DATA_DIR'): monkeypatch.setenv(k, str(tmp_path))
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    logger = fi.wandb_logger(mode='offline', project='fluxinterp', id='one')
+    log_twice(lambda: logger, tmp_path)
+    assert wandb.run is None # closed
+    steps = []
+    for file in sorted(tmp_path.rglob('*.wandb')):
+        store = DataStore()
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            r = Record(); r.ParseFromString(data)
+            if r.WhichOneof('record_type')=='history': steps += [json.loads(i.value_json) for i in r.history.item if (i.key or '/'.join(i.nested_key))=='_step']
+    assert sorted(steps)==[50, 100, 150, 200, 250, 300]
