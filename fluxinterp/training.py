@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -276,10 +277,18 @@ def _finite(run, everywhere=True)->bool:
     bad = (~torch.isfinite(torch.stack(sums))).sum()
     return not (over_ranks(bad) if everywhere else bad)
 
+def _newest(folder): # checkpoint, as a sentence's beginning
+    last = sorted(p.name for p in folder.glob('step-*')) if folder is not None and folder.exists() else []
+    return f' The last good checkpoint, {last[-1]}, stays in {folder}: ' if last else ''
+
+def _keep(sae, to, folder):
+    try: save_dictionary(sae, to)
+    except (OSError, SafetensorError) as e: raise OSError(f'the dictionary could not be written to {to}: {e}.{_newest(folder) and _newest(folder)+"make room, and the same call goes on from there"}') from e
+
 def _diverged(run, step, folder)->str:
-    c,last = run.config,sorted(p.name for p in folder.glob('step-*')) if folder is not None and folder.exists() else []
+    c = run.config
     return (f'{c.architecture} SAE, {c.num_latents} latents, k={c.k}, lr={c.lr:g}: at step {step} its loss or a weight is not finite. Take a lower lr, a longer warmup or grad_clip=1.'+
-            (f' The last good checkpoint, {last[-1]}, stays in {folder}: give another folder, or delete it' if last else ''))
+            (_newest(folder) and _newest(folder)+'give another folder, or delete it'))
 
 # %% ../nbs/25_training.ipynb #c95bb5dc
 def train(config:SAEConfig|list,   # one, or several to be trained on the same batches
@@ -376,6 +385,6 @@ def train(config:SAEConfig|list,   # one, or several to be trained on the same b
     res = [None if r in lost else r.finished() for r in runs]
     if out is not None and not rank:
         for name,sae in zip(_names(configs), res):
-            if sae is not None: save_dictionary(sae, out/name if several else out)
+            if sae is not None: _keep(sae, out/name if several else out, folder)
     if folder is not None and (apart or not rank): shutil.rmtree(folder, ignore_errors=True)
     return res if several else res[0]

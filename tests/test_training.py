@@ -1,5 +1,6 @@
 "Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
 import json, os, random, shutil, signal, subprocess, sys, time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def test_two_processes(tmp_path, shard):
 
 @pytest.fixture(scope='module')
 def acts(tmp_path_factory):
-    "A store of 40 prompts at two sites of a random pipeline"
-    from fluxinterp.pipelines import load_pipeline, scene_prompts
+    "A store of 27 prompts, of every split, at two sites of a random pipeline"
     folder = tmp_path_factory.mktemp('store')/'acts'
-    fi.harvest(load_pipeline('random-flux'), scene_prompts(40), ['double.0.image', 'single.0.image'], folder, num_inference_steps=1, progress=False)
+    prompts = [f'a {c} {s} {p}' for c in ('red', 'blue', 'green') for s in ('circle', 'star', 'cross') for p in ('at the top', 'on the left', 'at the bottom')]
+    fi.harvest(fi.load_pipeline('random-flux'), prompts, ['double.0.image', 'single.0.image'], folder, num_inference_steps=1, progress=False)
     return folder
 
 @pytest.mark.parametrize('shard', (False, True))
@@ -148,34 +149,31 @@ def test_another_run_leaves_the_checkpoints_alone(tmp_path, monkeypatch):
     again = train(out=tmp_path)
     assert torch.equal(again.W_dec, train().W_dec) and not (tmp_path/'checkpoints').exists()
 
-FULL = '''
-import resource, sys
-import fluxinterp as fi
-from tests_data import config, x
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY)) # no file may be larger: what a full disk does to a writer
-try: fi.train(config, x, out=sys.argv[1], checkpoint_every=20, progress=False)
-except OSError as e: print('OSError', e); sys.exit(3)
-'''
-def test_full_disk(tmp_path):
-    "A checkpoint that does not fit: an error that says so, no torn files, the older checkpoint whole; with room again, the same result"
-    (tmp_path/'tests_data.py').write_text("import torch\nimport fluxinterp as fi\ng = torch.Generator().manual_seed(0)\nx = torch.randn(3000, 8, generator=g)@torch.randn(8, 12, generator=g)+3\nconfig = fi.SAEConfig(num_latents=32, k=3, steps=60, batch_size=256, precision='fp32')\n")
-    def call(code, *args):
-        p = subprocess.run([sys.executable, '-c', code, str(tmp_path/'out'), *map(str, args)], cwd=tmp_path, env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=120)
-        return p.returncode,p.stdout+p.stderr
-    code,out = call(FULL, 4000)
-    assert code==3 and 'the checkpoint of step 20 could not be written' in out and 'There is no older one' in out, out
-    assert not list((tmp_path/'out').rglob('*.*'))
-    stop = FULL.replace("try: fi", "from unittest.mock import patch\nimport fluxinterp.training as t\nupdate = t._Run.update\ndef stopping(self, x):\n    if self.step==30: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))\n    return update(self, x)\nt._Run.update = stopping\ntry: fi")
-    code,out = call(stop, 2**30)
-    assert code==3 and 'the checkpoint of step 40 could not be written' in out and 'step-00000020 is whole' in out, out
-    assert checkpoints(tmp_path/'out')==['step-00000020'] and sorted(p.name for p in (tmp_path/'out').iterdir())==['checkpoints']
-    late = FULL.replace('checkpoint_every=20', 'checkpoint_every=500')
-    shutil.copytree(tmp_path/'out', tmp_path/'kept')
-    code,out = call(late, 2000) # the dictionary itself does not fit
-    assert code and 'could not be written' in out and checkpoints(tmp_path/'out')==['step-00000020'], out
-    code,out = call(FULL, 2**30)
-    assert code==0, out
-    assert torch.equal(fi.load_dictionary(tmp_path/'out').W_dec, train().W_dec)
+@contextmanager
+def full_disk(largest): # no file may become larger: what a full disk does to a writer
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+def test_full_disk(tmp_path, monkeypatch):
+    "A checkpoint or a dictionary that does not fit: an error that says so, no torn files, the older checkpoint whole; with room again, the same result"
+    out = tmp_path/'out'
+    with full_disk(4000), pytest.raises(OSError, match='the checkpoint of step 20 could not be written .*There is no older one'): train(out=out, checkpoint_every=20)
+    assert not list(out.rglob('*.*')) # nothing torn
+    with monkeypatch.context() as m, full_disk(2**30):
+        import resource
+        class Filling(_Run):
+            def update(self, x):
+                if self.step==30: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+                super().update(x)
+        m.setattr('fluxinterp.training._Run', Filling)
+        with pytest.raises(OSError, match='the checkpoint of step 40 could not be written .*step-00000020 is whole'): train(out=out, checkpoint_every=20)
+    assert checkpoints(out)==['step-00000020'] and sorted(p.name for p in out.iterdir())==['checkpoints']
+    with full_disk(2000), pytest.raises(OSError, match='could not be written .*step-00000020, stays'): train(out=out, checkpoint_every=500) # the dictionary itself
+    assert checkpoints(out)==['step-00000020'] and sorted(p.name for p in out.iterdir())==['checkpoints']
+    assert torch.equal(train(out=out).W_dec, train().W_dec)
+    assert sorted(p.name for p in out.iterdir())==['cfg.json', 'fluxinterp.safetensors', 'sae_weights.safetensors']
 
 def test_numbers_that_are_no_numbers(acts, tmp_path):
     "In a store: file and row are named. With far too high a learning rate: an error that says so, or a warning"
@@ -220,17 +218,23 @@ def test_wandb_offline(tmp_path, monkeypatch):
     "With wandb itself where it is installed: what it wrote is read back from its file"
     wandb = pytest.importorskip('wandb')
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
     for k in ('WANDB_DIR', 'WANDB_CACHE_DIR', 'WANDB_DATA_DIR'): monkeypatch.setenv(k, str(tmp_path))
     monkeypatch.setenv('WANDB_SILENT', 'true')
     logger = fi.wandb_logger(mode='offline', project='fluxinterp', id='one')
     log_twice(lambda: logger, tmp_path)
     assert wandb.run is None # closed
-    steps = []
+    def records(data, at=7, part=b''): # LevelDB's log format: blocks of 32 kB, in them checksum, length, kind, bytes
+        while at<len(data):
+            if 2**15-at%2**15<7: at += 2**15-at%2**15
+            n,kind = int.from_bytes(data[at+4:at+6], 'little'),data[at+6]
+            part,at = part+data[at+7:at+7+n],at+7+n
+            if kind in (1, 4): yield part; part = b''
+    steps,names = [],set()
     for file in sorted(tmp_path.rglob('*.wandb')):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in records(file.read_bytes()):
             r = Record(); r.ParseFromString(data)
-            if r.WhichOneof('record_type')=='history': steps += [json.loads(i.value_json) for i in r.history.item if (i.key or '/'.join(i.nested_key))=='_step']
-    assert sorted(steps)==[50, 100, 150, 200, 250, 300]
+            if r.WhichOneof('record_type')=='history':
+                items = {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
+                steps.append(items['_step'])
+                names |= set(items)
+    assert sorted(steps)==[50, 100, 150, 200, 250, 300] and {'loss', 'error', 'fvu', 'dead'}<=names, (steps, names)
