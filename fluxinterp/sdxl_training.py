@@ -143,11 +143,10 @@ def _timesteps(n, g, grid=(.3, .3, .2, .2), share=.6): # mostly those that a 4-s
 # %% ../nbs/07_sdxl_training.ipynb #sdt00021
 def near_object_latents(x0:torch.Tensor, # (n, channels, 32, 32), of variance 1
                        )->torch.Tensor:  # (n, 32, 32) bool
-    "Latents that hold part of an object, and their neighbours two away"
+    "Latents that hold part of an object, and their neighbours up to three away"
     middle = x0.flatten(2).median(2).values[...,None,None]
-    far = ((x0-middle).abs().amax(1)>.5)
-    far[:,[0,-1]] = far[:,:,[0,-1]] = False # the autoencoder's own edge
-    return F.max_pool2d(far[:,None].float(), 5, 1, 2)[:,0]>0
+    far = F.pad((x0-middle).abs().amax(1)[:,3:-3,3:-3]>.5, (3, 3, 3, 3)) # not at the rim, where the autoencoder's padding shows
+    return F.max_pool2d(far[:,None].float(), 7, 1, 3)[:,0]>0
 
 def shift_latents(x:torch.Tensor, # (channels, h, w)
                   down:int, right:int, # latents cut off at the top and at the left
