@@ -1,62 +1,63 @@
 "ITDA dictionaries whose growth is killed and resumed: what a notebook cannot do to itself"
-import os, random, signal, subprocess, sys, time
+import os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file
 
-TENSOR = '''
-g = torch.Generator().manual_seed(0)
-data = torch.randn(8000, 12, generator=g).relu()**2@torch.randn(12, 48, generator=g)+.1*torch.randn(8000, 48, generator=g)+5
-'''
-STORE = '''
-from fluxinterp.store import Store
-data = Store(sys.argv[2]).site('double.0.image')
-'''
-WORKER = '''
-import sys, torch
+# One process imports everything, once; every run is a fork of it. tqdm's lock would be shared by all forks, and a killed one could hold it for ever: a lock of the process's own takes its place.
+SCRIPT = '''
+import os, random, signal, sys, threading, time, traceback
+from pathlib import Path
+import torch, tqdm
+torch.set_num_threads(1)
+tqdm.tqdm.set_lock(threading.RLock())
 from fluxinterp.itda import ITDAConfig
 from fluxinterp.growing import fit_itda
-torch.set_num_threads(1)
-DATA
-fit_itda(ITDAConfig(k=6, fvu_threshold=.15, batch_size=128), data, out=sys.argv[1], checkpoint_every=4, progress=False)
-print('whole')
+from fluxinterp.store import Store
+kind,root = sys.argv[1],Path(sys.argv[2])
+
+def fork(f, *args): # -> process id
+    pid = os.fork()
+    if pid: return pid
+    try: f(*args)
+    except BaseException: traceback.print_exc(); sys.stdout.flush(); os._exit(1)
+    os._exit(0)
+
+def harvested():
+    from fluxinterp.harvesting import harvest
+    from fluxinterp.pipelines import load_pipeline, scene_prompts
+    harvest(load_pipeline('random-flux'), scene_prompts(16), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', progress=False)
+
+def grow(out):
+    g = torch.Generator().manual_seed(0)
+    if kind=='store': data = Store(root/'acts').site('double.0.image')
+    else: data = torch.randn(12000, 12, generator=g).relu()**2@torch.randn(12, 48, generator=g)+.1*torch.randn(12000, 48, generator=g)+5
+    fit_itda(ITDAConfig(k=6, fvu_threshold=.15, batch_size=64), data, out=root/out, checkpoint_every=4, progress=False)
+
+def whole(pid): assert os.waitpid(pid, 0)[1]==0, 'a run failed'
+def newest(): return max((p.name for p in (root/'torn'/'checkpoints').glob('step-*')), default=None)
+if kind=='store': whole(fork(harvested))
+whole(fork(grow, 'alone'))
+rng,kills,ended = random.Random(0),0,False
+while kills<6 and not ended: # wait for work to be done, then a random moment more
+    pid,had,deadline = fork(grow, 'torn'),newest(),time.time()+60
+    while newest()==had and not ended and time.time()<deadline: ended = os.waitpid(pid, os.WNOHANG)[0]!=0; time.sleep(.001)
+    time.sleep(rng.random()*.05)
+    if not ended and os.waitpid(pid, os.WNOHANG)[0]==0: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); kills += 1
+    else: ended = True
+if not ended: whole(fork(grow, 'torn'))
+print('kills', kills)
 '''
-
-def run(code, *args):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-def newest(folder): return max((p.name for p in folder.glob('step-*')), default=None) if folder.exists() else None
 
 @pytest.mark.parametrize('kind', ('tensor', 'store'))
 def test_kill_and_resume(tmp_path, kind):
-    "kill -9 at random moments, three or four times over; the dictionary is that of a run left alone, file by file"
-    code,store = WORKER.replace('DATA', TENSOR if kind=='tensor' else STORE),tmp_path/'acts'
-    if kind=='store':
-        from fluxinterp.harvesting import harvest
-        from fluxinterp.pipelines import load_pipeline, scene_prompts
-        harvest(load_pipeline('random-flux'), scene_prompts(16), ['double.0.image'], store, num_inference_steps=2, dtype='float32', progress=False)
-    p = run(code, tmp_path/'alone', store)
-    out,_ = p.communicate(timeout=240)
-    assert p.returncode==0 and 'whole' in out, out
-    rng,kills,most = random.Random(0),0,4 if kind=='tensor' else 3
-    for attempt in range(40):
-        p = run(code, tmp_path/'torn', store)
-        folder = tmp_path/'torn'/'checkpoints'
-        if kills<most: # wait for work to be done, then a random moment more
-            had,deadline = newest(folder),time.time()+120
-            while p.poll() is None and time.time()<deadline and newest(folder)==had: time.sleep(.002)
-            time.sleep(rng.random()*.1)
-            if p.poll() is None:
-                p.send_signal(signal.SIGKILL); kills += 1
-                p.communicate()
-                continue
-        out,_ = p.communicate(timeout=240)
-        assert p.returncode==0, out
-        break
-    assert kills>=2, kills
+    "kill -9 at random moments, six times over; the dictionary is that of a run left alone, file by file"
+    p = subprocess.run([sys.executable, '-c', SCRIPT, kind, str(tmp_path)], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert p.returncode==0, p.stdout
+    assert int(p.stdout.split('kills')[1].split()[0])>=3, p.stdout
     files = lambda d: sorted(q.relative_to(d).as_posix() for q in Path(d).rglob('*') if q.is_file())
-    assert files(tmp_path/'alone')==files(tmp_path/'torn')
+    assert files(tmp_path/'alone')==files(tmp_path/'torn')!=[]
     for f in files(tmp_path/'alone'):
         if f.endswith('.safetensors'):
             a,b = (load_file(tmp_path/n/f) for n in ('alone', 'torn'))
