@@ -35,6 +35,7 @@ class _Encoder:
         return res
 
 _pictures = ('image', 'mask_image', 'control_image', 'control_mask') # pictures a call begins with
+_embedded = ('embeds', 'embeds_mask', 'attention_mask')
 _per_prompt = ('prompt_2', 'prompt_3', 'negative_prompt', 'negative_prompt_2', 'negative_prompt_3')
 
 def _slice_call(call, batch, n, images, references=False): # the arguments of one batch: what has an entry per prompt, or per picture, is cut
@@ -48,15 +49,25 @@ def _slice_call(call, batch, n, images, references=False): # the arguments of on
         elif isinstance(v, (list, tuple)) and k.endswith('embeds') and all(torch.is_tensor(e) for e in v): # captions of different lengths
             if len(v)!=n: raise ValueError(f'{k} has {len(v)} entries for {n} prompts')
             v = [v[i] for i in batch]
+        elif k in _per_prompt and isinstance(v, str): v = [v]*len(batch) # some pipelines take no text beside a list of prompts
         elif k in _per_prompt and isinstance(v, (list, tuple)):
             if len(v)!=n: raise ValueError(f'{k} has {len(v)} entries for {n} prompts')
             v = [v[i] for i in batch]
-        elif isinstance(v, torch.Tensor) and (k.endswith('embeds') or k.endswith('embeds_mask') or k.endswith('attention_mask')):
+        elif isinstance(v, torch.Tensor) and k.endswith(_embedded):
             if len(v)!=n: raise ValueError(f'{k} has {len(v)} rows for {n} prompts')
             v = v[list(batch)]
         elif k=='latents' and v is not None:
             if len(v)!=n*images: raise ValueError(f'latents has {len(v)} rows for {n*images} pictures')
             v = v[[i*images+j for i in batch for j in range(images)]]
+        res[k] = v
+    return res
+
+def _repeat_call(call, n, references=False): # the arguments of a batch, each prompt's n times
+    res = {}
+    for k,v in call.items():
+        if torch.is_tensor(v) and k.endswith(_embedded): v = v.repeat_interleave(n, 0)
+        elif isinstance(v, (list, tuple)) and (k.endswith('embeds') or k in _per_prompt or (k in _pictures and not references)): v = [e for e in v for _ in range(n)]
+        elif torch.is_tensor(v) and k in _pictures and not references: v = v.repeat_interleave(n, 0)
         res[k] = v
     return res
 

@@ -17,7 +17,7 @@ from fastcore.meta import delegates
 from PIL import Image
 
 from .attention import AttentionWatch
-from .batches import _batched, _Encoder, _per_prompt, _rows, _slice_call
+from .batches import _batched, _Encoder, _repeat_call, _rows, _slice_call
 from .families import family_of
 from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, token_pixels
 from .previews import decode_latents, predicted_clean
@@ -202,7 +202,8 @@ def _check_size(pipe, call): # before anything is drawn
     if call.get('height') or call.get('width') or 'image' not in call: picture_size(pipe, call.get('height'), call.get('width'))
 
 def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, per_prompt, indices, call):
-    flux,embedded,references = _is_flux(pipe),'prompt_embeds' in call,family_of(denoiser_of(pipe)).references
+    flux,embedded = _is_flux(pipe),'prompt_embeds' in call
+    references = family_of(denoiser_of(pipe)).references and 'strength' not in inspect.signature(type(pipe).__call__).parameters # else a list of pictures is one a prompt
     if num_inference_steps: call['num_inference_steps'] = num_inference_steps
     call = {k: v for k,v in call.items() if v is not None or k=='negative_prompt'}
     _check_size(pipe, call)
@@ -230,11 +231,8 @@ def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, image
         if share: this |= encode([prompts[i] for i in part])
         elif not embedded: this['prompt'] = [prompts[i] for i in part]
         this['num_images_per_prompt'] = per_prompt
-        if flux and (share or embedded): # FLUX repeats prompts it encodes, but not embeddings it is given
-            for k,v in this.items():
-                if k.endswith('embeds'): this[k] = v.repeat_interleave(per_prompt, 0)
-                elif k in _per_prompt and v is not None: this[k] = [p for p in ([v]*len(part) if isinstance(v, str) else v) for _ in range(per_prompt)]
-            this['num_images_per_prompt'] = 1
+        if share or embedded: # pipelines repeat prompts that they encode, but not all of them what they are given
+            this = _repeat_call(this, per_prompt, references)|dict(num_images_per_prompt=1)
         out = None
         with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock, ExitStack() as stack:
             clock.on_schedule.append(lambda: keeper.begin(clock))

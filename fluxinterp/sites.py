@@ -30,7 +30,7 @@ class ModuleCall(NamedTuple):
     kwargs:dict
     output:object
     layout:Layout=Layout()  # where the tokens of this call of the denoiser are
-    gate:torch.Tensor=None  # (batch, width), of the block, for `attention`
+    gate:torch.Tensor=None  # (batch, width) or (batch, token, width), of the block, for `attention`
 
 def _as_tokens(x): return x.flatten(2).transpose(1, 2) if x.ndim==4 else x # (n, c, h, w) -> (n, h*w, c)
 
@@ -40,7 +40,7 @@ def _position(module, name): # of an argument
     names = list(inspect.signature(module.forward).parameters)
     return names.index(name) if name in names else 0
 
-# %% ../nbs/09_sites.ipynb #5f1b24dd
+# %% ../nbs/09_sites.ipynb #5020f444
 @dataclass(frozen=True)
 class Site:
     "A place in a denoiser or a text encoder"
@@ -87,7 +87,7 @@ class Site:
         for p in self.gate_part.split():
             if '/' in p:
                 i,n = map(int, p.split('/'))
-                gate = gate.reshape(len(gate), n, -1)[:,i]+(table[i] if table is not None else 0)
+                gate = gate.chunk(n, -1)[i]+(table[i] if table is not None else 0)
             elif p=='tanh': gate = gate.tanh()
         return gate
 
@@ -112,13 +112,16 @@ class Site:
             i = next((j for j,o in enumerate(out) if torch.is_tensor(o) and n and (o.shape[1]==n or o.ndim==4)), 0)
         return out[i],i
 
+    def _gate(self, call, n): # (batch, token or 1, width)
+        return call.gate[:n] if call.gate.ndim==3 else call.gate[:n,None]
+
     def _raw(self, call): # the tensor that is read, before it is cut into streams
         if self.read=='input': return self._input(call)
         out = self._item(call)[0]
         if self.read=='update': return out-self._input(call)
         if self.read=='attention':
             if self._fused(call): out = self._attention_columns(call)
-            return call.gate[:len(out),None]*out
+            return self._gate(call, len(out))*out
         return out
 
     def _fused(self, call): return self.joint and getattr(call.module, 'in_features', 0)>self.width # one projection for attention and neurons
@@ -149,7 +152,7 @@ class Site:
         if not self.whole or self.joint: return shrunk(self.scale)
         return next((g for g in map(shrunk, (1, 2, 4, 8, 16, 32)) if g[0]*g[1]==x.shape[1]), None) # of a place without a name, when the count fits
 
-# %% ../nbs/09_sites.ipynb #ba1fcbe6
+# %% ../nbs/09_sites.ipynb #d5cc856a
 @patch
 def put(self:Site, call:ModuleCall, x:torch.Tensor): # the same form as the module's output, or for `input` as its input
     "What the module should return so that the site's activations are `x`"
@@ -159,7 +162,8 @@ def put(self:Site, call:ModuleCall, x:torch.Tensor): # the same form as the modu
     item,at = self._item(call)
     if self.read=='update': new = item+_like(old, put_span(tokens, span, x)-tokens)
     elif self.read=='attention':
-        delta,gate = x-take_span(tokens, span),call.gate[:len(x),None]
+        delta,gate = x-take_span(tokens, span),self._gate(call, len(x))
+        if gate.shape[1]>1: gate = take_span(gate, span) # tokens of reference pictures have another
         if ((gate==0) & (delta!=0)).any(): raise ValueError(f'{self.name}: the gate of this block is 0 in some coordinates, nothing can be written there')
         new = put_span(item, span, take_span(item, span)+torch.where(gate==0, 0, delta/gate))
     else: new = _like(old, put_span(tokens, span, x))

@@ -290,3 +290,179 @@ def test_unknown_denoiser():
     pipe = diffusers.DDPMPipeline(unet=net, scheduler=diffusers.DDPMScheduler())
     with pytest.raises(ValueError, match='UNet2DModel is not known'): list_sites(pipe)
     with pytest.raises(TypeError, match='expected a diffusers pipeline'): list_sites(net)
+
+# pipelines that begin with a picture
+
+pictures = [('sd', 'StableDiffusionImg2ImgPipeline'), ('sd', 'StableDiffusionInpaintPipeline'), ('sdxl', 'StableDiffusionXLImg2ImgPipeline'), ('sdxl', 'StableDiffusionXLInpaintPipeline'), ('sd3', 'StableDiffusion3Img2ImgPipeline'),
+            ('flux', 'FluxImg2ImgPipeline'), ('flux', 'FluxInpaintPipeline'), ('flux', 'FluxKontextPipeline'), ('chroma', 'ChromaImg2ImgPipeline'), ('flux2', 'Flux2Pipeline'), ('flux2-klein', 'Flux2KleinPipeline'),
+            ('flux2-klein', 'Flux2KleinKVPipeline'), ('flux2-klein', 'Flux2KleinInpaintPipeline'), ('qwen-image', 'QwenImageImg2ImgPipeline'), ('qwen-image', 'QwenImageInpaintPipeline'), ('qwen-image', 'QwenImageEditPipeline'),
+            ('qwen-image', 'QwenImageEditPlusPipeline'), ('z-image', 'ZImageImg2ImgPipeline'), ('z-image', 'ZImageInpaintPipeline')]
+
+@pytest.mark.parametrize('name,cls', pictures, ids=lambda v: v)
+def test_pipelines_that_begin_with_a_picture(name, cls, monkeypatch):
+    "Image-to-image, inpainting and editing: only the steps that are made, only the tokens of the picture, the rows of a hook"
+    from PIL import Image
+    pipe = miniature(name, pipeline=cls)
+    takes,rng = inspect.signature(type(pipe).__call__).parameters,np.random.default_rng(0)
+    reference = 'strength' not in takes
+    h,w = (64, 96) if reference else (48, 80) # of the picture given
+    n = 1 if 'EditPlus' in cls else 2
+    call = {k: v for k,v in miniature_call(name, n).items() if k in takes}|dict(image=Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)))
+    if 'mask_image' in takes: call['mask_image'] = Image.fromarray((np.arange(w)[None].repeat(h, 0)<w//2).astype(np.uint8)*255)
+    if 'strength' in takes: call['strength'] = .5
+    if 'Kontext' in cls: call |= dict(_auto_resize=False, max_area=48*80)
+    if 'QwenImageEdit' in cls: monkeypatch.setattr(importlib.import_module(type(pipe).__module__), 'calculate_dimensions', lambda area, ratio: (w, h) if 'Plus' in cls else (w, h, None)) # else a megapixel
+    made = 4 if reference else 2
+    each = dict(call) if name in ('flux2', 'flux2-klein', 'qwen-image') and reference else dict(call, **{k: [call[k]]*n for k in ('image', 'mask_image') if k in call}) # one a prompt, noised by its own generator
+    def go(): return pipe(**each, num_inference_steps=4, generator=generators(n), output_type='latent').images
+    block = {'sd': 'mid_block.attentions.0', 'sdxl': 'up_blocks.0.attentions.1', 'z-image': 'layers.1', 'flux': 'transformer_blocks.1', 'chroma': 'transformer_blocks.1', 'flux2': 'transformer_blocks.1', 'flux2-klein': 'transformer_blocks.1'}.get(name, 'transformer_blocks.1')
+    site = {'sd': 'mid.0.output', 'sdxl': 'up.0.1.output', 'z-image': 'blocks.1', 'sd3': 'blocks.1', 'qwen-image': 'blocks.1'}.get(name, 'double.1')
+    seen = []
+    first = 384 if cls=='Flux2KleinKVPipeline' else 0 # this one puts the reference before the picture, in the first step
+    def keep(m, a, k, o):
+        x = o[1] if name not in ('sd', 'sdxl', 'z-image') else o if name=='z-image' else tokens(o[0])
+        f = first if not seen else 0
+        seen.append(x[:,f:f+240] if name!='sd' else x)
+    handle = denoiser_of(pipe).get_submodule(block).register_forward_hook(keep, with_kwargs=True)
+    before = go()
+    handle.remove()
+    last = [s.name for s in list_sites(pipe, 48, 80) if s.stream=='image' and s.name.endswith(('.attn', '.mlp'))][-2:] if not reference or name!='sd' else []
+    rec = fi.record(pipe, None, [site, *last], num_inference_steps=4, batch_size=2, **call)
+    r = next(iter(rec.values()))
+    assert len(seen)==made==len(r.steps) and r.steps==list(range(made)) and r.grid==((6, 10) if name=='sdxl' else (12, 20))
+    assert torch.equal(r.x, torch.stack(seen, 1))
+    assert all(v.x.shape[2]==240 for v in rec.values()) or name in ('sd', 'sdxl')
+    assert (r.levels[0]<.97)==(not reference)
+    state = state_of(pipe)
+    for s in [site, *last]:
+        with hooked(pipe, [(s, lambda clock,x: x+x.std()*torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))]): assert not torch.equal(go(), before), s
+    assert hooks_of(pipe)==0 and state_of(pipe)==state and torch.equal(go(), before)
+    assert torch.equal(fi.record(pipe, None, site, num_inference_steps=4, batch_size=2, **each)[r.site.name].x, r.x)
+    assert torch.allclose(fi.record(pipe, None, site, num_inference_steps=4, batch_size=1, **call)[r.site.name].x, r.x, atol=1e-4) # whatever shares the batch
+
+# end to end, and bad input
+
+@pytest.mark.parametrize('name,site', [('sdxl', 'down.2.1'), ('sdxl', 'up.0.1'), ('sd', 'up.1.1'), ('pixart', 'blocks.0'), ('qwen-image', 'blocks.1.image'), ('flux2', 'single.0.image')])
+def test_record_dictionary_map_and_steer(name, site, tmp_path):
+    "The whole road: sites, recording, a dictionary, its maps over previews, steering inside a box"
+    pipe,call = miniature(name),miniature_call(name, 2)
+    rec = fi.record(pipe, None, site, num_inference_steps=3, images=True, previews=True, **call)
+    r = rec[site]
+    assert len(rec.images)==2 and [len(p) for p in rec.previews]==[3, 3] and rec.previews[0][0].size==(80, 48)
+    if name!='flux2': # the last preview is the picture, up to the autoencoder's rounding, where the last step leads to noise level 0
+        assert np.abs(np.asarray(rec.previews[0][-1]).astype(int)-np.asarray(rec.images[0]).astype(int)).mean()<8
+    d = fi.coordinates(r, 4)
+    maps = fi.maps_from(rec, d, 2)
+    assert maps.values.shape==(2, 3, *r.grid)
+    before = draw(pipe, call)
+    box = fi.Box(0, 0, .5, .5)
+    with fi.steer(pipe, [fi.Add(d, 2, strength=20., region=box)], guard=True) as run:
+        assert not torch.equal(draw(pipe, call), before)
+        moved = fi.record(pipe, None, site, num_inference_steps=3, steps=0, **call)[site]
+    assert run.report.site.unique().tolist()==[site]
+    change = (moved.x-r.x[:,:1])[0,0].norm(dim=-1).reshape(r.grid)
+    mask = torch.as_tensor(box.mask(r.grid))
+    assert torch.allclose(change, 20*mask*d.write_directions[2].norm(), atol=1e-3)
+    assert hooks_of(pipe)==0 and torch.equal(draw(pipe, call), before)
+    r.save(tmp_path/'r.safetensors')
+    assert fi.SiteRecord.load(tmp_path/'r.safetensors').site==r.site
+
+def test_maps_equal_the_weights_of_the_attention_module():
+    "Against the module's own arithmetic: queries, keys and scores by its methods"
+    pipe,call = miniature('sdxl'),miniature_call('sdxl')
+    seen = {}
+    attn = pipe.unet.down_blocks[2].attentions[1].transformer_blocks[0].attn2
+    h = attn.register_forward_pre_hook(lambda m,a,k: seen.setdefault('call', (a, k)) and None, with_kwargs=True)
+    m = fi.record(pipe, None, ['down.2.1.0.cross.map', 'down.2.1.0.attn.map'], num_inference_steps=2, steps=0, **call)
+    h.remove()
+    (x,),k = seen['call']
+    with torch.no_grad():
+        q,key = attn.head_to_batch_dim(attn.to_q(x)),attn.head_to_batch_dim(attn.to_k(k['encoder_hidden_states']))
+        scores = attn.get_attention_scores(q, key).view(1, attn.heads, 60, 6).mean(1)
+    assert torch.allclose(m['down.2.1.0.cross.map'].x[:,0], scores, atol=1e-6)
+    assert m['down.2.1.0.attn.map'].x.shape==(1, 1, 60, 60) and m['down.2.1.0.attn.map'].grid==(6, 10)
+
+@pytest.mark.parametrize('name,text', [('flux', 'first'), ('sd3', 'last'), ('qwen-image', 'first'), ('z-image', 'last')])
+def test_maps_of_joint_attention(name, text, monkeypatch):
+    "Rows of a stream are its own tokens, in the order the family puts them in: changing one text token's weights moves that token"
+    pipe,call = miniature(name),miniature_call(name)
+    block = 'double.0' if name=='flux' else 'blocks.0'
+    rec = fi.record(pipe, None, [f'{block}.image.attn.map', f'{block}.text.attn.map'], num_inference_steps=2, steps=0, **call)
+    keys = 288 if name=='z-image' else 246 # Z-Image pads both streams to multiples of 32
+    assert rec[f'{block}.image.attn.map'].x.shape==(1, 1, 240, keys) and rec[f'{block}.text.attn.map'].x.shape==(1, 1, 6, keys)
+    site = {'flux': 'double.0.text.attn'}.get(name, 'blocks.0.text.attn')
+    clean = fi.record(pipe, None, [site, site.replace('text', 'image')], num_inference_steps=2, steps=0, **call)
+    def push(clock, m):
+        if clock.step: return None
+        m = m.clone(); m[:,3] = m[:,3].flip(-1)
+        return m
+    with hooked(pipe, [(f'{block}.text.attn.map', push)]): moved = fi.record(pipe, None, [site, site.replace('text', 'image')], num_inference_steps=2, steps=0, **call)
+    change = (moved[site].x-clean[site].x)[0,0].norm(dim=-1)
+    assert int(change.argmax())==3 and change[[0, 1, 2, 4, 5]].max()<1e-4
+    other = site.replace('text', 'image')
+    assert (moved[other].x-clean[other].x).abs().max()<1e-4
+
+def test_bad_input():
+    from diffusers import FirstBlockCacheConfig
+    pipe,call = miniature('flux'),miniature_call('flux')
+    before = draw(pipe, call)
+    with pytest.raises(ValueError, match='no unconditional rows'): fi.record(pipe, None, 'double.0.image', guidance='unconditional', num_inference_steps=2, **call)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=.5))
+    with pytest.raises(ValueError, match='disable_cache'): fi.record(pipe, None, 'single.0.image', num_inference_steps=2, **call)
+    pipe.transformer.disable_cache()
+    assert torch.equal(draw(pipe, call), before)
+    for name,height,near in (('sdxl', 44, '48 x 80'), ('sd3', 50, '48 x 80'), ('qwen-image', 50, '48 x 80'), ('lumina2', 40, '32 x 80'), ('z-image', 46, '48 x 80')):
+        small,c = miniature(name),miniature_call(name, height=height)
+        with pytest.raises(ValueError, match=f'take {near}'): fi.record(small, None, list_sites(small, 48, 80).names[0], num_inference_steps=2, **c)
+        assert hooks_of(small)==0
+    sd3,c = miniature('sd3'),miniature_call('sd3', guidance=True)
+    h = sd3.transformer.transformer_blocks[1].register_forward_hook(lambda m,a,o: None)
+    with pytest.raises(RuntimeError, match='blocks.1.image was not computed in step 1'): # the block runs in the first step only
+        blocks,seen = sd3.transformer.transformer_blocks,[]
+        def skip(m, a): seen.append(1); sd3.transformer.transformer_blocks = blocks if len(seen)<2 else torch.nn.ModuleList([blocks[0], blocks[2]])
+        g = sd3.transformer.register_forward_pre_hook(skip)
+        try: fi.record(sd3, None, 'blocks.1.image', num_inference_steps=2, **c)
+        finally: g.remove(); h.remove(); sd3.transformer.transformer_blocks = blocks
+    assert hooks_of(sd3)==0
+    sana = miniature('sana')
+    with pytest.raises(ValueError, match='no site'): fi.record(sana, None, 'blocks.0.attn.map', num_inference_steps=2, **miniature_call('sana'))
+    class Int8(torch.nn.Module): # a module whose numbers are codes
+        def forward(self, x): return x.to(torch.int8)
+    pipe.transformer.codes = Int8()
+    old = pipe.transformer.norm_out.forward
+    pipe.transformer.norm_out.forward = lambda x,e: (pipe.transformer.codes(x), old(x, e))[1]
+    with pytest.raises(ValueError, match='quantised'):
+        with hooked(pipe, [(fi.Site(path='transformer.codes'), lambda clock,x: x+1)]): draw(pipe, call)
+    assert hooks_of(pipe)==0
+
+def test_attention_beside_a_quantised_projection():
+    "Attention's part of FLUX's joint projection when its weight is no matrix of numbers: by the module's own arithmetic"
+    pipe,call = miniature('flux'),miniature_call('flux')
+    clean = fi.record(pipe, None, 'single.0.image.attn', num_inference_steps=2, **call)['single.0.image.attn']
+    class Packed(torch.nn.Module): # as the 4-bit layers: codes and a scale
+        def __init__(self, l):
+            super().__init__()
+            self.in_features,self.out_features,self.bias = l.in_features,l.out_features,l.bias
+            self.scale = l.weight.abs().max().item()/127
+            self.weight = torch.nn.Parameter((l.weight/self.scale).round().to(torch.int8).flatten(), requires_grad=False)
+        def forward(self, x): return torch.nn.functional.linear(x, self.weight.view(self.out_features, self.in_features)*self.scale, self.bias)
+    block = pipe.transformer.single_transformer_blocks[0]
+    block.proj_out = Packed(block.proj_out)
+    coarse = fi.record(pipe, None, 'single.0.image.attn', num_inference_steps=2, **call)['single.0.image.attn']
+    assert 0<(coarse.x-clean.x).abs().max()<.02*clean.x.abs().max()
+    with hooked(pipe, [('single.0.image.attn', lambda clock,x: x+1)]): draw(pipe, call)
+    assert hooks_of(pipe)==0
+
+def test_one_picture_of_each_in_any_batch():
+    "Rows do not depend on the batch, captions of different lengths included"
+    for name in names:
+        pipe,call = miniature(name),miniature_call(name, 3)
+        if name=='z-image': call['prompt_embeds'] = [e[:k] for e,k in zip(call['prompt_embeds'], (6, 3, 5))]
+        if name=='lumina2': call['prompt_attention_mask'][1,4:] = 0
+        site = [s.name for s in list_sites(pipe) if s.stream=='image'][-1]
+        text = [s.name for s in list_sites(pipe) if s.stream=='text'][-1:]
+        a = fi.record(pipe, None, [site, *text], num_inference_steps=2, batch_size=3, **call)
+        b = fi.record(pipe, None, [site, *text], num_inference_steps=2, batch_size=1, **call)
+        for s in (site, *text): assert a[s].x.shape==b[s].x.shape and torch.allclose(a[s].x, b[s].x, atol=2e-4), (name, s, (a[s].x-b[s].x).abs().max())
+        many = fi.record(pipe, None, site, num_inference_steps=2, batch_size=2, num_images_per_prompt=2, **call)[site]
+        assert torch.allclose(many.x[::2], a[site].x, atol=2e-4) and many.rows.image.tolist()==[0, 1]*3, name
