@@ -63,6 +63,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
         typer.echo(f'Done: {out}')
     else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, sdxl, reader or sae')
 
+# %% ../nbs/60_cli.ipynb #f142995f
 @app.command('harvest')
 def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, random-flux, a folder, or a hub id')],
                     prompts:Annotated[Path, typer.Argument(help='text file, one prompt a line')],

@@ -61,7 +61,6 @@ class Site:
         if not self.path and not self.name: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
         if self.read not in reads: raise ValueError(f'cannot read {self.read!r} of a module: choose from {reads}')
         if not self.name: object.__setattr__(self, 'name', self.path if self.read=='output' else f'{self.path}:{self.read}')
-
     @property
     def encoder(self)->str: "The text encoder it lies in; '' for the denoiser"; return self.path.partition('.')[0] if self.path.startswith('text_encoder') else ''
 
