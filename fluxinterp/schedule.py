@@ -7,6 +7,7 @@ __all__ = ['guidance_kinds', 'Noise', 'noise', 'step_window', 'noise_levels', 'C
            'random_unet_pipeline']
 
 # %% ../nbs/08_schedule.ipynb #b8bf5b31
+import inspect
 from contextlib import contextmanager
 from functools import wraps
 from typing import NamedTuple
@@ -103,7 +104,7 @@ def count_steps(pipe)->Clock: # a diffusers pipeline
     "A clock that follows the pipeline's scheduler while the context is open"
     net,scheduler = denoiser_of(pipe),pipe.scheduler
     clock = Clock(family_of(net), type(pipe).__name__)
-    encoded,due = {},[] # runs of each text encoder; the schedule, until the first call of the denoiser knows all of it
+    encoded,due,given = {},[],[0] # runs of each text encoder; the schedule, until the first call of the denoiser knows all of it; 1 when the prompts came encoded
     def wrapped(before=None, after=None): # what to do around a method
         def watch(old):
             @wraps(old) # pipelines look at its signature
@@ -130,6 +131,15 @@ def count_steps(pipe)->Clock: # a diffusers pipeline
     def fresh():
         clock.encoding = None
         encoded.clear(); due.clear()
+        given[0] = 0
+    def checking(old): # a call begins; a text encoder that runs although the prompts are given encodes the negative ones
+        @wraps(old)
+        def f(*args, **kwargs):
+            fresh()
+            try: given[0] = int(inspect.signature(old).bind(*args, **kwargs).arguments.get('prompt_embeds') is not None)
+            except TypeError: pass # the call is wrong, and `old` says how
+            return old(*args, **kwargs)
+        return f
     def end(): # pipelines call it last, and so does whoever leaves one early
         clock.step,clock.call,clock.levels = -1,-1,[]
         fresh()
@@ -144,11 +154,11 @@ def count_steps(pipe)->Clock: # a diffusers pipeline
     def encode(part):
         def f(module, args, kwargs):
             ids = args[0] if args else kwargs.get('input_ids', kwargs.get('inputs_embeds'))
-            clock.encoding = part,encoded.get(part, 0),len(ids)
+            clock.encoding = part,encoded.get(part, 0)+given[0],len(ids)
             encoded[part] = encoded.get(part, 0)+1
         return f
     def encoded_(module, args, output): clock.encoding = None
-    watched = dict(prepare_latents=wrapped(after=drawn), get_timesteps=wrapped(after=shortened), check_inputs=wrapped(before=fresh))
+    watched = dict(prepare_latents=wrapped(after=drawn), get_timesteps=wrapped(after=shortened), check_inputs=checking)
     watched = {k: f for k,f in watched.items() if hasattr(pipe, k)}
     with _watch(scheduler, set_timesteps=wrapped(after=scheduled), step=wrapped(after=stepped)), _watch(pipe, maybe_free_model_hooks=wrapped(before=end), **watched):
         handles = [net.register_forward_pre_hook(enter, with_kwargs=True)]
