@@ -95,6 +95,7 @@ def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, rand
         raise typer.Exit(1)
     typer.echo(repr(store))
 
+# %% ../nbs/60_cli.ipynb #01a8239d
 @contextmanager
 def _processes(device): # joined to those that `torchrun` started -> (device, whether this is the first)
     import torch
@@ -149,6 +150,7 @@ def train_command(store:Annotated[str, typer.Argument(help='folder or URL of a s
         typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)
 
+# %% ../nbs/60_cli.ipynb #1af2f9d6
 @app.command('doctor')
 def doctor_command(store:Annotated[str, typer.Argument(help='folder or URL of a store')]):
     "Verify every checksum of a store and say what is still good; ends with 1 when something is not."

@@ -77,28 +77,35 @@ def test_two_processes(tmp_path, shard):
 
 @pytest.fixture(scope='module')
 def acts(tmp_path_factory):
-    "A store of 27 prompts, of every split, at two sites of a random pipeline"
+    "A store of 36 prompts, of every split, at two sites of a random pipeline"
     folder = tmp_path_factory.mktemp('store')/'acts'
-    prompts = [f'a {c} {s} {p}' for c in ('red', 'blue', 'green') for s in ('circle', 'star', 'cross') for p in ('at the top', 'on the left', 'at the bottom')]
+    prompts = [f'a {c} {s} {p}' for c in ('red', 'blue', 'green', 'white') for s in ('circle', 'star', 'cross') for p in ('at the top', 'on the left', 'on the right')]
     fi.harvest(fi.load_pipeline('random-flux'), prompts, ['double.0.image', 'single.0.image'], folder, num_inference_steps=1, progress=False)
     return folder
 
-@pytest.mark.parametrize('shard', (False, True))
-def test_torchrun(acts, tmp_path, shard):
+def cli_train(acts, out, *options, before=()):
+    p = subprocess.run([sys.executable, '-m', *before, 'fluxinterp.cli', 'train', str(acts), str(out), *'--site single.0.image --num-latents 128 --k 4 --steps 80 --batch-size 512 --dead-after 4000 --device cpu --checkpoint-every 30'.split(), '--csv', f'{out}.csv', *options],
+                       env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
+    assert p.returncode==0, p.stdout+p.stderr
+    return p.stdout
+
+@pytest.fixture(scope='module')
+def alone(acts, tmp_path_factory):
+    "What one process makes of it: the folder, and what the command said"
+    out = tmp_path_factory.mktemp('alone')/'sae'
+    return out,cli_train(acts, out)
+
+@pytest.mark.parametrize('options', ([], ['--shard-latents']))
+def test_torchrun(acts, alone, tmp_path, options):
     "`torchrun -m fluxinterp.cli train` on two processes against `fluxinterp train` on one, tokens or latents shared out"
-    options = ['--site', 'single.0.image', '--num-latents', 128, '--k', 4, '--steps', 80, '--batch-size', 512, '--dead-after', 4000, '--device', 'cpu', '--checkpoint-every', 30]
-    def call(*before, out):
-        p = subprocess.run([sys.executable, '-m', *map(str, before), 'fluxinterp.cli', 'train', str(acts), str(out), *map(str, options), '--csv', f'{out}.csv', *(['--shard-latents'] if shard else [])],
-                           env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
-        assert p.returncode==0, p.stdout+p.stderr
-        return p.stdout
-    one = call(out=tmp_path/'one')
-    two = call('torch.distributed.run', '--standalone', '--nproc-per-node', 2, '-m', out=tmp_path/'two')
-    assert 'TopKSAE at single.0.image: 128 latents' in two and two.count('TopKSAE')==1 and one.count('FVU')==two.count('FVU')>0 # one process speaks
-    a,b = (fi.load_dictionary(tmp_path/n) for n in ('one', 'two'))
-    assert sorted(p.name for p in (tmp_path/'two').iterdir())==sorted(p.name for p in (tmp_path/'one').iterdir()) and a.meta==b.meta
+    two,(one,said) = tmp_path/'two',alone
+    says = cli_train(acts, two, *options, before=['torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m'])
+    assert 'TopKSAE at single.0.image: 128 latents' in says and says.count('TopKSAE')==1 and said.count('FVU')==says.count('FVU')>0, says # one process speaks
+    assert sorted(p.name for p in two.iterdir())==sorted(p.name for p in one.iterdir())==['cfg.json', 'fluxinterp.safetensors', 'sae_weights.safetensors']
+    a,b = fi.load_dictionary(one),fi.load_dictionary(two)
+    assert a.meta==b.meta
     for (n,p),(_,q) in zip(a.state_dict().items(), b.state_dict().items(), strict=True): assert (p-q).norm()<=2e-3*p.norm()+1e-5, (n, float((p-q).norm()/p.norm()))
-    rows = [Path(f'{tmp_path}/{n}.csv').read_text().splitlines() for n in ('one', 'two')]
+    rows = [Path(f'{f}.csv').read_text().splitlines() for f in (one, two)]
     assert len(rows[0])==len(rows[1])==2 and rows[0][0]==rows[1][0]
 
 # Bad input: a clear error, and nothing lost
