@@ -11,6 +11,7 @@ __all__ = ['sdxl_stages', 'SDXLConfig', 'standardize_latents', 'said_so_far', 'e
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -25,7 +26,7 @@ from .reader import obedience, read_images
 from .scenes import make_scene, object_factors
 from .tiny import caption_tokens
 from .tiny_sdxl import TinySDXLPipeline, build_sdxl, plain_sdxl
-from .tiny_training import (TinyConfig, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
+from .tiny_training import (TinyConfig, _attention, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
                                       _token_ids, _values, _world_choices, fast_autocast, open_run, sample_grid, stored_latents, train_vae)
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00006
@@ -158,33 +159,43 @@ def shift_latents(x:torch.Tensor, # (channels, h, w)
     return res
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00024
-def orthogonalize(m:torch.Tensor, # (rows, columns)
+def orthogonalize(m:torch.Tensor, # (..., rows, columns): a matrix, or several
                   steps:int=5,
                  )->torch.Tensor: # same shape, singular values near 1
     "Newton and Schulz' iteration with Muon's coefficients"
-    x = m.T if m.shape[0]>m.shape[1] else m
-    x = x/(x.norm()+1e-7)
-    for _ in range(steps):
-        a = x@x.T
-        x = 3.4445*x+(2.0315*a@a-4.775*a)@x
-    return x.T if m.shape[0]>m.shape[1] else x
+    x = m.mT if m.shape[-2]>m.shape[-1] else m
+    x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+1e-7)
+    if x.shape[-1]<3*x.shape[-2]:
+        for _ in range(steps):
+            a = x@x.mT
+            x = 3.4445*x+(2.0315*a@a-4.775*a)@x
+    else: # every iterate is a polynomial of x x' times x: of a long matrix only that small square one is iterated
+        a,total = x@x.mT,torch.eye(x.shape[-2]).to(x)
+        for _ in range(steps):
+            p = 3.4445*torch.eye(x.shape[-2]).to(x)-4.775*a+2.0315*a@a
+            total,a = p@total,p@a@p
+        x = total@x
+    return x.mT if m.shape[-2]>m.shape[-1] else x
 
 class OrthogonalMomentum(torch.optim.Optimizer):
-    "Muon for matrices and convolutions, in fp32"
+    "Muon for matrices and convolutions, in fp32; those of one shape together"
     def __init__(self, params, lr=.02, momentum=.95, weight_decay=.01):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
+            shapes = {}
             for p in group['params']:
                 if p.grad is None: continue
-                state = self.state[p]
-                if not state: state['momentum'] = torch.zeros_like(p)
-                state['momentum'].lerp_(p.grad, 1-group['momentum'])
-                m = torch.lerp(p.grad, state['momentum'], group['momentum']).flatten(1)
-                p.mul_(1-group['lr']*group['weight_decay'])
-                p.add_(orthogonalize(m).view_as(p), alpha=-group['lr']*max(1, m.shape[0]/m.shape[1])**.5)
+                if not self.state[p]: self.state[p]['momentum'] = torch.zeros_like(p)
+                shapes.setdefault((len(p), p[0].numel()), []).append(p)
+            for (rows,cols),ps in shapes.items():
+                grads,momenta = [p.grad for p in ps],[self.state[p]['momentum'] for p in ps]
+                torch._foreach_lerp_(momenta, grads, 1-group['momentum'])
+                ahead = torch.stack([torch.lerp(g, m, group['momentum']).flatten(1) for g,m in zip(grads, momenta)])
+                torch._foreach_mul_(ps, 1-group['lr']*group['weight_decay'])
+                for p,u in zip(ps, orthogonalize(ahead)): p.add_(u.view(p.shape), alpha=-group['lr']*max(1, rows/cols)**.5)
 
 # %% ../nbs/07_sdxl_training.ipynb #sdt00027
 def obedience_by_steps(pipe:TinySDXLPipeline, # as trained so far
@@ -218,7 +229,7 @@ def _report(pipe, name, step, cfg, out):
 
 def _fit(pipe, name, total, draw, rate, cfg, out, device):
     "Train `pipe.unet`; afterwards it is the averaged one"
-    net,ema = pipe.unet.to(device).train().requires_grad_(True),build_sdxl(cfg.size).unet.to(device).requires_grad_(False)
+    net,ema = pipe.unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True),build_sdxl(cfg.size).unet.to(device).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     matrices = [p for n,p in net.named_parameters() if p.ndim==4 or (p.ndim==2 and 'attentions' in n)]
     slow = {id(p) for m in (net.conv_in, net.conv_out) for p in m.parameters()}
@@ -246,7 +257,9 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
             with torch.no_grad():
                 text,pooled = encode_captions(pipe, _token_ids(ids, caption_tokens, start=True).to(device))
                 pooled,text = pooled.masked_fill(untold.to(device), 0),text.masked_fill(untold[...,None].to(device), 0)
-            said = fast(x, t, encoder_hidden_states=text, added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)), return_dict=False)[0]
+            with patch.object(F, 'scaled_dot_product_attention', _attention): # not above: the text encoders need their masks
+                said = fast(x.to(memory_format=torch.channels_last), t, encoder_hidden_states=text,
+                            added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)), return_dict=False)[0]
         weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
         loss = ((said.float()-v).square().mean(1)*weight).sum()/weight.sum()
         for o in opts: o.zero_grad()
