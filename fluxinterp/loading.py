@@ -6,12 +6,13 @@
 __all__ = ['quantizations', 'offloads', 'named_parts', 'check_checkpoint', 'quantized_parts', 'quantization_config',
            'compute_device', 'check_placement', 'place', 'stored_parameter', 'stored_parameters']
 
-# %% ../nbs/04_loading.ipynb #f611d56d
+# %% ../nbs/04_loading.ipynb #875598f9
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 
 # %% ../nbs/04_loading.ipynb #1a46ed19
 _weights = ('.safetensors', '.bin')
@@ -62,7 +63,7 @@ def quantization_config(quantize,          # '8bit', '4bit', or a `PipelineQuant
     kwargs = dict(load_in_8bit=True) if quantize=='8bit' else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype)
     return PipelineQuantizationConfig(quant_backend=f'bitsandbytes_{quantize}', quant_kwargs=kwargs, components_to_quantize=quantized_parts(parts))
 
-# %% ../nbs/04_loading.ipynb #917e35e8
+# %% ../nbs/04_loading.ipynb #5f9db0f1
 offloads = ('model', 'sequential', 'group')
 
 def compute_device(device,            # 'cpu', 'cuda', 'cuda:1', 'mps', a torch device, or None
@@ -98,6 +99,9 @@ def place(pipe,             # a diffusers pipeline, on the CPU
     if not offload: return pipe.to(device) if device is not None else pipe
     d = compute_device('cuda' if device is None else device)
     if offload=='model': pipe.enable_model_cpu_offload(device=d)
+    elif offload=='sequential' and d.type=='cpu': # diffusers would say cpu:0, which for torch is another device than cpu, and accelerate stumbles over the copies
+        for m in pipe.components.values():
+            if isinstance(m, torch.nn.Module): cpu_offload(m, d, offload_buffers=len(m._parameters)>0)
     elif offload=='sequential': pipe.enable_sequential_cpu_offload(device=d)
     else: pipe.enable_group_offload(onload_device=d, offload_type='block_level', num_blocks_per_group=1)
     return pipe
