@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['quantizations', 'offloads', 'named_parts', 'check_checkpoint', 'quantized_parts', 'quantization_config',
-           'compute_device', 'check_placement', 'place', 'stored_parameter', 'stored_parameters']
+           'compute_device', 'check_placement', 'has_blocks', 'place', 'stored_parameter', 'stored_parameters']
 
 # %% ../nbs/04_loading.ipynb #875598f9
 import json
@@ -63,7 +63,7 @@ def quantization_config(quantize,          # '8bit', '4bit', or a `PipelineQuant
     kwargs = dict(load_in_8bit=True) if quantize=='8bit' else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype)
     return PipelineQuantizationConfig(quant_backend=f'bitsandbytes_{quantize}', quant_kwargs=kwargs, components_to_quantize=quantized_parts(parts))
 
-# %% ../nbs/04_loading.ipynb #5f9db0f1
+# %% ../nbs/04_loading.ipynb #ebcde142
 offloads = ('model', 'sequential', 'group')
 
 def compute_device(device,            # 'cpu', 'cuda', 'cuda:1', 'mps', a torch device, or None
@@ -90,6 +90,16 @@ def check_placement(device=None,   # as for `load_pipeline`
     elif offload or device is not None: compute_device('cuda' if device is None else device, 'device' if device is not None else f'offload={offload!r} needs device')
     if offload in ('sequential', 'group') and quantize in quantizations: raise ValueError(f"offload={offload!r} moves layers one by one, which bitsandbytes' layers do not bear: take offload='model' with quantize={quantize!r}")
 
+def has_blocks(m:torch.nn.Module)->bool:
+    "Whether a network's own children are lists of blocks: diffusers offloads those by the block, and loads the rest of the network at once"
+    return any(isinstance(c, torch.nn.ModuleList) for c in m.children())
+
+def _group_offload(m, device):
+    from diffusers.hooks import apply_group_offloading
+    how = dict(onload_device=device, offload_type='block_level', num_blocks_per_group=1) if has_blocks(m) else dict(onload_device=device, offload_type='leaf_level') # T5's blocks are deeper: by the block it would be loaded whole
+    if hasattr(m, 'enable_group_offload'): m.enable_group_offload(**how)
+    else: apply_group_offloading(m, **how)
+
 def place(pipe,             # a diffusers pipeline, on the CPU
           device=None,      # where it computes; stays where it is when None, without `offload`
           offload:str=None, # one of `offloads`
@@ -103,7 +113,9 @@ def place(pipe,             # a diffusers pipeline, on the CPU
         for m in pipe.components.values():
             if isinstance(m, torch.nn.Module): cpu_offload(m, d, offload_buffers=len(m._parameters)>0)
     elif offload=='sequential': pipe.enable_sequential_cpu_offload(device=d)
-    else: pipe.enable_group_offload(onload_device=d, offload_type='block_level', num_blocks_per_group=1)
+    else:
+        for m in pipe.components.values():
+            if isinstance(m, torch.nn.Module): _group_offload(m, d)
     return pipe
 
 # %% ../nbs/04_loading.ipynb #d8cdd268
