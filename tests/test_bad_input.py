@@ -61,7 +61,7 @@ def test_a_block_that_does_not_run():
         seen.clear(); pipe.transformer.transformer_blocks = blocks
         with pytest.raises(RuntimeError, match='did nothing in step 1: blocks.1.image was not computed there'):
             with fi.steer(pipe, [edit]): draw(pipe, call)
-            for harmless in (replace(edit, steps=0), replace(edit, strength=0.)):
+        for harmless in (replace(edit, steps=0), replace(edit, strength=0.)):
             seen.clear(); pipe.transformer.transformer_blocks = blocks
             with fi.steer(pipe, [harmless]): draw(pipe, call)
     finally:
