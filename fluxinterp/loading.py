@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from accelerate import cpu_offload
 
-# %% ../nbs/04_loading.ipynb #1a46ed19
-_weights = ('.safetensors', '.bin')
+# %% ../nbs/04_loading.ipynb #8531ca22
+_weights,_with_weights = ('.safetensors', '.bin'),('transformer', 'unet', 'vae', 'text_encoder', 'image_encoder')
 
 def _listing(folder): return ', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'nothing' if folder.is_dir() else 'nothing'
 
@@ -37,7 +37,8 @@ def check_checkpoint(folder:str|Path, # written by `save_pretrained` of a diffus
         if name in given: continue
         where = folder/name
         if not where.is_dir() or not any(where.iterdir()): raise FileNotFoundError(f'{folder} lacks the part {name} ({kind}), which its model_index.json names; there is: {_listing(folder)}. Download it again, or pass {name}= yourself')
-        if not (where/'config.json').is_file(): continue # a scheduler, tokenizer or feature extractor
+        if name.startswith(_with_weights) and not (where/'config.json').is_file(): raise FileNotFoundError(f'{where} has no config.json of {kind}: there is {_listing(where)}. Download it again')
+        if not name.startswith(_with_weights): continue # a scheduler, tokenizer or feature extractor
         needed = {f for i in where.glob('*.index*.json') for f in json.loads(i.read_text(encoding='utf-8')).get('weight_map', {}).values()}
         lost = sorted(f for f in needed if not (where/f).is_file())
         if lost: raise FileNotFoundError(f'{where} lacks {len(lost)} of the {len(needed)} weight files of {kind}: {", ".join(lost[:4])}. Download them again')

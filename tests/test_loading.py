@@ -47,6 +47,21 @@ def test_records_and_steers_what_is_offloaded(name, offload):
     assert hooks_of(pipe)==hooks and torch.equal(draw(pipe, call), before)
     if offload=='sequential': assert all(p.device.type=='meta' for p in denoiser_of(pipe).parameters())
 
+@pytest.mark.parametrize('name,site', [('random-flux', 'double.0.image'), ('random-sdxl', 'down.2.1')])
+@pytest.mark.parametrize('offload', offloads)
+def test_text_pictures_and_previews_of_what_is_offloaded(name, site, offload, tmp_path):
+    "Text encoders, the autoencoder, recordings in batches, harvesting"
+    plain,pipe = fi.load_pipeline(name),fi.load_pipeline(name, device='cpu', offload=offload)
+    prompts,sites = ['a red circle', 'a large blue star on the left', 'a green heart'],[site, 'text_2.0']
+    a,b = (fi.record(p, prompts, sites, num_inference_steps=2, batch_size=2, images=True, previews=True) for p in (plain, pipe))
+    for s in sites: assert torch.allclose(a[s].x, b[s].x, atol=1e-5), s
+    assert [i.tobytes() for i in a.images]==[i.tobytes() for i in b.images] and [i.tobytes() for r in a.previews for i in r]==[i.tobytes() for r in b.previews for i in r]
+    stores = [fi.harvest(p, prompts, [site], tmp_path/str(i), num_inference_steps=2, steps=[1], progress=False) for i,p in enumerate((plain, pipe))]
+    x,y = (torch.cat([v for v,_ in s.site(site).batches(512)]) for s in stores)
+    assert torch.allclose(x.float(), y.float(), atol=1e-2)
+    harmless = fi.generate(pipe, prompts[:1], num_inference_steps=2)
+    assert harmless.images[0].tobytes()==fi.generate(plain, prompts[:1], num_inference_steps=2).images[0].tobytes()
+
 @pytest.mark.parametrize('name', ['random-flux', 'random-sdxl'])
 def test_parts_that_are_missing(name, tmp_path):
     "Each part of a saved pipeline taken away in turn, then each part's weights"
