@@ -64,7 +64,7 @@ def quantization_config(quantize,          # '8bit', '4bit', or a `PipelineQuant
     kwargs = dict(load_in_8bit=True) if quantize=='8bit' else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype)
     return PipelineQuantizationConfig(quant_backend=f'bitsandbytes_{quantize}', quant_kwargs=kwargs, components_to_quantize=quantized_parts(parts))
 
-# %% ../nbs/04_loading.ipynb #ebcde142
+# %% ../nbs/04_loading.ipynb #1fabfa11
 offloads = ('model', 'sequential', 'group')
 
 def compute_device(device,            # 'cpu', 'cuda', 'cuda:1', 'mps', a torch device, or None
@@ -89,7 +89,8 @@ def check_placement(device=None,   # as for `load_pipeline`
         if offload: raise ValueError(f"device='balanced' gives each part a GPU of its own, offload={offload!r} shares one GPU among them: choose one of the two")
         if not torch.cuda.is_available(): raise ValueError("device='balanced' spreads parts over GPUs, and torch sees none: take device='cpu' or None")
     elif offload or device is not None: compute_device('cuda' if device is None else device, 'device' if device is not None else f'offload={offload!r} needs device')
-    if offload in ('sequential', 'group') and quantize in quantizations: raise ValueError(f"offload={offload!r} moves layers one by one, which bitsandbytes' layers do not bear: take offload='model' with quantize={quantize!r}")
+    backend = f'bitsandbytes_{quantize}' if isinstance(quantize, str) else str(getattr(quantize, 'quant_backend', ''))
+    if offload in ('sequential', 'group') and backend.startswith('bitsandbytes'): raise ValueError(f"offload={offload!r} does not go with {backend}: layers of bitsandbytes fail when they are moved one by one ('sequential'), and have not been tried by the block ('group'); take offload='model'")
 
 def has_blocks(m:torch.nn.Module)->bool:
     "Whether a network's own children are lists of blocks: diffusers offloads those by the block, and loads the rest of the network at once"
