@@ -79,7 +79,9 @@ def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, rand
                     batch_size:Annotated[str, typer.Option(help="prompts at a time, or 'auto'")]='16',
                     max_gb:Annotated[float, typer.Option(help='refuse a store larger than this; no cap when 0')]=0.,
                     append:Annotated[bool, typer.Option(help='the prompts are further ones')]=False,
-                    device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
+                    device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]='',
+                    offload:Annotated[str, typer.Option(help='model, group or sequential: parts are on the device only while they compute')]='',
+                    quantize:Annotated[str, typer.Option(help='8bit or 4bit, by bitsandbytes')]=''):
     "Keep activations of many prompts on disk; interrupted in any way, run it again."
     from fluxinterp.core import default_device
     from fluxinterp.harvesting import harvest
@@ -87,10 +89,10 @@ def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, rand
     if not prompts.is_file(): raise typer.BadParameter(f'{prompts} is no file')
     size = {k: v for k,v in dict(height=height, width=width).items() if v}
     try:
-        store = harvest(load_pipeline(pipeline, device=default_device(device or None)), prompts, site, out, num_inference_steps=num_inference_steps or None,
+        store = harvest(load_pipeline(pipeline, device=device if device=='balanced' else default_device(device or None), offload=offload or None, quantize=quantize or None), prompts, site, out, num_inference_steps=num_inference_steps or None,
                         steps=[int(s) for s in steps.split(',')] if steps else None, seed=seed, tokens=tokens or None, dtype=dtype, guidance=guidance,
                         num_images_per_prompt=images_per_prompt, batch_size=batch_size if batch_size=='auto' else int(batch_size), max_gb=max_gb or None, append=append, **size)
-    except (ValueError, FloatingPointError) as e: # clear by themselves
+    except (ValueError, FloatingPointError, FileNotFoundError, ImportError) as e: # clear by themselves
         typer.echo(str(e), err=True)
         raise typer.Exit(1)
     typer.echo(repr(store))

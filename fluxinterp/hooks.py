@@ -62,6 +62,7 @@ def hooked(pipe,           # a diffusers pipeline
     with ExitStack() as stack:
         stack.enter_context(_eager(pipe))
         clock = stack.enter_context(count_steps(pipe))
+        if any(not s.encoder for s,_ in pairs): clock.on_schedule.append(lambda: _check_not_cached(pipe)) # switched on since
         gates = {}
         def gate_hook(site): return lambda module, args, output: gates.__setitem__((site.gate, site.gate_part), site.gate_of(pipe, output))
         def after(site, f):

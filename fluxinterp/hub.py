@@ -19,6 +19,7 @@ from .hooks import record
 from .interop import foreign_formats, load_foreign
 from .itda import ITDA, saelens_codes
 from .pipelines import load_pipeline, scene_prompts
+from .published import find_published
 from .sae import SAEConfig
 from .saving import DictionaryFileError, own_file, read_cfg, restore_dictionary, save_dictionary, weights_file
 from .training import train
@@ -43,29 +44,39 @@ def _download(name, revision, api):
     user,repo,*rest = name.split('/')
     inside = ''.join(f'{r}/' for r in rest)
     try:
-        root = Path(api.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=[inside+f for f in known_files]))/inside
-        if any((root/f).is_file() for f in ('cfg.json', 'config.json')): return root
+        root = Path(api.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=[inside+deeper+f for deeper in ('', 'final/') for f in known_files]))/inside
+        for folder in (root, root/'final'): # where sdxl-unbox leaves the last checkpoint
+            if any((folder/f).is_file() for f in ('cfg.json', 'config.json')): return folder
         there = sorted({f.rpartition('/')[0] for f in api.list_repo_files(f'{user}/{repo}', revision=revision) if f.rpartition('/')[2] in ('cfg.json', 'config.json')})
     except Exception as e: # of many kinds: no such repository, no permission, no network
         raise FileNotFoundError(f'no dictionary {name!r}: no such folder, not packaged ({", ".join(packaged_dictionaries())}), and the hub could not give {user}/{repo}: {e}') from e
     raise FileNotFoundError(f'{user}/{repo} has no dictionary in {inside or "its root"}; it has them in {", ".join(there[:20]) or "no folder"}')
 
-def load_dictionary(name:str|Path,     # packaged ('tiny-flux/double.1.image'), a folder, or 'user/repository/folder' on the hub
+def _as_published(d, about): # with its site, once it is what it should be
+    found = d.width,d.num_latents,d.config.k
+    if found!=(about.width, about.latents, about.k): raise DictionaryFileError(f'{about.repo}/{about.folder} is known with width {about.width}, {about.latents} latents and k={about.k}; what is there has width {found[0]}, {found[1]} latents and k={found[2]}: open it by its folder, and give site= where it is used')
+    d.meta.site,d.meta.data = about.site,f'of {about.model}, from {about.repo}'
+    return d
+
+def load_dictionary(name:str|Path,     # packaged ('tiny-flux/double.1.image'), published ('sdxl-unbox/down.2.1'), a folder, or 'user/repository/folder' on the hub
                     revision:str=None, # on the hub: branch, tag or commit
                     api=None,          # `huggingface_hub.HfApi` with a token or an endpoint of its own
                    )->Dictionary:      # on the CPU, in eval mode
     "Open a dictionary; raises `FileNotFoundError` when there is none, `DictionaryFileError` when there is but it cannot be read"
-    folder,text = Path(name),str(name)
+    folder,text,about = Path(name),str(name),None
     packaged = packaged_dictionaries()
     if any((folder/f).is_file() for f in known_files): pass
     elif text in packaged: folder = weights_path('dictionaries')/text
     elif text and folder.is_dir(): raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}{_below(folder)}')
+    elif about := find_published(text):
+        from huggingface_hub import HfApi
+        folder = _download(f'{about.repo}/{about.folder}'.rstrip('/'), revision, api or HfApi())
     elif (isinstance(name, str) and re.fullmatch(r'[\w.-]+/[\w.-]+(/[\w.-]+)*', name) and '..' not in name.split('/')
           and name.split('/')[0] not in {p.split('/')[0] for p in packaged} and not Path(name.split('/')[0]).exists()):
         from huggingface_hub import HfApi
         folder = _download(name, revision, api or HfApi())
     else: raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: {", ".join(packaged) or "none"}')
-    d = _open(folder)
+    d = _open(folder) if about is None else _as_published(_open(folder), about)
     d.source = text # where a recipe finds it again
     return d
 

@@ -93,7 +93,7 @@ class Steering:
     def __init__(self, edits, sites, guard, clock=None): # `sites`: site -> its edits
         self.edits,self.guard,self.clock,self.run = edits,guard,clock,-1
         self._ranges = guard.ranges([s.name for s in sites]) if guard else {}
-        self._windows,self._rows,self._found,self._missed = {},[],set(),{}
+        self._windows,self._rows,self._found,self._missed,self._at_sites,self._ran = {},[],set(),{},sites,set()
 
     @property
     def report(self)->pd.DataFrame:
@@ -104,12 +104,17 @@ class Steering:
     def _start(self): # a schedule is set: bad windows fail before the first step
         self.run += 1
         self._windows = {id(e): step_window(e.steps, self.clock.levels) for e in self.edits}
-        self._found.clear(); self._missed.clear()
+        self._found.clear(); self._missed.clear(); self._ran.clear()
         for e in self.edits:
             if isinstance(e.steps, Noise) and not self._windows[id(e)]:
                 warnings.warn(f'{e} does nothing in this call: no step has a noise level in [{e.steps.low}, {e.steps.high}], they are {", ".join(f"{l:.2f}" for l in self.clock.levels)}')
 
     def _end_step(self): # every call of the denoiser in this step has been made
+        ended = self.clock.step-1
+        for s,edits in self._at_sites.items():
+            for e in edits:
+                if s not in self._ran and not s.encoder and not e.null and ended in self._windows[id(e)]: raise RuntimeError(f'{e} did nothing in step {ended}: {s.name} was not computed there, this call leaves it out')
+        self._ran.clear()
         for e in self._missed.values():
             raise ValueError(f'{e} acts on {e.guidance} rows only, but step {self.clock.step-1} of this call had none: switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.), or choose another policy or window')
 
@@ -123,6 +128,7 @@ class Steering:
     def _at(self, site, edits):
         plan = EditPlan(edits)
         def f(clock, x):
+            self._ran.add(site)
             now = self._active(edits)
             if not now: return None
             guidance = None

@@ -12,27 +12,44 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants
 
 from .core import prompt_generator
 from .families import family_of, patch_of, picture_unit
+from .loading import check_checkpoint, check_placement, named_parts, place, quantization_config, stored_parameters
 from .scenes import make_scene
 from .tiny import flux_sizes, load_tiny
 from .tiny_sdxl import load_tiny_sdxl, sdxl_sizes
 
 # %% ../nbs/05_pipelines.ipynb #fc9e9cfa
+def _open_checkpoint(name, dtype, device, quantize, kwargs): # a folder or a hub id
+    folder = Path(name).exists()
+    if folder: parts = check_checkpoint(name, given=kwargs)
+    given = {k: v for k,v in kwargs.items() if k in ('revision', 'token', 'cache_dir', 'local_files_only')}
+    try:
+        if not folder and quantize is not None: parts = named_parts(DiffusionPipeline.load_config(name, **given))
+        if quantize is not None: kwargs = kwargs|dict(quantization_config=quantization_config(quantize, parts, dtype))
+        if device=='balanced': kwargs = kwargs|dict(device_map='balanced')
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, **kwargs)
+    except OSError as e: # of many kinds: no such repository, no permission, no network
+        if folder: raise
+        raise FileNotFoundError(f'no pipeline {name!r}: no folder of this name, not a bundled model ({", ".join((*flux_sizes, *sdxl_sizes))}), not complete in the cache of downloads ({constants.HF_HUB_CACHE}), and the hub did not give it. '
+                                f'Where there is a network: hf download {name}, after hf auth login if its licence has to be accepted; then copy the folder here. The hub said: {(str(e).strip().splitlines() or [type(e).__name__])[0]}') from e
+
 def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl', a folder, or a hub id such as 'black-forest-labs/FLUX.1-schnell'
                   dtype:torch.dtype=None, # for all parts; fp32 for bundled models, bf16 for others
-                  device=None,      # moved there; stays on the CPU when None
+                  device=None,      # moved there; stays on the CPU when None. 'balanced' spreads whole parts over all GPUs
+                  offload:str=None, # 'model', 'group' or 'sequential': parts are on the device only while they compute; see `loading`
+                  quantize=None,    # '8bit', '4bit' or a diffusers `PipelineQuantizationConfig`: of the denoiser and of text encoders that are language models
                   **kwargs,         # passed on to `DiffusionPipeline.from_pretrained`
                  )->DiffusionPipeline:
-    "A text-to-image pipeline, ready to be recorded and steered"
-    if name in flux_sizes: pipe = load_tiny(name, dtype or torch.float32)
-    elif name in sdxl_sizes: pipe = load_tiny_sdxl(name, dtype or torch.float32)
-    else:
-        if Path(name).exists() and not (Path(name)/'model_index.json').exists():
-            raise FileNotFoundError(f'{name} has no model_index.json: it is no folder written by `save_pretrained` of a diffusers pipeline')
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype or torch.bfloat16, **kwargs)
-    return pipe.to(device) if device is not None else pipe
+    "A text-to-image pipeline, ready to be recorded and steered; raises `FileNotFoundError` for what is not there, `ValueError` for a placement that cannot be, `ImportError` without the package that quantises"
+    check_placement(device, offload, quantize)
+    if name in flux_sizes or name in sdxl_sizes:
+        if quantize is not None or device=='balanced': raise ValueError(f'{name} is small and built in memory: quantize= and device="balanced" are for checkpoints')
+        pipe = (load_tiny if name in flux_sizes else load_tiny_sdxl)(name, dtype or torch.float32)
+    else: pipe = _open_checkpoint(str(name), dtype or torch.bfloat16, device, quantize, kwargs)
+    return pipe if device=='balanced' else place(pipe, device, offload)
 
 # %% ../nbs/05_pipelines.ipynb #58f9d02f
 def check_pipeline(pipe): # anything
@@ -92,7 +109,7 @@ def fingerprint(pipe)->str: # 12 hex digits
     "What tells one denoiser from another: its class, its configuration and a sample of its weights"
     net = denoiser_of(pipe)
     h = hashlib.sha1(json.dumps([type(net).__name__, {k: v for k,v in net.config.items() if not k.startswith('_')}], sort_keys=True, default=str).encode())
-    for n,p in net.named_parameters(): h.update(f'{n}{p.detach().flatten()[:8].float().cpu().bfloat16().tolist()}'.encode())
+    for n,p in stored_parameters(net): h.update(f'{n}{p.detach().flatten()[:8].float().cpu().bfloat16().tolist()}'.encode())
     return h.hexdigest()[:12]
 
 # %% ../nbs/05_pipelines.ipynb #8de05d75

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from .families import Layout, block_lists, family_of, put_span, stack_parts, take_span, unet_stacks, usual_parts, _find
+from .loading import stored_parameter
 from .pipelines import check_pipeline, denoiser_of, token_grid
 from .schedule import text_encoders
 
@@ -80,13 +81,13 @@ class Site:
         for p in self.gate_part.split():
             if p.startswith('+'):
                 owner,_,name = p[1:].rpartition('.')
-                table = getattr(self.module(pipe, owner), name)
+                table = stored_parameter(self.module(pipe, owner), name)
             elif p.isdigit(): item = int(p)
         gate = output[item] if isinstance(output, (tuple, list)) else output
         for p in self.gate_part.split():
             if '/' in p:
                 i,n = map(int, p.split('/'))
-                gate = gate.chunk(n, -1)[i]+(table[i] if table is not None else 0)
+                gate = gate.chunk(n, -1)[i]+(table[i].to(gate.device) if table is not None else 0)
             elif p=='tanh': gate = gate.tanh()
         return gate
 
@@ -127,10 +128,9 @@ class Site:
 
     def _attention_columns(self, call): # attention's part of a joint projection
         x,w = call.args[0][...,:self.width],getattr(call.module, 'weight', None)
-        if torch.is_tensor(w) and w.is_floating_point() and w.ndim==2 and w.shape[1]==call.module.in_features: return F.linear(x, w[:,:self.width].to(x.dtype))
-        whole = torch.cat([x, torch.zeros_like(call.args[0][...,self.width:])], -1) # quantised: its own arithmetic, the neurons set to 0
-        bias = getattr(call.module, 'bias', None)
-        return call.module.forward(whole)-(bias if bias is not None else 0)
+        if torch.is_tensor(w) and w.device==x.device and w.is_floating_point() and w.ndim==2 and w.shape[1]==call.module.in_features: return F.linear(x, w[:,:self.width].to(x.dtype))
+        whole = torch.cat([x, torch.zeros_like(call.args[0][...,self.width:])], -1) # quantised, or offloaded again: its own arithmetic, the neurons set to 0
+        return call.module.forward(whole)-call.module.forward(torch.zeros_like(whole[:1,:1])) # of zeros: the bias, wherever it is
 
     def _span(self, call, x): return call.layout.span(self.stream, self.joint) if x.ndim==3 and not self.encoder and (self.joint or not self.whole) else (0, None)
 

@@ -226,3 +226,47 @@ def test_push_and_open_through_the_hubs_client(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match='the hub could not give somebody/none'): fi.load_dictionary('somebody/none/x', api=api)
     finally: server.shutdown(); server.server_close()
     with pytest.raises(FileNotFoundError, match='the hub could not give'): fi.load_dictionary('somebody/saes/unseen', api=api) # no network
+
+def test_published_dictionaries_through_the_hubs_client(tmp_path, monkeypatch):
+    "Repositories made to the layout of sdxl-unbox, opened by short names: only the files that are needed, the site from the table, and a pickle's code refused"
+    import io
+    import huggingface_hub
+    from huggingface_hub import HfApi
+    from fluxinterp.published import published
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'cache'))
+    def files(d, n, k, extra=None):
+        g,out,mean = torch.Generator().manual_seed(k),io.BytesIO(),io.BytesIO()
+        w = torch.randn(d, n, generator=g)
+        torch.save(dict(state_dict={'encoder.weight': w.T.contiguous(), 'decoder.weight': w, 'pre_bias': torch.randn(d, generator=g), 'latent_bias': torch.randn(n, generator=g), 'stats_last_nonzero': torch.zeros(n, dtype=torch.long)}|(extra or {})), out)
+        torch.save(torch.rand(n), mean)
+        return {'config.json': json.dumps(dict(n_dirs_local=n, d_model=d, k=k, auxk=256, dead_steps_threshold=2441)).encode(), 'state_dict.pth': out.getvalue(), 'mean.pt': mean.getvalue(), 'std.pt': mean.getvalue()}
+    repos = {}
+    for name,p in published.items():
+        monkeypatch.setitem(published, name, p._replace(width=8, latents=200))
+        inside = f'{p.folder}/final/' if p.repo=='surokpro2/sdxl-saes' else f'{p.folder}/' if p.folder else ''
+        repos.setdefault(p.repo, {}).update({inside+f: b for f,b in files(8, 200, p.k).items()})
+    monkeypatch.setattr(Hub, 'repos', repos)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        api = HfApi(endpoint=f'http://127.0.0.1:{server.server_port}', token='hf_none')
+        x = torch.randn(30, 8, generator=torch.Generator().manual_seed(9))
+        for name,p in published.items():
+            sae = fi.load_dictionary(name, api=api)
+            assert (sae.meta.site, sae.config.k, sae.num_latents, sae.width)==(p.site, p.k, 200, 8)
+            t = torch.load(io.BytesIO(next(b for f,b in repos[p.repo].items() if f.startswith(p.folder) and f.endswith('state_dict.pth'))), weights_only=True)['state_dict']
+            pre = (x-t['pre_bias'])@t['encoder.weight'].T+t['latent_bias'] # their words for it
+            top = pre.topk(p.k)
+            code = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+            assert torch.allclose(sae(x), code@t['decoder.weight'].T+t['pre_bias'], atol=1e-3)
+        assert not list((tmp_path/'cache').rglob('mean.pt'))
+        sdxl = fi.miniature('sdxl')
+        assert fi.resolve_site(sdxl, fi.load_dictionary('sdxl-unbox/up.0.1', api=api).meta.site).read=='update'
+        assert published['sdxl-unbox-flux/double.18'].site.endswith('.update') and fi.resolve_site(fi.miniature('flux'), 'double.1.image.update').read=='update'
+        class Run:
+            def __reduce__(self): return (exec, ('raise SystemExit("ran")',))
+        repos['somebody/flux-sae'] = files(8, 200, 20, dict(more=Run()))
+        with pytest.raises(fi.DictionaryFileError, match='refused'): fi.load_dictionary('somebody/flux-sae', api=api)
+        repos['somebody/other-layout'] = {'config.json': b'{"hidden": 3}', 'weights.safetensors': b''}
+        with pytest.raises(fi.DictionaryFileError, match='holds no dictionary: looked for'): fi.load_dictionary('somebody/other-layout', api=api)
+    finally: server.shutdown(); server.server_close()
