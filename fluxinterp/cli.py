@@ -38,7 +38,8 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
                        scenes:Annotated[int, typer.Option(help='training scenes')]=40_000,
                        seed:int=0, device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]='',
                        compile:Annotated[bool, typer.Option(help='compile the denoiser: a minute to start, then faster')]=False,
-                       until:Annotated[str, typer.Option(help='of sdxl, the last stage: vae, text, denoiser (the teacher), pairs or distilled')]='distilled'):
+                       until:Annotated[str, typer.Option(help='of sdxl, the last stage: vae, text, denoiser (the teacher), pairs or distilled')]='distilled',
+                       start:Annotated[str, typer.Option(help='of sdxl, a pipeline to go on from: a folder, or tiny-sdxl-turbo')]=''):
     "Train what is packaged: tiny-flux or tiny-sdxl-turbo (run again to resume), the reader, or the SAEs of tiny-flux."
     out = out or ('runs/tiny-sdxl' if what=='sdxl' else 'runs/tiny-flux')
     if what=='flux':
@@ -50,7 +51,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
         from fluxinterp.sdxl_training import SDXLConfig, sdxl_stages, train_tiny_sdxl
         if until not in sdxl_stages: raise typer.BadParameter(f'{until!r} is no stage: choose from {", ".join(sdxl_stages)}')
         extra = dict(denoiser_steps=steps) if steps else {}
-        train_tiny_sdxl(out, SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, **extra), device or None, until)
+        train_tiny_sdxl(out, SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, **extra), device or None, until, start)
         typer.echo(f'Done: {out}/pipeline is a diffusers folder' if until=='distilled' else f'Done: {out}, all stages up to {until}')
     elif what=='reader':
         from fluxinterp.reader import train_reader

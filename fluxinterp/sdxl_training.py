@@ -26,7 +26,7 @@ from .core import default_device, load_json, save_json, save_tensors
 from .reader import obedience, read_images
 from .scenes import make_scene, object_factors
 from .tiny import caption_tokens
-from .tiny_sdxl import TinySDXLPipeline, build_sdxl, plain_sdxl
+from .tiny_sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
 from .tiny_training import (TinyConfig, _attention, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
                                       _token_ids, _values, _world_choices, fast_autocast, open_run, sample_grid, stored_latents, train_vae)
 
@@ -336,6 +336,7 @@ def train_tiny_sdxl(out:str|Path,              # folder of the run; an interrupt
                     cfg:SDXLConfig=None,       # how; must agree with the run that is resumed, but for step counts
                     device=None,               # CUDA when there is one
                     until:str='distilled',     # the last stage to do, one of `sdxl_stages`; 'denoiser' makes the teacher alone
+                    start:str|Path='',         # folder of a pipeline of the same shape, or 'tiny-sdxl-turbo', to go on from: its autoencoder and text encoders are kept
                    )->TinySDXLPipeline:        # as far as trained
     "Train a tiny-sdxl-turbo from nothing; saves the teacher as `out/teacher` and the student as `out/pipeline`"
     if until not in sdxl_stages: raise ValueError(f'no stage {until!r}: choose from {", ".join(sdxl_stages)}')
@@ -347,17 +348,23 @@ def train_tiny_sdxl(out:str|Path,              # folder of the run; an interrupt
         if not folder: return plain_sdxl(pipe, TinySDXLPipeline)
         StableDiffusionXLPipeline(**deepcopy(pipe.components), add_watermarker=False).to(torch.bfloat16).save_pretrained(out/folder)
         return TinySDXLPipeline.from_pretrained(out/folder, dtype=torch.float32)
-    train_vae(pipe.vae, bank, cfg, out, device, batch=12)
+    if start:
+        given = load_tiny_sdxl(str(start)) if str(start) in sdxl_sizes else TinySDXLPipeline.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+        for part in ('vae', 'text_encoder', 'text_encoder_2', 'unet'): getattr(pipe, part).load_state_dict(getattr(given, part).state_dict())
+        for m in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2): m.requires_grad_(False)
+    else: train_vae(pipe.vae, bank, cfg, out, device, batch=12)
     if last==0: return done()
-    train_clips(pipe, bank, cfg, out, device)
-    standardize_text(pipe, bank)
+    if not start:
+        train_clips(pipe, bank, cfg, out, device)
+        standardize_text(pipe, bank)
     if last==1: return done()
     latents = stored_latents(out, pipe.vae, bank, device)
-    sample = latents[:2000].float()
-    mean,std = sample.mean((0, 2, 3)),sample.std((0, 2, 3))
-    standardize_latents(pipe.vae.to('cpu'), mean, std)
+    if not start:
+        sample = latents[:2000].float()
+        mean,std = sample.mean((0, 2, 3)),sample.std((0, 2, 3))
+        standardize_latents(pipe.vae.to('cpu'), mean, std)
+        latents = ((latents.float()-mean[:,None,None])/std[:,None,None]).bfloat16()
     pipe.to(device)
-    latents = ((latents.float()-mean[:,None,None])/std[:,None,None]).bfloat16()
     train_teacher(pipe, bank, latents, cfg, out, device)
     teacher = done('teacher')
     if last==2: return teacher
