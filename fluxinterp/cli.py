@@ -51,7 +51,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
         from fluxinterp.sdxl_training import SDXLConfig, sdxl_stages, train_tiny_sdxl
         if until not in sdxl_stages: raise typer.BadParameter(f'{until!r} is no stage: choose from {", ".join(sdxl_stages)}')
         extra = dict(denoiser_steps=steps) if steps else {}
-        train_tiny_sdxl(out, SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, **extra), device or None, until, start)
+        train_tiny_sdxl(out, SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, start=start, **extra), device or None, until)
         typer.echo(f'Done: {out}/pipeline is a diffusers folder' if until=='distilled' else f'Done: {out}, all stages up to {until}')
     elif what=='reader':
         from fluxinterp.reader import train_reader

@@ -46,6 +46,7 @@ class SDXLConfig(TinyConfig):
     distilled_steps:int=1500   # of the student
     sample_every:int=500       # steps between grids of samples and looks of the reader
     looks:int=64               # validation captions the reader looks at each time
+    start:str=''               # folder of a pipeline of the same shape, or 'tiny-sdxl-turbo', to go on from: its autoencoder and text encoders are kept
 
 sdxl_stages = ('vae', 'text', 'denoiser', 'pairs', 'distilled')
 
@@ -336,7 +337,6 @@ def train_tiny_sdxl(out:str|Path,              # folder of the run; an interrupt
                     cfg:SDXLConfig=None,       # how; must agree with the run that is resumed, but for step counts
                     device=None,               # CUDA when there is one
                     until:str='distilled',     # the last stage to do, one of `sdxl_stages`; 'denoiser' makes the teacher alone
-                    start:str|Path='',         # folder of a pipeline of the same shape, or 'tiny-sdxl-turbo', to go on from: its autoencoder and text encoders are kept
                    )->TinySDXLPipeline:        # as far as trained
     "Train a tiny-sdxl-turbo from nothing; saves the teacher as `out/teacher` and the student as `out/pipeline`"
     if until not in sdxl_stages: raise ValueError(f'no stage {until!r}: choose from {", ".join(sdxl_stages)}')
@@ -348,18 +348,18 @@ def train_tiny_sdxl(out:str|Path,              # folder of the run; an interrupt
         if not folder: return plain_sdxl(pipe, TinySDXLPipeline)
         StableDiffusionXLPipeline(**deepcopy(pipe.components), add_watermarker=False).to(torch.bfloat16).save_pretrained(out/folder)
         return TinySDXLPipeline.from_pretrained(out/folder, dtype=torch.float32)
-    if start:
-        given = load_tiny_sdxl(str(start)) if str(start) in sdxl_sizes else TinySDXLPipeline.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+    if cfg.start:
+        given = load_tiny_sdxl(cfg.start) if cfg.start in sdxl_sizes else TinySDXLPipeline.from_pretrained(cfg.start, dtype=torch.float32, local_files_only=True)
         for part in ('vae', 'text_encoder', 'text_encoder_2', 'unet'): getattr(pipe, part).load_state_dict(getattr(given, part).state_dict())
         for m in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2): m.requires_grad_(False)
     else: train_vae(pipe.vae, bank, cfg, out, device, batch=12)
     if last==0: return done()
-    if not start:
+    if not cfg.start:
         train_clips(pipe, bank, cfg, out, device)
         standardize_text(pipe, bank)
     if last==1: return done()
     latents = stored_latents(out, pipe.vae, bank, device)
-    if not start:
+    if not cfg.start:
         sample = latents[:2000].float()
         mean,std = sample.mean((0, 2, 3)),sample.std((0, 2, 3))
         standardize_latents(pipe.vae.to('cpu'), mean, std)

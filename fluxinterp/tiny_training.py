@@ -346,8 +346,8 @@ def open_run(out:str|Path,    # folder of the run
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     old = load_json(out/'config.json') if (out/'config.json').exists() else {}
-    fixed = ('size', 'num_scenes', 'wordings', 'seed', 'batch_size')
-    clash = [k for k in fixed if old and old.get(k)!=getattr(cfg, k)]
+    fixed = ('size', 'num_scenes', 'wordings', 'seed', 'batch_size', 'start')
+    clash = [k for k in fixed if k in old and old[k]!=getattr(cfg, k, None)]
     if clash: raise ValueError(f'{out} holds a run with other {", ".join(clash)}: give the same values or another folder')
     save_json(asdict(cfg), out/'config.json')
     file = out/'bank.safetensors'
