@@ -37,13 +37,14 @@ class SDXLConfig(TinyConfig):
     size:str='tiny-sdxl-turbo' # a key of `tiny_sdxl.sdxl_sizes`
     vae_steps:int=1200         # of 12 pictures
     text_steps:int=1500        # of 96 captions
-    denoiser_steps:int=5500    # of the teacher, `batch_size` scenes each
+    denoiser_steps:int=4500    # of the teacher, `batch_size` scenes each
     muon_lr:float=0.02         # matrices and convolutions
+    ema:float=0.99             # as in `TinyConfig`: .999 lags behind in so few steps
     crops:float=0.05           # share of scenes shown shifted, their crop told
-    pairs:int=4096             # captions the teacher draws for its student
+    pairs:int=3072             # captions the teacher draws for its student
     teacher_steps:int=8        # in which it draws them
     guidance:float=2.          # with which it draws them
-    distilled_steps:int=1500   # of the student
+    distilled_steps:int=900    # of the student
     sample_every:int=500       # steps between grids of samples and looks of the reader
     looks:int=64               # validation captions the reader looks at each time
     start:str=''               # folder of a pipeline of the same shape, or 'tiny-sdxl-turbo', to go on from: its autoencoder and text encoders are kept
