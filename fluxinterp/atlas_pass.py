@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .dictionary import SparseCode
 
@@ -49,7 +50,9 @@ def two_sided(code:SparseCode, # with negative values
 shape_statistics = ('row', 'column', 'spread', 'entropy', 'contiguity', 'border')
 example_lists = ('peak', 'mean', 'sample')
 
-def _total(index, weights, n): return torch.bincount(index, weights, n)
+def _total(index, weights, n): # of nothing, torch counts in integers
+    t = torch.bincount(index, weights, n)
+    return t if weights is None else t.double()
 
 def _has_neighbour(place, pair, grid, places): # of active tokens: place in (picture, step, token), pair of its picture -> (n,) bool
     (H,W),wide = grid,int(pair.max())+1 if len(pair) else 1
@@ -69,6 +72,7 @@ def _map_shapes(v, m, token, near, n, total, grid): # of active tokens: value, m
     shape = torch.stack([cy, cx, (square-cy*cy-cx*cx).clamp_min(0).sqrt(), (t.log()-vlogv).clamp_min(0), _total(m, near.double(), len(n))/n.clamp_min(1), border], -1)
     return shape*(n>0)[:,None]
 
+# %% ../nbs/44_atlas_pass.ipynb #atp00025
 class FeaturePass:
     "What one pass over pictures keeps of every feature"
     def __init__(self, num_features:int,
@@ -162,34 +166,38 @@ class FeaturePass:
         self.pool = {k: t[each if k in ('at', 'value') else kept] for k,t in pool.items()}
         self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
 
-    def merge(self, other:'FeaturePass')->'FeaturePass': # of other pictures
-        "Take in what another pass has kept"
-        if (other.num_features, other.steps, other.grid, other.examples)!=(self.num_features, self.steps, self.grid, self.examples): raise ValueError(f'{other} cannot be merged into {self}')
-        for k,t in self.totals.items(): t += other.totals[k].to(self.device)
-        self.largest = torch.maximum(self.largest, other.largest.to(self.device))
-        for k in example_lists:
-            s,w = torch.cat([self.best[k], other.best[k].to(self.device)], 1),torch.cat([self.which[k], other.which[k].to(self.device)], 1)
-            order = w.sort(dim=1).indices # ties go to the picture with the smaller number
-            s,w = s.gather(1, order),w.gather(1, order)
-            s,order = s.sort(dim=1, descending=True, stable=True)
-            self.best[k],self.which[k] = s[:,:self.examples].contiguous(),w.gather(1, order)[:,:self.examples].contiguous()
-        for p in [other.pool, *other._new]: self._new.append({k: t.to(self.device) for k,t in p.items()})
-        self.compact()
-        return self
-
-    def state(self)->dict: # name -> tensor
-        "Everything it has kept"
-        self.compact()
-        res = {'largest': self.largest}|{f'totals/{k}': t for k,t in self.totals.items()}|{f'pool/{k}': t for k,t in self.pool.items()}
-        return res|{f'best/{k}': t for k,t in self.best.items()}|{f'which/{k}': t for k,t in self.which.items()}
-
-    def load_state(self, tensors:dict)->'FeaturePass': # of `state`
-        "Go on from there"
-        for name,t in tensors.items():
-            group,_,k = name.partition('/')
-            if k: getattr(self, group)[k] = t.to(self.device)
-            else: self.largest = t.to(self.device)
-        self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
-        return self
-
     def __repr__(self): return f"FeaturePass over {int(self.totals['pictures'])} pictures of {self.steps} steps x {self.grid[0]} x {self.grid[1]} tokens: {self.num_features} features, {self.examples} examples of each kind"
+
+# %% ../nbs/44_atlas_pass.ipynb #atp00027
+@patch
+def merge(self:FeaturePass, other:FeaturePass)->FeaturePass: # of other pictures
+    "Take in what another pass has kept"
+    if (other.num_features, other.steps, other.grid, other.examples)!=(self.num_features, self.steps, self.grid, self.examples): raise ValueError(f'{other} cannot be merged into {self}')
+    for k,t in self.totals.items(): t += other.totals[k].to(self.device)
+    self.largest = torch.maximum(self.largest, other.largest.to(self.device))
+    for k in example_lists:
+        s,w = torch.cat([self.best[k], other.best[k].to(self.device)], 1),torch.cat([self.which[k], other.which[k].to(self.device)], 1)
+        order = w.sort(dim=1).indices # ties go to the picture with the smaller number
+        s,w = s.gather(1, order),w.gather(1, order)
+        s,order = s.sort(dim=1, descending=True, stable=True)
+        self.best[k],self.which[k] = s[:,:self.examples].contiguous(),w.gather(1, order)[:,:self.examples].contiguous()
+    for p in [other.pool, *other._new]: self._new.append({k: t.to(self.device) for k,t in p.items()})
+    self.compact()
+    return self
+
+@patch
+def state(self:FeaturePass)->dict: # name -> tensor
+    "Everything it has kept"
+    self.compact()
+    res = {'largest': self.largest}|{f'totals/{k}': t for k,t in self.totals.items()}|{f'pool/{k}': t for k,t in self.pool.items()}
+    return res|{f'best/{k}': t for k,t in self.best.items()}|{f'which/{k}': t for k,t in self.which.items()}
+
+@patch
+def load_state(self:FeaturePass, tensors:dict)->FeaturePass: # of `state`
+    "Go on from there"
+    for name,t in tensors.items():
+        group,_,k = name.partition('/')
+        if k: getattr(self, group)[k] = t.to(self.device)
+        else: self.largest = t.to(self.device)
+    self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
+    return self

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['coverage_labels', 'concept_labels', 'auroc', 'best_threshold', 'average_precision', 'f1_score', 'SceneActivations',
-           'record_scenes', 'find_concepts', 'recovered', 'compare_methods']
+           'record_scenes', 'find_concepts', 'best_concepts', 'recovered', 'compare_methods']
 
 # %% ../nbs/31_concepts.ipynb #fddfe4b9
 from dataclasses import dataclass
@@ -142,6 +142,23 @@ def find_concepts(dictionary:Dictionary,
             row |= dict(auroc_low=np.nanpercentile(some, 2.5), auroc_high=np.nanpercentile(some, 97.5))
         rows.append(row)
     return pd.DataFrame(rows)
+
+@torch.no_grad()
+def best_concepts(dictionary:Dictionary,
+                  train:SceneActivations, test:SceneActivations,
+                  features,            # numbers; of a signed dictionary, latent i downwards is `num_latents + i`
+                  site:str=None,       # the dictionary's own when None
+                 )->pd.DataFrame:      # a line per feature: factor, value, auroc, auroc_train
+    "The known concept every feature detects best: chosen on train scenes, scored on test scenes"
+    site,features = site or dictionary.meta.site,torch.as_tensor([int(f) for f in features])
+    n = dictionary.num_latents
+    a,b = (_candidates(dictionary, s.recording[site], (features%n,))[0][:,torch.arange(len(features))+len(features)*((features>=n).long() if dictionary.signed else 0)] for s in (train, test))
+    def scores(x, labels): # (concept, feature)
+        return torch.stack([auroc(x[l>=0], l[l>=0]==1) for l in torch.from_numpy(labels).flatten(1)])
+    on,off = scores(a, train.labels),scores(b, test.labels)
+    best = torch.where(off.isnan(), torch.nan, on).nan_to_num(0).argmax(0)
+    at = torch.arange(len(features))
+    return pd.DataFrame(dict(factor=[concepts[i][0] for i in best], value=[concepts[i][1] for i in best], auroc=off[best,at].numpy(), auroc_train=on[best,at].numpy()), index=pd.Index(features.tolist(), name='feature'))
 
 def recovered(table:pd.DataFrame, # from `find_concepts`
               at:float=.9,        # AUROC
