@@ -14,6 +14,7 @@ import torch
 from .families import call_arguments, family_of
 from .hooks import record
 from .pipelines import denoiser_of
+from .sites import Site
 from .words import prompt_tokens, word_activations
 
 # %% ../nbs/47_concept_maps.ipynb #cmp00006
@@ -108,7 +109,7 @@ def score_concept_maps(pipe, scenes:list, # of `Scene`s
     "How well concept maps find known masks"
     from fluxinterp.concepts import auroc
     with watch_concepts(pipe, words, **kwargs) as watch:
-        record(pipe, [s.caption for s in scenes], [f'transformer.transformer_blocks.{len(denoiser_of(pipe).transformer_blocks)-1}'], images=[s.image for s in scenes],
+        record(pipe, [s.caption for s in scenes], [Site('proj_out', 'transformer.proj_out', 'output')], images=[s.image for s in scenes],
                noise_levels=noise_level, seed=seed, batch_size=batch_size, progress=False)
     maps = torch.cat(watch.calls) # (scene, word, token)
     res = {}
