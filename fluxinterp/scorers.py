@@ -119,8 +119,8 @@ class _Held:
     def near(self, n): # silent pictures like the positives
         some = np.array(self.silent(10**9))
         if not len(some): return []
-        like = self.vectors[some]@self.vectors[[e.picture for e in self.positives]].mean(0)
-        return some[np.argsort(-like, kind='stable')[:n]].tolist()
+        like = (self.vectors[torch.from_numpy(some)]@self.vectors[[e.picture for e in self.positives]].mean(0)).numpy()
+        return [int(p) for p in some[np.argsort(-like, kind='stable')[:n]]]
     def neighbours(self, n): # examples of features like this one, where it is silent
         mine,res = {e.picture for e in self.positives},[]
         fired = self.atlas.peaks([self.f])[:,0]>0
