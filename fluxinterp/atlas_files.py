@@ -259,8 +259,8 @@ def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int)-
     save_tensors({k: v for k,v in t.items() if k.startswith('pool/')}, folder/'examples.safetensors')
     w = dictionary.write_directions.detach()
     near,cosine = nearest_directions(torch.cat([w, -w]) if dictionary.signed else w)
-    blocks = [load_file(b) for b in block_files(folder)]
-    together,jaccard = firing_together(torch.cat([b['sample'] for b in blocks]), torch.cat([b['sample_lengths'] for b in blocks]), about['num_features'])
+    sample,lengths = (torch.cat([read_tensor(b, k) for b in block_files(folder)]) for k in ('sample', 'sample_lengths')) # nothing else of the blocks: they grow with the pictures
+    together,jaccard = firing_together(sample, lengths, about['num_features'])
     save_tensors({k: v for k,v in t.items() if not k.startswith('pool/')}|dict(near=near.int(), cosine=cosine.half(), together=together.int(), jaccard=jaccard.half()), folder/'features.safetensors')
     write_text(folder, about, captions)
     save_json(about, folder/'atlas.json')
