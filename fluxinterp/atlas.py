@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 
-from .atlas_files import block_files, finish, picture_source, plan_atlas, read_tensor, scan_part, write_text
+from .atlas_files import block_files, dictionary_key, finish, picture_source, plan_atlas, read_tensor, scan_part, write_text
 from .atlas_pass import example_lists, halves, histogram_edges, shape_statistics
-from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, search_words, set_label
+from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, search_words, set_label, shown_pictures
 from .core import load_json, save_json, weights_path
 from .dictionary import Dictionary, check_belongs
 from .maps import image_bytes, image_grid, overlay
@@ -75,6 +75,9 @@ class Atlas:
         "A feature's number; raises `ValueError` when there is no such feature"
         if not 0<=int(i)<self.num_features: raise ValueError(f'feature {i} of {self.num_features}: choose 0 to {self.num_features-1}')
         return int(i)
+    def check_dictionary(self, dictionary:Dictionary):
+        "Raise `AtlasError` unless the atlas was built of this dictionary"
+        if dictionary_key(dictionary)!=self.about['dictionary']: raise AtlasError(f'{self.path} is of another dictionary than the one given: build an atlas of that one, or load the one this was built of')
     def __len__(self): return self.num_features
     def __repr__(self): return f"Atlas of {self.num_features} features at {self.site}, over {self.about['prompts']*self.about['images']} pictures, {len(self.levels)} steps"
 
@@ -127,25 +130,23 @@ def build_atlas(dictionary:Dictionary,
 
 # %% ../nbs/46_atlas.ipynb #atl00011
 @patch
-def block_rows(self:Atlas)->list: # (file, first picture, one after the last)
+def block_rows(self:Atlas)->list: # (file, first picture, one after the last, where the thumbnails lie in it, with None for none)
     "The files of what fired, with the pictures they hold"
     if not hasattr(self, '_blocks'):
         n,self._blocks = 0,[]
         for f in block_files(self.path):
             k = len(read_tensor(f, 'lengths'))
-            self._blocks.append((f, n, n+k)); n += k
+            with safe_open(f, 'pt') as t: ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()] if 'jpeg_lengths' in t.keys() else None
+            self._blocks.append((f, n, n+k, ends)); n += k
     return self._blocks
 
 @patch
 def thumbnail(self:Atlas, picture:int)->Image.Image:
     "A picture's thumbnail; None where the atlas was built without pictures"
-    f,first,_ = next((b for b in self.block_rows() if b[1]<=picture<b[2]), (None, 0, 0))
+    f,first,_,ends = next((b for b in self.block_rows() if b[1]<=picture<b[2]), (None, 0, 0, None))
     if f is None: raise ValueError(f'picture {picture}: this atlas has {len(self.pictures)}')
-    with safe_open(f, 'pt') as t:
-        if 'jpegs' not in t.keys(): return None
-        n = t.get_tensor('jpeg_lengths').cumsum(0).tolist()
-        i = picture-first
-        return Image.open(io.BytesIO(t.get_slice('jpegs')[n[i-1] if i else 0:n[i]].numpy().tobytes())).convert('RGB')
+    if ends is None: return None
+    with safe_open(f, 'pt') as t: return Image.open(io.BytesIO(t.get_slice('jpegs')[ends[picture-first]:ends[picture-first+1]].numpy().tobytes())).convert('RGB')
 
 @patch
 def _example(self:Atlas, i, picture):
@@ -179,7 +180,7 @@ def peaks(self:Atlas, features=None, # numbers; all when None
     column = torch.full((self.num_features,), -1)
     column[features] = torch.arange(len(features))
     res = torch.zeros(len(self.pictures), len(features), dtype=torch.float16)
-    for f,first,last in self.block_rows():
+    for f,first,last,_ in self.block_rows():
         row = torch.arange(first, last).repeat_interleave(read_tensor(f, 'lengths'))
         at = column[read_tensor(f, 'features').long()]
         some = at>=0
@@ -187,9 +188,16 @@ def peaks(self:Atlas, features=None, # numbers; all when None
     return res.numpy()
 
 @patch
+def fires(self:Atlas, i:int)->np.ndarray: # (pictures,) bool
+    "In which pictures a feature fires"
+    first = self.check(i)//256*256 # its neighbours come with it: all features one after the other read the files once in 256
+    if getattr(self, '_fires', (-1,))[0]!=first: self._fires = first,self.peaks(range(first, min(first+256, self.num_features)))>0
+    return self._fires[1][:,i-first]
+
+@patch
 def silent_pictures(self:Atlas, i:int, n:int=10, half:str='score', seed:int=0)->list: # numbers of pictures
     "Random pictures in which a feature does not fire"
-    some = np.flatnonzero((self.peaks([i])[:,0]==0)&(self.pictures.half.to_numpy()==halves.index(half)))
+    some = np.flatnonzero(~self.fires(i)&(self.pictures.half.to_numpy()==halves.index(half)))
     return np.random.default_rng([seed, i]).permutation(some)[:n].tolist()
 
 # %% ../nbs/46_atlas.ipynb #atl00014
@@ -280,6 +288,9 @@ class FeatureCard:
         "Its strongest picture at every step"
         e = self.atlas.examples(self.feature, 'peak', None, 1)[0]
         return image_grid([e.overlay(float(self.statistics.largest), k, scale) for k in range(len(self.atlas.levels))], len(self.atlas.levels))
+    def shown(self)->dict: # 'icon' or 'patch' -> PIL picture
+        "Pictures of its own, see `add_icons` and `add_patches`"
+        return {k: Image.open(io.BytesIO(j)).convert('RGB') for k,j in shown_pictures(self.atlas.text, self.feature).items()}
     def __repr__(self):
         s,a = self.statistics,self.atlas
         name = f'feature {self.feature} at {a.site}'+(f': {s.label}' if isinstance(s.label, str) else '')+(f' ({s.explanation})' if isinstance(s.explanation, str) else '')
@@ -290,7 +301,7 @@ class FeatureCard:
         first,*captions = map(html.escape, repr(self).split('\n'))
         if self.dead: return f'<p>{first}</p>'
         near = ', '.join(f'{f} ({v:.2f})' for f,v in self.atlas.neighbours(self.feature).head(4).items())
-        parts = [('strongest pictures', self.pictures()), ('the strongest at every step', self.steps()), ('a sample, from strong to weak', self.pictures('sample'))]
+        parts = [*((kind, im) for kind,im in self.shown().items()), ('strongest pictures', self.pictures()), ('the strongest at every step', self.steps()), ('a sample, from strong to weak', self.pictures('sample'))]
         return f'<p><b>{first}</b><br>'+'<br>'.join(captions)+'</p>'+''.join(f'<p>{what}<br>{_img(im, what)}</p>' for what,im in parts)+f'<p>nearest directions: {near}</p>'
 
 @patch

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .atlas_pass import FeaturePass, prompt_half, two_sided
+from .atlas_pass import FeaturePass, prompt_half
 from .atlas_text import AtlasError, AtlasText
 from .core import save_json, save_tensors
-from .dictionary import Dictionary, SparseCode
+from .dictionary import Dictionary, SparseCode, two_sided
 from .hooks import record_batches
 from .maps import image_bytes
 from .pipelines import check_prompts, fingerprint
@@ -56,7 +56,7 @@ def _from_store(data):
 
 def _from_record(data, pictures):
     rows = data.rows[data.rows.guidance=='conditional']
-    at = rows.index.to_numpy()
+    at = rows.index.to_numpy(copy=True)
     table = np.stack([np.arange(len(rows)), rows.prompt, rows.image, rows.seed], 1).astype(np.int64)
     def read(first, last, n):
         for i in range(first, last, n):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['halves', 'histogram_bins', 'shape_statistics', 'example_lists', 'prompt_half', 'picture_priority', 'histogram_edges',
-           'activation_bins', 'two_sided', 'FeaturePass']
+           'activation_bins', 'FeaturePass']
 
 # %% ../nbs/44_atlas_pass.ipynb #atp00003
 from zlib import crc32
@@ -42,11 +42,6 @@ def activation_bins(v:torch.Tensor)->torch.Tensor: # (n,) float32, above 0 -> in
     return ((v.view(torch.int32)>>22)-_first).clamp(0, histogram_bins-1).long()
 
 # %% ../nbs/44_atlas_pass.ipynb #atp00012
-def two_sided(code:SparseCode, # with negative values
-             )->SparseCode:    # twice as many latents, no negative value
-    "Each latent as two features: latent i above zero is feature i, below zero feature `num_latents + i`"
-    return SparseCode(code.values.abs(), code.indices+code.num_latents*(code.values<0), 2*code.num_latents)
-
 shape_statistics = ('row', 'column', 'spread', 'entropy', 'contiguity', 'border')
 example_lists = ('peak', 'mean', 'sample')
 

@@ -72,6 +72,7 @@ class CausalPictures(Explainer):
         self.pipe,self.dictionary,self.judge,self.seeds,self.strength,self.least,self.chunk,self.force,self.call = pipe,dictionary,judge,seeds,strength,least,chunk,force,call
 
     def __call__(self, atlas, features):
+        atlas.check_dictionary(self.dictionary)
         largest,top_base,on_base = atlas.array('largest'),None,None
         mine = atlas.pictures[atlas.pictures.half==0].index.to_numpy()
         seen = self.judge([atlas.thumbnail(int(p)) for p in mine]).labels

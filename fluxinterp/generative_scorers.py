@@ -60,6 +60,7 @@ class Generation(Scorer):
 
     @torch.no_grad()
     def measure(self, atlas, asked, judge):
+        atlas.check_dictionary(self.dictionary)
         descriptions = list(dict.fromkeys(d for *_,d in asked))
         written = {descriptions[a.id]: a for a in self.writer(descriptions, self.n)}
         captions = list(dict.fromkeys(c for a in written.values() if a.status=='ok' for kind in a.value for c in kind))
@@ -91,6 +92,7 @@ class Intervention(Scorer):
 
     def _pairs(self, atlas, f): # drawn once for a feature: its explanation and the twin's are about the same pictures
         if f not in self._drawn:
+            atlas.check_dictionary(self.dictionary)
             n,some = self.dictionary.num_latents,atlas.silent_pictures(f, self.n)
             captions = [atlas.pictures.caption[p] for p in some]
             draw = lambda: self.pipe(captions, generator=prompt_generators(self.seed, range(len(captions))), **self.call).images

@@ -70,7 +70,7 @@ def score(atlas:Atlas,
     done = set() if again else set(old[old.status!='error'].feature)
     ok = said.index[said.status=='ok'].to_numpy()
     rng = np.random.default_rng(seed)
-    order = rng.permutation(ok)
+    order = rng.permutation(ok.copy())
     other = dict(zip(order, np.roll(order, 1))) if len(ok)>1 else {} # nobody keeps their own
     todo = [f for f in features if f not in done]
     with tqdm(total=len(todo), desc=name, disable=not progress, leave=False) as bar:
@@ -123,7 +123,7 @@ class _Held:
         return [int(p) for p in some[np.argsort(-like, kind='stable')[:n]]]
     def neighbours(self, n): # examples of features like this one, where it is silent
         mine,res = {e.picture for e in self.positives},[]
-        fired = self.atlas.peaks([self.f])[:,0]>0
+        fired = self.atlas.fires(self.f)
         for g in self.atlas.neighbours(self.f).index:
             for e in self.atlas.examples(int(g), 'peak', 'score'):
                 if e.picture not in mine and not fired[e.picture]: res.append(e); mine.add(e.picture); break

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from .atlas import Atlas
-from .endpoint import Answer, Answerer, Question, _content, _refusals, fill_prompt, load_prompt, read_json
+from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, message_content, read_json, refusal_pattern
 from .explainers import Explainer
 from .maps import image_bytes, overlay
 
@@ -101,7 +101,7 @@ class LocalModel(Answerer):
         for q in questions:
             more,detail = [],dict(calls=0)
             for repair in (False, True):
-                key = self.key([dict(role='user', content=_content(q.parts)), *more], q.version)
+                key = self.key([dict(role='user', content=message_content(q.parts)), *more], q.version)
                 reply = self.cache.get(key)
                 if reply is None:
                     if self._over(): raise BudgetSpent(f'the budget of {self.budget} is spent after {self.calls} calls: what was answered is kept, the same call goes on with a new budget')
@@ -114,6 +114,6 @@ class LocalModel(Answerer):
                 detail['text'] = reply['text']
                 try: yield Answer(q.id, 'ok', q.read(reply['text']), detail); break
                 except ValueError as e: why = str(e)
-                if _refusals.match(reply['text']): yield Answer(q.id, 'refused', None, detail); break
+                if refusal_pattern.match(reply['text']): yield Answer(q.id, 'refused', None, detail); break
                 more += [('assistant', reply['text']), ('user', f'This could not be read: {why}. Answer again, with nothing but the JSON object.')]
             else: yield Answer(q.id, 'parse_error', None, detail|dict(why=why))

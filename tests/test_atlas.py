@@ -1,0 +1,105 @@
+"Atlases whose scan is killed, or shared out over processes: what a notebook cannot do to itself; and files that are not what they should be"
+import os, sqlite3, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from safetensors.torch import load_file
+
+import fluxinterp as fi
+from fluxinterp.atlas_text import AtlasError
+
+# One process imports everything, once; every scan is a fork of it
+SCRIPT = '''
+import os, random, signal, sys, threading, time, traceback
+from pathlib import Path
+import torch, tqdm
+torch.set_num_threads(1)
+tqdm.tqdm.set_lock(threading.RLock()) # not shared with a fork that is killed while it holds it
+import fluxinterp as fi
+from fluxinterp.atlas import build_atlas
+root = Path(sys.argv[1])
+store = fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(40), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', shard_mb=.3, progress=False)
+d = fi.train(fi.SAEConfig(num_latents=96, k=4, steps=40, batch_size=256), store.site('double.0.image'), progress=False)
+d.b_enc.data[0] = -1e4 # one that never fires
+fi.save_dictionary(d, root/'sae')
+
+def fork(f, *args, **env): # -> process id
+    pid = os.fork()
+    if pid: return pid
+    os.environ.update(env)
+    try: f(*args)
+    except BaseException: traceback.print_exc(); sys.stdout.flush(); os._exit(1)
+    os._exit(0)
+def build(out): build_atlas(d, fi.Store(root/'acts'), root/out, examples=3, checkpoint_every=4, batch_tokens=1024, progress=False)
+def whole(*pids):
+    for pid in pids: assert os.waitpid(pid, 0)[1]==0, 'a scan failed'
+whole(fork(build, 'alone'))
+pids = [fork(build, 'ranks', RANK=str(r), WORLD_SIZE='2') for r in (0, 1)]
+whole(*pids)
+rng,kills,ended = random.Random(0),0,False
+def written(): return max((p.stat().st_mtime_ns for p in (root/'torn').rglob('*')), default=0)
+while kills<6 and not ended: # wait for something to be written, then a random moment more
+    pid,had,deadline = fork(build, 'torn'),written(),time.time()+60
+    while written()==had and not ended and time.time()<deadline: ended = os.waitpid(pid, os.WNOHANG)[0]!=0; time.sleep(.001)
+    time.sleep(rng.random()*.04)
+    if not ended and os.waitpid(pid, os.WNOHANG)[0]==0: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); kills += 1
+    else: ended = True
+if not ended: whole(fork(build, 'torn'))
+print('kills', kills)
+'''
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp('atlas')
+    p = subprocess.run([sys.executable, '-c', SCRIPT, str(root)], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert p.returncode==0, p.stdout
+    return root,int(p.stdout.split('kills')[1].split()[0])
+
+def arrays(out): return {f'{n}/{k}': v for n in ('features', 'examples') for k,v in load_file(out/f'{n}.safetensors').items()}
+
+def test_kill_and_rerun(built):
+    "kill -9 at random moments; every file of arrays is that of a scan left alone, byte by byte"
+    root,kills = built
+    assert kills>=3
+    files = lambda d: sorted(q.relative_to(d).as_posix() for q in (root/d).rglob('*.safetensors'))
+    a,b = arrays(root/'alone'),arrays(root/'torn')
+    assert a.keys()==b.keys() and all(torch.equal(v, b[k]) for k,v in a.items())
+    assert (root/'alone'/'atlas.json').read_bytes()==(root/'torn'/'atlas.json').read_bytes()
+    x,y = fi.Atlas(root/'alone'),fi.Atlas(root/'torn')
+    assert x.pictures.equals(y.pictures) and (x.peaks()==y.peaks()).all()
+    assert not list((root/'torn').rglob('*.tmp'))
+
+def test_two_ranks(built):
+    "Two processes with torchrun's variables: the same lists, maps and counts; sums to rounding"
+    root,_ = built
+    a,b = arrays(root/'alone'),arrays(root/'ranks')
+    for k,v in a.items():
+        if v.dtype==torch.float64: assert torch.allclose(v, b[k], rtol=1e-9)
+        else: assert torch.equal(v, b[k]), k
+
+def test_refused(built, tmp_path):
+    "An atlas of another dictionary, files torn or foreign, a feature without examples"
+    root,_ = built
+    d,store = fi.load_dictionary(root/'sae'),fi.Store(root/'acts')
+    other = fi.random_directions(store.site('double.0.image'), 96, 4)
+    with pytest.raises(AtlasError, match='made otherwise: dictionary'): fi.build_atlas(other, store, root/'alone', examples=3, progress=False)
+    atlas = fi.Atlas(root/'alone')
+    with pytest.raises(AtlasError, match='of another dictionary'): atlas.check_dictionary(other)
+    assert atlas.check_dictionary(d) is None
+    import shutil
+    shutil.copytree(root/'alone', tmp_path/'copy')
+    file = tmp_path/'copy'/'atlas.sqlite'
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(AtlasError, match='damaged'): fi.Atlas(tmp_path/'copy')
+    file.unlink()
+    with sqlite3.connect(file) as db: db.execute('create table mine(x)')
+    with pytest.raises(AtlasError, match='some other program'): fi.Atlas(tmp_path/'copy')
+    file.unlink()
+    with pytest.raises(AtlasError, match='is missing'): fi.Atlas(tmp_path/'copy')
+    assert len(fi.build_atlas(d, store, tmp_path/'copy', examples=3, progress=False))==96 # writes the words anew
+    (tmp_path/'copy'/'examples.safetensors').write_bytes(b'torn')
+    with pytest.raises(AtlasError, match='missing or damaged'): fi.Atlas(tmp_path/'copy').examples(int(atlas.array('totals/fired').argmax()))
+    assert atlas.examples(0)==[] and 'dead' in repr(atlas.feature(0)) and atlas.array('totals/fired')[0]==0
+    said = fi.explain(atlas, fi.PromptStatistics(), [0], progress=False)
+    assert said.status[0]=='dead' and said.text[0]==''
+    assert fi.score(atlas, fi.Localisation(), features=[0], progress=False).status[0]=='dead'
