@@ -6,7 +6,7 @@
 __all__ = ['Example', 'Atlas', 'build_atlas', 'FeatureCard']
 
 # %% ../nbs/46_atlas.ipynb #atl00003
-import base64, html, io, os
+import base64, html, io, os, shutil
 from dataclasses import dataclass, field
 from contextlib import contextmanager
 from functools import cached_property
@@ -47,8 +47,8 @@ class Example:
 class Atlas:
     "What the features of one dictionary fire on"
     def __init__(self, path):      # a folder `build_atlas` wrote, or the name of a packaged one, such as 'tiny-flux/double.1.image'
-        self.path = Path(path)
-        if not self.path.exists() and (p := weights_path()/'atlases'/str(path)).exists(): self.path = p
+        self.path,readonly = Path(path),False
+        if not self.path.exists() and (p := weights_path()/'atlases'/str(path)).exists(): self.path,readonly = p,True
         if not self.path.is_dir(): raise AtlasError(f'{path} is no folder: build an atlas with fi.build_atlas(dictionary, store, {str(path)!r})')
         if not (self.path/'atlas.json').is_file():
             if (self.path/'plan.json').is_file(): raise AtlasError(f'{path} is not finished: call build_atlas again with the same arguments, it goes on from where it was')
@@ -58,7 +58,7 @@ class Atlas:
         if not isinstance(self.about, dict) or self.about.get('kind')!='fluxinterp atlas': raise AtlasError(f'{self.path}/atlas.json is not that of an atlas')
         if self.about['format']>1: raise AtlasError(f'{path} was written by a later version: upgrade fluxinterp')
         self.num_features,self.signed,self.site,self.grid,self.levels = (self.about[k] for k in ('num_features', 'signed', 'site', 'grid', 'levels'))
-        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'])
+        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'], readonly)
 
     def array(self, name:str)->torch.Tensor: "One of the arrays of `features.safetensors`, see `atlas_pass.FeaturePass`"; return read_tensor(self.path/'features.safetensors', name)
     @cached_property
@@ -71,6 +71,10 @@ class Atlas:
     def pictures(self)->pd.DataFrame: "prompt, image, seed, half and caption of each picture, by its number"; return self.text.frame('select * from pictures order by id').set_index('id')
     @property
     def grid_shape(self)->tuple: return tuple(self.grid) if self.grid else (1, self.about['tokens'])
+    def copy(self, folder)->'Atlas': # which is made
+        "A copy of one's own, to label and explain: a packaged atlas is read only"
+        shutil.copytree(self.path, folder, ignore=shutil.ignore_patterns('parts', 'samples', '*.sqlite-*'))
+        return Atlas(folder)
     def check(self, i:int)->int:
         "A feature's number; raises `ValueError` when there is no such feature"
         if not 0<=int(i)<self.num_features: raise ValueError(f'feature {i} of {self.num_features}: choose 0 to {self.num_features-1}')

@@ -118,6 +118,9 @@ def _uninterrupted(): # Ctrl-C waits for the end of the block
     finally: signal.signal(signal.SIGINT, before)
     if hits: raise KeyboardInterrupt
 
+def _narrow(t, below): # whole numbers under `below`, in as few bytes as hold them
+    return t.to(torch.int16 if below<=2**15 else torch.int32 if below<=2**31 else torch.int64)
+
 class _Part:
     "The scan of some prompts: where it is, and what it has not written yet"
     def __init__(self, folder, about, captions, number, of, device):
@@ -129,7 +132,7 @@ class _Part:
             t = load_file(self.file)
             self.done = int(t.pop('done'))
             self.features.load_state(t)
-        for p in self.folder.glob('blocks/*.safetensors'): # those after the last checkpoint are written again
+        for p in (*self.folder.glob('blocks/*.safetensors'), *self.folder.glob('samples/*.safetensors')): # those after the last checkpoint are written again
             if self.done<=int(p.stem)<self.last: p.unlink()
         self._forget()
 
@@ -143,7 +146,7 @@ class _Part:
         at,features,peaks = (t.cpu() for t in self.features.update(code, rows[:,0], half))
         self.rows.append(torch.cat([rows, half[:,None]], 1))
         self.lengths.append(torch.bincount(at, minlength=B))
-        self.pairs.append(features.int()); self.peaks.append(peaks.half())
+        self.pairs.append(_narrow(features, a['num_features'])); self.peaks.append(peaks.half())
         if pictures is not None: self.jpegs += [_thumbnail(p, a['thumbnail']) for p in pictures]
         token = (rows[:,0,None]*S*T+torch.arange(S*T)).flatten() # of all tokens of all pictures
         some = (token%a['sample_every']==0).nonzero().flatten().to(code.values.device)
@@ -152,10 +155,10 @@ class _Part:
 
     def write_block(self):
         if not self.rows: return
-        t = dict(rows=torch.cat(self.rows), lengths=torch.cat(self.lengths), features=torch.cat(self.pairs), peaks=torch.cat(self.peaks),
-                 sample=torch.cat([torch.zeros(0, dtype=torch.int32), *self.sample]), sample_lengths=torch.tensor([len(s) for s in self.sample], dtype=torch.int32))
+        t = dict(rows=torch.cat(self.rows), lengths=torch.cat(self.lengths), features=torch.cat(self.pairs), peaks=torch.cat(self.peaks))
         if self.jpegs: t |= dict(jpegs=torch.from_numpy(np.concatenate(self.jpegs)), jpeg_lengths=torch.tensor([len(j) for j in self.jpegs]))
         save_tensors(t, self.folder/'blocks'/f'{self.start:09d}.safetensors')
+        save_tensors(dict(features=torch.cat([torch.zeros(0, dtype=torch.int32), *self.sample]), lengths=torch.tensor([len(s) for s in self.sample], dtype=torch.int32)), self.folder/'samples'/f'{self.start:09d}.safetensors')
         self._forget()
 
     def checkpoint(self):
@@ -256,15 +259,17 @@ def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int)-
     whole = new_pass(about)
     for f in files: whole.merge(new_pass(about).load_state({k: v for k,v in load_file(f).items() if k!='done'}))
     t = whole.state()
+    t['totals/histogram'],t['pool/at'] = _narrow(t['totals/histogram'], int(t['totals/histogram'].max())+1),_narrow(t['pool/at'], len(about['steps'])*about['tokens'])
     save_tensors({k: v for k,v in t.items() if k.startswith('pool/')}, folder/'examples.safetensors')
     w = dictionary.write_directions.detach()
     near,cosine = nearest_directions(torch.cat([w, -w]) if dictionary.signed else w)
-    sample,lengths = (torch.cat([read_tensor(b, k) for b in block_files(folder)]) for k in ('sample', 'sample_lengths')) # nothing else of the blocks: they grow with the pictures
+    samples = sorted(folder.glob('samples/*.safetensors'))
+    sample,lengths = (torch.cat([read_tensor(s, k) for s in samples]) for k in ('features', 'lengths'))
     together,jaccard = firing_together(sample, lengths, about['num_features'])
     save_tensors({k: v for k,v in t.items() if not k.startswith('pool/')}|dict(near=near.int(), cosine=cosine.half(), together=together.int(), jaccard=jaccard.half()), folder/'features.safetensors')
     write_text(folder, about, captions)
     save_json(about, folder/'atlas.json')
-    for f in files: f.unlink()
+    for f in (*files, *samples): f.unlink()
     return True
 
 def plan_atlas(dictionary:Dictionary, source:PictureSource,

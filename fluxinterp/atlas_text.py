@@ -9,6 +9,7 @@ __all__ = ['statuses', 'AtlasError', 'search_words', 'AtlasText', 'set_label', '
 # %% ../nbs/44_atlas_text.ipynb #att00003
 import json, re, sqlite3, threading
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,9 @@ class AtlasText:
     "The SQLite file of an atlas; one connection per thread"
     def __init__(self, path, # the file
                  key:str=None, # of the atlas it must belong to
+                 readonly:bool=False, # a file nobody writes to, such as a packaged one
                 ):
-        self.path,self._local = Path(path),threading.local()
+        self.path,self.readonly,self._local = Path(path),readonly,threading.local()
         if not self.path.is_file(): raise AtlasError(f'{self.path} is missing')
         try:
             mine = self.db.execute('pragma application_id').fetchone()[0]
@@ -80,8 +82,14 @@ class AtlasText:
     def db(self)->sqlite3.Connection:
         "The connection of this thread"
         if not hasattr(self._local, 'db'):
-            self._local.db = sqlite3.connect(f'{self.path.absolute().as_uri()}?mode=rw', uri=True, timeout=30)
+            self._local.db = sqlite3.connect(f'{self.path.absolute().as_uri()}?'+('mode=ro&immutable=1' if self.readonly else 'mode=rw'), uri=True, timeout=30)
         return self._local.db
+
+    @contextmanager
+    def writing(self):
+        "One transaction; raises `AtlasError` where the file is read only"
+        if self.readonly: raise AtlasError(f'{self.path.parent} is read only, as it is packaged: make a copy of your own with atlas.copy(folder), and write to that')
+        with self.db: yield self.db
 
     def frame(self, query:str, params=())->pd.DataFrame: # SQL
         "The rows of a query"
@@ -99,13 +107,13 @@ def _check_status(status):
 
 def set_label(text:AtlasText, feature:int, label:str): # '' takes it away
     "Label a feature"
-    with text.db:
+    with text.writing():
         text.db.execute('delete from labels where feature=?', (int(feature),))
         if label.strip(): text.db.execute('insert into labels values (?, ?)', (int(feature), label.strip()))
 
 def add_explanations(text:AtlasText, rows): # (feature, explainer, status, text, detail): detail is anything JSON can hold
     "Keep explanations; one of the same feature and explainer is replaced, and its scores are forgotten"
-    with text.db:
+    with text.writing():
         for f,explainer,status,words,detail in rows:
             _check_status(status)
             key = int(f),explainer
@@ -115,7 +123,7 @@ def add_explanations(text:AtlasText, rows): # (feature, explainer, status, text,
 
 def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, value or None, detail, verdicts); a verdict is (picture, kind, truth, verdict, detail)
     "Keep scores with their verdicts; one of the same explanation and scorer is replaced"
-    with text.db:
+    with text.writing():
         for f,explainer,scorer,status,value,detail,verdicts in rows:
             _check_status(status)
             if (status=='ok')!=(value is not None): raise ValueError(f'a score has a value where its status is ok, and none elsewhere: {status}, {value}')
@@ -127,7 +135,7 @@ def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, val
 
 def keep_shown(text:AtlasText, kind:str, pictures): # 'icon', 'patch', ...; (feature, JPEG bytes) pairs
     "Keep a picture of its own for each of some features; one of the same kind is replaced"
-    with text.db: text.db.executemany('insert or replace into shown values (?, ?, ?)', ((int(f), kind, j) for f,j in pictures))
+    with text.writing(): text.db.executemany('insert or replace into shown values (?, ?, ?)', ((int(f), kind, j) for f,j in pictures))
 
 def shown_pictures(text:AtlasText, feature:int)->dict: # kind -> JPEG bytes
     "The pictures kept for a feature"
