@@ -6,19 +6,20 @@
 __all__ = ['HumanVerdicts', 'task_picture', 'HumanJudge']
 
 # %% ../nbs/49_human_judge.ipynb #hum00003
-import hashlib, html, json
+import hashlib, html, io, json
 from collections import Counter
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
+from PIL import Image
 
 from .atlas import Atlas
 from .endpoint import Answer
 from .explainers import explanations
-from .maps import image_bytes, image_grid, overlay
+from .maps import image_bytes, image_grid
 from .scorers import Detection, Scorer, score, scores, twin_explanations
-from .verdicts import Task
+from .verdicts import Task, marked
 
 # %% ../nbs/49_human_judge.ipynb #hum00006
 class HumanVerdicts:
@@ -54,10 +55,7 @@ _questions = dict(detect=('Does the marked part fit: <b>{}</b>?', {'Yes': 1., 'P
 
 def task_picture(t:Task, size:int=256)->bytes: # PNG; pixels of one picture, at least
     "What a person is shown"
-    def one(image, m):
-        scale = max(1, -(-size//max(image.size)))
-        return image.convert('RGB').resize((image.width*scale, image.height*scale), 0) if m is None else overlay(image, m, scale=scale)
-    return image_bytes(image_grid([one(*p) for p in t.pictures], len(t.pictures)))
+    return image_bytes(image_grid([Image.open(io.BytesIO(marked(*p, size))) for p in t.pictures], len(t.pictures)))
 
 class HumanJudge(widgets.VBox):
     "Ask a person the questions a judge is asked; displays itself in a notebook"

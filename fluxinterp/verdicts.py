@@ -15,7 +15,7 @@ from PIL import Image
 
 from .concepts import auroc
 from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
-from .maps import image_bytes, overlay
+from .maps import image_bytes, spotlight
 from .reader import read_images
 from .scenes import concepts
 
@@ -34,10 +34,10 @@ class Task:
         if self.kind not in task_kinds: raise ValueError(f'a task of kind {self.kind!r}: choose from {", ".join(task_kinds)}')
 
 def marked(image:Image.Image, values, size:int=256)->bytes: # PIL image; (rows, cols) or None; pixels of the longer side, at least
-    "A picture as a model is shown it: gray where the map is 0, marked where it is not; as it is without a map. PNG"
+    "A picture as a judge is shown it: dark where the map is 0, in its own colours where it is not; as it is without a map. PNG"
     scale = max(1, -(-size//max(image.size)))
     if values is None: return image_bytes(image.convert('RGB').resize((image.width*scale, image.height*scale), Image.NEAREST))
-    return image_bytes(overlay(image, values, scale=scale))
+    return image_bytes(spotlight(image, values, scale=scale))
 
 # %% ../nbs/47_verdicts.ipynb #ver00008
 _values = {v: i for i,(_,v) in enumerate(concepts)}

@@ -16,7 +16,7 @@ from PIL import Image
 from .atlas import Atlas
 from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, message_content, read_json, refusal_pattern
 from .explainers import Explainer
-from .maps import image_bytes, overlay
+from .verdicts import marked
 
 # %% ../nbs/48_vision_explainer.ipynb #vis00006
 def crop_peak(image:Image.Image, values:np.ndarray, # (rows, cols)
@@ -28,18 +28,14 @@ def crop_peak(image:Image.Image, values:np.ndarray, # (rows, cols)
     y,x = (min(max(t, around), 1-around) for t in (y, x))
     return image.crop((round((x-around)*w), round((y-around)*h), round((x+around)*w), round((y+around)*h)))
 
-def _shown(image, size): # PNG, enlarged without smoothing
-    scale = max(1, -(-size//max(image.size)))
-    return image_bytes(image.convert('RGB').resize((image.width*scale, image.height*scale), Image.NEAREST))
-
-views = ('overlay', 'crop', 'both')
+views = ('marked', 'crop', 'both')
 
 class VisionExplainer(Explainer):
     "What marked pictures have in common, in a vision-language model's words"
     def __init__(self, model:Answerer,
                  count:int=5,        # top pictures, half of them the strongest, half from the sample
                  silent:int=0,       # silent pictures shown beside them
-                 view:str='overlay', # 'overlay', 'crop' or 'both'
+                 view:str='marked', # 'marked', 'crop' or 'both'
                  prompts=None,       # folder of your own prompt files
                  size:int=256):      # pixels of the pictures' longer side, at least
         if view not in views: raise ValueError(f'view {view!r}: choose from {", ".join(views)}')
@@ -56,9 +52,9 @@ class VisionExplainer(Explainer):
         for i,e in enumerate(some, 1):
             parts.append(f'Picture {i}:')
             m = e.values.max(0)
-            if self.view!='crop': parts.append(_shown(e.overlay(), self.size))
-            if self.view!='overlay': parts.append(_shown(crop_peak(e.image, m), self.size))
-        for i,p in enumerate(atlas.silent_pictures(f, self.silent, 'explain'), 1): parts += [f'Silent picture {i}:', _shown(atlas.thumbnail(p), self.size)]
+            if self.view!='crop': parts.append(marked(e.image, m, self.size))
+            if self.view!='marked': parts.append(marked(crop_peak(e.image, m), None, self.size))
+        for i,p in enumerate(atlas.silent_pictures(f, self.silent, 'explain'), 1): parts += [f'Silent picture {i}:', marked(atlas.thumbnail(p), None, self.size)]
         def read(text):
             obj = read_json(text, pattern=str)
             if not obj['pattern'].strip(): raise ValueError('"pattern" is empty')
