@@ -23,7 +23,7 @@ def scenes_by_step(acts:SceneActivations)->list: # of (noise level, `SceneActiva
     "Recordings at several noise levels, one by one"
     first = next(iter(acts.recording.values()))
     cut = lambda r,i: replace(r, x=r.x[:,i:i+1], steps=r.steps[i:i+1], timesteps=r.timesteps[i:i+1], levels=r.levels[i:i+1])
-    return [(l, SceneActivations(acts.scenes, Recording({k: cut(r, i) for k,r in acts.recording.items()}), acts.labels)) for i,l in enumerate(first.levels)]
+    return [(l, replace(acts, recording=Recording({k: cut(r, i) for k,r in acts.recording.items()}))) for i,l in enumerate(first.levels)]
 
 def concepts_by_step(dictionary:Dictionary,
                      train:SceneActivations, test:SceneActivations, # at the same noise levels
@@ -83,7 +83,7 @@ def concept_splitting(dictionary:Dictionary, train:SceneActivations, test:SceneA
     "How many features it takes to detect each concept"
     (a,keep),rows = _codes(dictionary, train, site, candidates),[]
     b,_ = _codes(dictionary, test, site, keep)
-    for i,(factor,value) in enumerate(concepts):
+    for i,(factor,value) in enumerate(train.names):
         la,lb = (s.flat_labels[i] for s in (train, test))
         x,y = a[la>=0],la[la>=0]==1
         if y.sum()<5 or (~y).sum()<5 or not (lb==1).any(): continue

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['coverage_labels', 'concept_labels', 'auroc', 'sparse_auroc', 'best_threshold', 'average_precision', 'f1_score',
-           'SceneActivations', 'record_scenes', 'find_concepts', 'best_concepts', 'recovered', 'compare_methods']
+           'SceneActivations', 'record_scenes', 'labelled_activations', 'find_concepts', 'best_concepts', 'recovered',
+           'compare_methods']
 
 # %% ../nbs/31_concepts.ipynb #fddfe4b9
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -18,14 +19,16 @@ from .hooks import Recording, SiteRecord, record
 from .scenes import concepts, factors, make_scene, object_factors
 
 # %% ../nbs/31_concepts.ipynb #8c371324
-def coverage_labels(maps:np.ndarray,  # (concept, picture, token): the share of each token that shows each of `scenes.concepts`
-                   )->np.ndarray:     # same shape, int8: 1 positive, 0 negative, -1 left out
+def coverage_labels(maps:np.ndarray,    # (concept, picture, token): the share of each token that shows each concept
+                    names:list=concepts, # (kind, name) of each concept; negatives are of the same kind, of all tokens where the kind is ''
+                   )->np.ndarray:       # same shape, int8: 1 positive, 0 negative, -1 left out
     "Which tokens show each concept, and which serve as its negatives"
-    index = {c: i for i,c in enumerate(concepts)}
-    of = lambda f: maps[[index[f,v] for v in factors[f] if (f,v) in index]].sum(0) # coverage by anything of this kind
+    if len(names)!=len(maps): raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts')
+    kinds = {*object_factors, 'background'} if names is concepts else {f for f,_ in names if f} # a style covers whole pictures
+    of = lambda kind: maps[[i for i,(f,_) in enumerate(names) if f==kind]].sum(0) # coverage by anything of this kind
     labels = np.full(maps.shape, -1, np.int8)
-    for i,(f,v) in enumerate(concepts):
-        if f in object_factors or f=='background': negative = of(f)>=.5
+    for i,(f,v) in enumerate(names):
+        if f in kinds: negative = of(f)>=.5
         else: negative = np.ones(maps.shape[1:], bool)
         labels[i][negative&(maps[i]<=.05)] = 0
         labels[i][maps[i]>=.5] = 1
@@ -112,6 +115,7 @@ class SceneActivations:
     scenes:list
     recording:Recording
     labels:np.ndarray # (concept, scene, token), see `concept_labels`
+    names:list=field(default_factory=lambda: concepts, repr=False) # (kind, name) of each concept
 
     @property
     def flat_labels(self)->torch.Tensor: # (concept, n)
@@ -129,6 +133,15 @@ def record_scenes(pipe, sites:list,
     scenes = [make_scene(1_000_000+start+i, split) for i in range(n)]
     rec = record(pipe, [s.caption for s in scenes], sites, images=[s.image for s in scenes], noise_levels=noise_level, seed=seed, **kwargs)
     return SceneActivations(scenes, rec, concept_labels(scenes, next(iter(rec.values())).grid))
+
+def labelled_activations(recording:Recording, # of pictures whose maps are known, a row each
+                         maps:np.ndarray,     # (concept, picture, rows, cols): the share of each token that shows each concept, of the recording's grid
+                         names:list,          # (kind, name) of each concept, see `coverage_labels`
+                        )->SceneActivations:
+    "The protocol's input from labelled maps of one's own"
+    r,maps = next(iter(recording.values())),np.asarray(maps, np.float32)
+    if maps.ndim!=4 or maps.shape[1:]!=(len(r), *(r.grid or ())): raise ValueError(f'maps of {maps.shape}: give (concept, picture, rows, cols), here (.., {len(r)}, {", ".join(map(str, r.grid or ("a site with a picture grid",)))})')
+    return SceneActivations(list(r.rows.caption), recording, coverage_labels(maps.reshape(len(maps), len(r), -1), names), list(names))
 
 def _candidates(dictionary, record, keep, batch=8192): # (scene x token, candidates); columns `keep` with their signs, or those with most energy
     dense = lambda b: (b-dictionary.mean)@dictionary.directions.T if hasattr(dictionary, 'directions') else dictionary.encode(b).to_dense()
@@ -153,7 +166,7 @@ def find_concepts(dictionary:Dictionary,
     b,_ = _candidates(dictionary, test.recording[site], keep)
     n,rows = len(keep[0]),[]
     rng = np.random.default_rng(0)
-    for i,(factor,value) in enumerate(concepts):
+    for i,(factor,value) in enumerate(train.names):
         la,lb = (x.flat_labels[i] for x in (train, test))
         score = auroc(a[la>=0], la[la>=0]==1)
         if score.isnan().all() or (lb==1).sum()==0: continue
@@ -173,6 +186,7 @@ def find_concepts(dictionary:Dictionary,
         rows.append(row)
     return pd.DataFrame(rows)
 
+# %% ../nbs/31_concepts.ipynb #cpt00005
 @torch.no_grad()
 def best_concepts(dictionary:Dictionary,
                   train:SceneActivations, test:SceneActivations,
@@ -191,7 +205,7 @@ def best_concepts(dictionary:Dictionary,
     on,off = scores(train),scores(test)
     best = torch.where(off.isnan(), torch.nan, on).nan_to_num(0).argmax(0)
     at = torch.arange(len(features))
-    return pd.DataFrame(dict(factor=[concepts[i][0] for i in best], value=[concepts[i][1] for i in best], auroc=off[best,at].numpy(), auroc_train=on[best,at].numpy()), index=pd.Index(features.tolist(), name='feature'))
+    return pd.DataFrame(dict(factor=[train.names[i][0] for i in best], value=[train.names[i][1] for i in best], auroc=off[best,at].numpy(), auroc_train=on[best,at].numpy()), index=pd.Index(features.tolist(), name='feature'))
 
 def recovered(table:pd.DataFrame, # from `find_concepts`
               at:float=.9,        # AUROC
@@ -199,7 +213,7 @@ def recovered(table:pd.DataFrame, # from `find_concepts`
     "Share of the concepts that some feature detects on held-out scenes"
     ok = table.auroc>=at
     by = ok.groupby(table.factor).mean()
-    return pd.concat([by.reindex([f for f in factors if f in by.index]), pd.Series({'all': ok.mean(), 'median AUROC': table.auroc.median(), 'median F1': table.f1.median()})])
+    return pd.concat([by.reindex([f for f in factors if f in by.index]+[f for f in by.index if f not in factors]), pd.Series({'all': ok.mean(), 'median AUROC': table.auroc.median(), 'median F1': table.f1.median()})])
 
 def compare_methods(methods:dict, # name -> dictionary
                     train:SceneActivations, test:SceneActivations, candidates:int=256, bootstrap:int=0,

@@ -1,0 +1,96 @@
+"Explaining and scoring through an endpoint that fails in every way, by a process that is killed: the right status, nothing lost, nothing asked twice"
+import json, os, signal, subprocess, sys, time
+from collections import Counter
+
+import pytest
+
+import fluxinterp as fi
+from fluxinterp.endpoint import BudgetSpent, EndpointError
+
+SCRIPT = '''
+import sys, fluxinterp as fi
+atlas,url,cache,some = fi.Atlas(sys.argv[1]),sys.argv[2],sys.argv[3],[int(f) for f in sys.argv[4].split(',')]
+model = fi.Endpoint(url, 'reader', key='secret', cache=cache, timeout=20, retries=3, concurrency=4)
+model.pace = .05
+vision = fi.VisionExplainer(model)
+fi.explain(atlas, vision, some, every=1, progress=False)
+fi.score(atlas, fi.Localisation(4), vision.name, some, fi.ModelVerdicts(model), every=2, progress=False)
+print('calls', model.calls, 'known', model.known)
+'''
+
+@pytest.fixture
+def atlas(tmp_path):
+    a = fi.Atlas('tiny-flux/double.1.image').copy(tmp_path/'atlas')
+    a.some = a.array('totals/fired').topk(40).indices.tolist()[-10:]
+    return a
+
+def start(atlas, server, tmp_path): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(atlas.path), server.url, str(tmp_path/'answers.sqlite'), ','.join(map(str, atlas.some))], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def answered(server, failed): return Counter(q for n,q in enumerate(server.asked) if n not in failed) # times each request was answered
+
+def test_faults_and_a_killed_process(atlas, tmp_path):
+    "Killed in the middle, run again: each question is answered once, each fault has its status, no feature is lost"
+    failed,kinds = set(),('busy', 'broken', 'hang')
+    def faults(n, text):
+        if n%5==3: failed.add(n); return kinds[n//5%3]
+    with fi.ReaderServer(atlas, key='secret', faults=faults, pace=.05) as server:
+        p = start(atlas, server, tmp_path)
+        deadline = time.time()+120
+        while len(server.asked)<18 and time.time()<deadline and p.poll() is None: time.sleep(.01)
+        assert p.poll() is None, p.communicate()[0]
+        p.send_signal(signal.SIGKILL); p.wait()
+        early = fi.explanations(fi.Atlas(atlas.path), 'reader, marked')
+        flying = len(server.asked)-4 # up to four were on their way when the process died: they may be asked again
+        p = start(atlas, server, tmp_path)
+        out,_ = p.communicate(timeout=240)
+        assert p.returncode==0, out
+        again = [q for q,n in answered(server, failed).items() if n>1]
+        assert len(again)<=4 and all(server.asked.index(q)>=flying-4 for q in again)
+        n = len(server.asked)
+        q = start(atlas, server, tmp_path)
+        out,_ = q.communicate(timeout=240)
+        assert q.returncode==0 and 'calls 0' in out and len(server.asked)==n, out # all of it is kept
+    a = fi.Atlas(atlas.path)
+    said,scored = fi.explanations(a, 'reader, marked'),fi.scores(a, 'reader, marked', 'localisation/reader')
+    assert sorted(said.index)==sorted(scored.index)==sorted(atlas.some)
+    assert set(said.status)=={'ok'} and set(scored.status)<={'ok', 'too_few'} and scored.value.notna().any()
+    assert said.text[early.index].equals(early.text)
+
+def test_statuses_through_the_road(atlas, tmp_path):
+    "Prose, refusals and a server that stays broken are statuses of the features, never numbers"
+    what = dict(zip(atlas.some, ('prose', 'refuse', 'broken', None)))
+    order = []
+    def faults(n, text): return order[0]
+    with fi.ReaderServer(atlas, faults=faults) as server:
+        model = fi.Endpoint(server.url, 'reader', cache=tmp_path/'a.sqlite', retries=1)
+        model.pace = .01
+        vision,got = fi.VisionExplainer(model),{}
+        for f,fault in what.items():
+            order[:] = [fault]
+            got[f] = fi.explain(atlas, vision, [f], progress=False).status[f]
+        assert list(got.values())==['parse_error', 'refused', 'error', 'ok']
+        assert [bool(fi.explanations(atlas, vision.name).text[f]) for f in what]==[False, False, False, True]
+        order[:] = [None]
+        n = len(server.asked)
+        assert fi.explain(atlas, vision, list(what), progress=False).status.tolist()==['parse_error', 'refused', 'ok', 'ok'] # what failed for the server's sake is asked again
+        assert len(server.asked)==n+1
+        t = fi.score(atlas, fi.Detection(n=2, negatives=1), vision.name, list(what), fi.ModelVerdicts(model), progress=False)
+        assert t.status.tolist()[:2]==['parse_error', 'refused'] and t.value.isna().tolist()[:2]==[True, True] and t.status.iloc[3]=='ok'
+
+def test_stops(atlas, tmp_path):
+    "A wrong key, a server that is down, a budget that is spent: clear errors, and what was answered is kept"
+    with fi.ReaderServer(atlas, key='secret') as server:
+        with pytest.raises(EndpointError, match='rejects the key'): fi.explain(atlas, fi.VisionExplainer(fi.Endpoint(server.url, 'reader', key='wrong')), atlas.some, progress=False)
+        assert not len(fi.explanations(atlas, 'reader, marked'))
+        poor = fi.Endpoint(server.url, 'reader', key='secret', cache=tmp_path/'a.sqlite', budget=4, concurrency=2)
+        with pytest.raises(BudgetSpent, match='the budget of 4 is spent'): fi.explain(atlas, fi.VisionExplainer(poor), atlas.some, every=1, progress=False)
+        kept = fi.explanations(atlas, 'reader, marked')
+        assert set(kept.status)=={'ok'} and 1<=len(kept)<=4
+        n = len(server.asked)
+        rich = fi.Endpoint(server.url, 'reader', key='secret', cache=tmp_path/'a.sqlite')
+        said = fi.explain(atlas, fi.VisionExplainer(rich), atlas.some, progress=False)
+        assert set(said.status)=={'ok'} and len(server.asked)==n+len(atlas.some)-4
+    down = fi.Endpoint(server.url, 'reader', retries=0)
+    with pytest.raises(EndpointError, match='cannot be reached'): fi.explain(atlas, fi.VisionExplainer(down), atlas.some, again=True, progress=False)
+    (tmp_path/'prompts').mkdir()
+    (tmp_path/'prompts'/'explain.txt').write_text('Say what you see.')
+    with pytest.raises(ValueError, match='lacks the placeholder'): fi.VisionExplainer(down, prompts=tmp_path/'prompts')
