@@ -24,7 +24,7 @@ def coverage_labels(maps:np.ndarray,    # (concept, picture, token): the share o
                    )->np.ndarray:       # same shape, int8: 1 positive, 0 negative, -1 left out
     "Which tokens show each concept, and which serve as its negatives"
     if len(names)!=len(maps): raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts')
-    kinds = {*object_factors, 'background'} if names is concepts else {f for f,_ in names if f} # a style covers whole pictures
+    kinds = {*object_factors, 'background'} if list(names)==concepts else {f for f,_ in names if f} # a style covers whole pictures
     of = lambda kind: maps[[i for i,(f,_) in enumerate(names) if f==kind]].sum(0) # coverage by anything of this kind
     labels = np.full(maps.shape, -1, np.int8)
     for i,(f,v) in enumerate(names):
