@@ -72,7 +72,8 @@ class HumanJudge(widgets.VBox):
         if missing: raise ValueError(f'feature {missing[0]} has no explanation by {explainer!r}')
         other,self.tasks = twin_explanations(said, seed),[]
         for f in features:
-            for g in (f, other[f]) if f in other else (f,): self.tasks += [(f, t) for *_,t in self.scorer.tasks(atlas, f, said.text[g])]
+            self.tasks += [(f, t) for *_,t in self.scorer.tasks(atlas, f, said.text[f])]
+            if f in other: self.tasks += [(f, t) for *_,t in self.scorer.control(atlas, f, said.text[other[f]])]
         self.tasks = [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
         self.left = Counter(f for f,t in self.tasks if not self.judge.knows(t))
         self.title,self.picture,self.status = widgets.HTML(),widgets.Image(format='png', layout=widgets.Layout(max_width='100%')),widgets.Label()

@@ -26,9 +26,12 @@ class Scorer:
     name,chance,asks = '',.5,True # `asks`: whether a judge is asked
     def tasks(self, atlas:Atlas, f:int, description:str): # -> list of (kind, truth, picture, `Task` without an id)
         raise NotImplementedError
-    def measure(self, atlas:Atlas, asked:list, judge)->dict: # (key, feature, description) -> key -> list of (kind, truth, picture, `Answer`)
+    def control(self, atlas:Atlas, f:int, description:str): # as `tasks`
+        "The tasks of the twin, which has another feature's description"
+        return self.tasks(atlas, f, description)
+    def measure(self, atlas:Atlas, asked:list, judge)->dict: # ((feature, is it the twin), feature, description) -> (feature, twin) -> list of (kind, truth, picture, `Answer`)
         "Verdicts on every example of several explanations, asked for together"
-        plan = {key: self.tasks(atlas, f, description) for key,f,description in asked}
+        plan = {key: (self.control if key[1] else self.tasks)(atlas, f, description) for key,f,description in asked}
         for key,tasks in plan.items():
             for i,(*_,t) in enumerate(tasks): t.id = key,i
         answers = {a.id: a for a in judge([t for tasks in plan.values() for *_,t in tasks])}
@@ -189,12 +192,15 @@ class Intruder(Scorer):
         h = _Held(atlas, f, 2*self.size, None)
         if len(h.positives)<self.size-1: return []
         alive = np.flatnonzero(atlas.array('totals/fired').numpy()>0)
-        res = []
-        for _ in range(self.groups):
-            mine = [h.positives[i] for i in h.rng.permutation(len(h.positives))[:self.size-1]]
-            while not (others := atlas.examples(int(g := h.rng.choice(alive)), 'peak', 'score', 3)) or g==f: pass
-            odd,at = others[int(h.rng.integers(len(others)))],int(h.rng.integers(self.size))
-            group = mine[:at]+[odd]+mine[at:]
-            res.append(('group', at, odd.picture, Task(None, 'intruder', '', [(e.image, e.values.max(0)) for e in group])))
-        return res
+        return [self._group([h.positives[i] for i in h.rng.permutation(len(h.positives))[:self.size-1]], self._other(atlas, alive, h.rng, f), h.rng) for _ in range(self.groups)]
+    def control(self, atlas, f, description): # pictures of as many features: nothing tells the one that is called odd
+        if not self.tasks(atlas, f, description): return []
+        alive,rng = np.flatnonzero(atlas.array('totals/fired').numpy()>0),np.random.default_rng([f, 1])
+        return [self._group([self._other(atlas, alive, rng, f) for _ in range(self.size-1)], self._other(atlas, alive, rng, f), rng) for _ in range(self.groups)]
+    def _other(self, atlas, alive, rng, f): # a picture of another feature
+        while (g := int(rng.choice(alive)))==f or not (some := atlas.examples(g, 'peak', 'score', 3)): pass
+        return some[int(rng.integers(len(some)))]
+    def _group(self, mine, odd, rng):
+        at = int(rng.integers(self.size))
+        return 'group',at,odd.picture,Task(None, 'intruder', '', [(e.image, e.values.max(0)) for e in mine[:at]+[odd]+mine[at:]])
     def value(self, kinds, truth, verdicts): return *share_interval([t==v for t,v in zip(truth, verdicts)]),{}
