@@ -6,7 +6,7 @@
 __all__ = ['Example', 'Atlas', 'build_atlas', 'FeatureCard']
 
 # %% ../nbs/46_atlas.ipynb #atl00003
-import base64, html, io, os, shutil
+import base64, html, io, os, shutil, sqlite3
 from dataclasses import dataclass, field
 from contextlib import contextmanager
 from functools import cached_property
@@ -73,8 +73,17 @@ class Atlas:
     def grid_shape(self)->tuple: return tuple(self.grid) if self.grid else (1, self.about['tokens'])
     def copy(self, folder)->'Atlas': # which is made
         "A copy of one's own, to label and explain: a packaged atlas is read only"
-        shutil.copytree(self.path, folder, ignore=shutil.ignore_patterns('parts', 'samples', '*.sqlite-*'))
+        shutil.copytree(self.path, folder, ignore=shutil.ignore_patterns('parts', 'samples', '*.sqlite*'))
+        db = sqlite3.connect(Path(folder)/'atlas.sqlite')
+        self.text.db.backup(db) # with what another connection has written and not yet put into the file
+        db.execute('pragma journal_mode=wal')
+        db.close()
         return Atlas(folder)
+    def check_pictures(self):
+        "Raise `AtlasError` unless there are pictures with maps over them, to be shown or judged"
+        if not self.grid: raise AtlasError(f'{self.path} is of {self.site}, whose tokens have no place in a picture: nothing can be marked')
+        if not hasattr(self, '_pictured'): self._pictured = self.thumbnail(0) is not None
+        if not self._pictured: raise AtlasError(f'{self.path} has no thumbnails: build it from a pipeline, or from a recording with images=True')
     def check(self, i:int)->int:
         "A feature's number; raises `ValueError` when there is no such feature"
         if not 0<=int(i)<self.num_features: raise ValueError(f'feature {i} of {self.num_features}: choose 0 to {self.num_features-1}')
@@ -120,15 +129,16 @@ def build_atlas(dictionary:Dictionary,
     "Look through pictures once and keep what every feature fires on"
     source,out = picture_source(dictionary, data, prompts, **call),Path(out)
     check_belongs(dictionary, source.site.name, source.model, force)
+    if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
     part = part or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
     if not 0<=part[0]<part[1] or part[1]>len(source.captions): raise ValueError(f'part {part[0]} of {part[1]}, for {len(source.captions)} prompts')
     plan = plan_atlas(dictionary, source, examples)
     out.mkdir(parents=True, exist_ok=True)
     if not _same_plan(out, plan):
         if not (out/'plan.json').is_file(): save_json(plan, out/'plan.json')
-        with _alone(out/'parts'/f'{part[0]:03d}.lock', False): scan_part(out, plan, dictionary, source, part, checkpoint_every, batch_tokens, device, progress)
+        with _alone(out/'parts'/f'{part[0]:03d}.lock', False): kept = scan_part(out, plan, dictionary, source, part, checkpoint_every, batch_tokens, device, progress)
         with _alone(out/'parts'/'merge.lock', True):
-            if not (out/'atlas.json').is_file() and not finish(out, plan, source.captions, dictionary, part[1]): return None
+            if not (out/'atlas.json').is_file() and not finish(out, plan, source.captions, dictionary, part[1], kept if part[1]==1 else None): return None
     if not (out/'atlas.sqlite').is_file(): write_text(out, plan, source.captions)
     return Atlas(out)
 
@@ -249,6 +259,26 @@ def label(self:Atlas, i:int, text:str): # '' takes it away
 
 # %% ../nbs/46_atlas.ipynb #atl00017
 @patch
+def _peak_sums(self:Atlas, masks): # (n, pictures) bool -> sums of the peaks (n, feature), and of their squares in the first; a block at a time
+    sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
+    for f,first,last,_ in self.block_rows():
+        row,feature,peak = np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy()),read_tensor(f, 'features').long().numpy(),read_tensor(f, 'peaks').double().numpy()
+        for i,m in enumerate(masks):
+            some = m[row]
+            sums[i] += np.bincount(feature[some], peak[some], self.num_features)
+            if i==0: square += np.bincount(feature[some], peak[some]**2, self.num_features)
+    return sums,square
+
+@patch
+def firing_counts(self:Atlas, half:str)->np.ndarray: # (feature,) int
+    "In how many pictures of a half each feature fires"
+    mine,count = self.pictures.half.to_numpy()==halves.index(half),np.zeros(self.num_features, int)
+    for f,first,last,_ in self.block_rows():
+        on = mine[np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())]
+        count += np.bincount(read_tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
+    return count
+
+@patch
 def search(self:Atlas, query:str, n:int=20)->pd.DataFrame: # a line per feature: score, label, explanation, words
     "Features that have to do with some words, the best first"
     words = search_words(query)
@@ -256,14 +286,13 @@ def search(self:Atlas, query:str, n:int=20)->pd.DataFrame: # a line per feature:
     said = find_features(self.text, words)
     score,hits = np.zeros(self.num_features),{}
     mine = self.pictures.half.to_numpy()==0
-    if not hasattr(self, '_explain_peaks'): self._explain_peaks = self.peaks()[mine].astype(np.float32)
-    p = self._explain_peaks
-    total,square = p.sum(0),(p*p).sum(0)
-    for w in words:
-        has = np.isin(np.flatnonzero(mine), find_pictures(self.text, w))
-        if not has.any() or has.all(): continue
-        share = has.mean()
-        z = ((p[has].sum(0)-share*total)/np.sqrt(np.maximum(share*(1-share)*square, 1e-12))) # of a weighted sum of independent draws
+    masks = np.stack([mine, *(mine&np.isin(np.arange(len(mine)), find_pictures(self.text, w)) for w in words)])
+    sums,square = self._peak_sums(masks)
+    total = sums[0]
+    for w,has,there in zip(words, masks[1:], sums[1:]):
+        if not has.any() or (has==mine).all(): continue
+        share = has.sum()/mine.sum()
+        z = (there-share*total)/np.sqrt(np.maximum(share*(1-share)*square, 1e-12)) # of a weighted sum of independent draws
         z[total==0] = 0
         for f in np.flatnonzero(z>2): hits.setdefault(int(f), []).append(w)
         score = np.maximum(score, z) if len(words)==1 else score+np.maximum(z, 0)

@@ -40,29 +40,33 @@ class PictureSource:
     grid:tuple         # None where there is no picture
     captions:list      # of each prompt
     images:int         # pictures of a prompt
+    key:str            # what tells these activations from others of the same prompts: the seed, how they were drawn, ...
     read:object        # (first, last prompt, pictures at a time) -> yields (x (n, step, token, d), rows (n, 4): number, prompt, image, seed; PIL pictures or None), whole prompts
 
 def _from_store(data):
     S,T,m = len(data.steps),data.kept,data.store.manifest
+    if m['settings'].get('guidance')=='unconditional': raise ValueError('this store has rows of the negative prompt alone: an atlas is of what the prompts draw, harvest with guidance="conditional" or "both"')
     both = 2 if m['settings'].get('guidance')=='both' else 1
     images = m['rows_per_prompt']//both
     def read(first, last, n):
-        for x,c in data.batches(n*both*S*T, prompts=range(first, last)):
+        batch = n*both*S*T
+        for x,c in data.batches(batch, prompts=range(first, last), memory_mb=max(64, 6*batch*(4*data.width+64)/2**20)): # fixed: it does not grow with the store
             rows = torch.stack([c[k].view(-1, S*T)[:,0] for k in ('guidance', 'prompt', 'image', 'seed')], 1)
             keep = rows[:,0]==0
             rows[:,0] = rows[:,1]*images+rows[:,2]
             yield x.view(-1, S, T, x.shape[-1])[keep],rows[keep],None
-    return PictureSource(data.site, data.model, data.steps, data.levels, data.tokens, data.grid, data.store.prompts, images, read)
+    return PictureSource(data.site, data.model, data.steps, data.levels, data.tokens, data.grid, data.store.prompts, images, f'store {data.store.manifest["settings"]}', read)
 
 def _from_record(data, pictures):
     rows = data.rows[data.rows.guidance=='conditional']
+    if not len(rows): raise ValueError('this recording has rows of the negative prompt alone: an atlas is of what the prompts draw, record with guidance="conditional" or "both"')
     at = rows.index.to_numpy(copy=True)
     table = np.stack([np.arange(len(rows)), rows.prompt, rows.image, rows.seed], 1).astype(np.int64)
     def read(first, last, n):
         for i in range(first, last, n):
             k = slice(i, min(i+n, last))
             yield data.x[torch.from_numpy(at[k])],torch.from_numpy(table[k]),None if pictures is None else pictures[k]
-    return PictureSource(data.site, data.model, data.steps, data.levels, data.x.shape[2], data.grid, rows.caption.tolist(), 1, read)
+    return PictureSource(data.site, data.model, data.steps, data.levels, data.x.shape[2], data.grid, rows.caption.tolist(), 1, f'recording {rows.prompt.tolist()} {rows.image.tolist()} {rows.seed.tolist()} {pictures is not None}', read)
 
 def _from_pipeline(pipe, prompts, name, call):
     prompts,site,images = check_prompts(prompts),resolve_site(pipe, name),call.get('num_images_per_prompt', 1)
@@ -74,7 +78,7 @@ def _from_pipeline(pipe, prompts, name, call):
             rows = torch.from_numpy(np.stack([r.rows.prompt*images+r.rows.image, r.rows.prompt, r.rows.image, r.rows.seed], 1).astype(np.int64))
             keep = (r.rows.guidance=='conditional').to_numpy()
             yield r.x[torch.from_numpy(keep)],rows[torch.from_numpy(keep)],rec.images
-    return PictureSource(site, fingerprint(pipe), first.steps, first.levels, first.x.shape[2], first.grid, prompts, images, read)
+    return PictureSource(site, fingerprint(pipe), first.steps, first.levels, first.x.shape[2], first.grid, prompts, images, f'pipeline {sorted((k, str(v)) for k,v in call.items())}', read)
 
 def picture_source(dictionary:Dictionary, data, # `Store`, its `site(...)`, `SiteRecord`, `Recording` or a pipeline
                    prompts=None,                # of a pipeline
@@ -118,9 +122,6 @@ def _uninterrupted(): # Ctrl-C waits for the end of the block
     finally: signal.signal(signal.SIGINT, before)
     if hits: raise KeyboardInterrupt
 
-def _narrow(t, below): # whole numbers under `below`, in as few bytes as hold them
-    return t.to(torch.int16 if below<=2**15 else torch.int32 if below<=2**31 else torch.int64)
-
 class _Part:
     "The scan of some prompts: where it is, and what it has not written yet"
     def __init__(self, folder, about, captions, number, of, device):
@@ -136,7 +137,7 @@ class _Part:
             if self.done<=int(p.stem)<self.last: p.unlink()
         self._forget()
 
-    def _forget(self): self.start,self.rows,self.lengths,self.pairs,self.peaks,self.jpegs,self.sample = self.done,[],[],[],[],[],[]
+    def _forget(self): self.start,self.rows,self.lengths,self.pairs,self.peaks,self.jpegs,self.sample,self.sample_lengths = self.done,[],[],[],[],[],[],[]
     @property
     def pictures(self): return sum(map(len, self.rows))
 
@@ -146,11 +147,12 @@ class _Part:
         at,features,peaks = (t.cpu() for t in self.features.update(code, rows[:,0], half))
         self.rows.append(torch.cat([rows, half[:,None]], 1))
         self.lengths.append(torch.bincount(at, minlength=B))
-        self.pairs.append(_narrow(features, a['num_features'])); self.peaks.append(peaks.half())
+        self.pairs.append(features.short() if a['num_features']<=2**15 else features.int()); self.peaks.append(peaks.clamp(max=65504).half())
         if pictures is not None: self.jpegs += [_thumbnail(p, a['thumbnail']) for p in pictures]
         token = (rows[:,0,None]*S*T+torch.arange(S*T)).flatten() # of all tokens of all pictures
         some = (token%a['sample_every']==0).nonzero().flatten().to(code.values.device)
-        for v,i in zip(code.values.view(-1, k)[some].cpu(), code.indices.view(-1, k)[some].cpu()): self.sample.append(i[v>0].int())
+        on = code.values.view(-1, k)[some]>0
+        self.sample.append(code.indices.view(-1, k)[some][on].int().cpu()); self.sample_lengths.append(on.sum(1).int().cpu())
         self.done = int(rows[-1,0])//a['images']+1
 
     def write_block(self):
@@ -158,7 +160,7 @@ class _Part:
         t = dict(rows=torch.cat(self.rows), lengths=torch.cat(self.lengths), features=torch.cat(self.pairs), peaks=torch.cat(self.peaks))
         if self.jpegs: t |= dict(jpegs=torch.from_numpy(np.concatenate(self.jpegs)), jpeg_lengths=torch.tensor([len(j) for j in self.jpegs]))
         save_tensors(t, self.folder/'blocks'/f'{self.start:09d}.safetensors')
-        save_tensors(dict(features=torch.cat([torch.zeros(0, dtype=torch.int32), *self.sample]), lengths=torch.tensor([len(s) for s in self.sample], dtype=torch.int32)), self.folder/'samples'/f'{self.start:09d}.safetensors')
+        save_tensors(dict(features=torch.cat([torch.zeros(0, dtype=torch.int32), *self.sample]), lengths=torch.cat([torch.zeros(0, dtype=torch.int32), *self.sample_lengths])), self.folder/'samples'/f'{self.start:09d}.safetensors')
         self._forget()
 
     def checkpoint(self):
@@ -175,28 +177,32 @@ def scan_part(folder, about:dict, dictionary:Dictionary, source:PictureSource,
               checkpoint_every:int=None,  # pictures; once half-way when None
               batch_tokens:int=8192,      # vectors encoded at a time
               device=None, progress:bool=True,
-             ):
+             )->FeaturePass:            # what it has kept
     "Scan the prompts of one part, from where an earlier scan of it ended"
     p,images = _Part(folder, about, source.captions, *part, device or dictionary.device),source.images
     n = max(1, batch_tokens//(len(source.steps)*source.tokens)//images)*images # pictures at a time
     every = checkpoint_every or max(1, -(-(p.last-p.first)*images//2))
-    saved = p.done
+    saved,sound = p.done,True # is what was kept whole?
     with tqdm(total=(p.last-p.first)*images, initial=(p.done-p.first)*images, desc='atlas', unit='picture', disable=not progress, leave=False) as bar, torch.no_grad():
         try:
             for x,rows,pictures in source.read(p.done, p.last, n) if p.done<p.last else ():
-                code = dictionary.encode(x.to(dictionary.device, torch.float32).flatten(0, 2))
+                code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)) for b in x.flatten(0, 2).split(batch_tokens)])
                 code = two_sided(code) if dictionary.signed else code
                 code = SparseCode(*(t.view(*x.shape[:3], -1).to(p.features.device) for t in (code.values, code.indices)), code.num_latents)
                 with _uninterrupted():
+                    sound = False
                     p.add(code, rows, pictures)
+                    sound = True
                     bar.update(len(x))
                     if (p.done-saved)*images>=every and p.done<p.last: p.checkpoint(); saved = p.done
                     elif p.pictures>=block_pictures: p.write_block()
-        except KeyboardInterrupt:
-            if p.done>saved: p.checkpoint()
-            print(f'interrupted after {(p.done-p.first)*images} pictures, which are kept: the same call goes on from there')
+        except BaseException as e: # out of memory, a full disk, Ctrl-C: what was drawn is not lost
+            if sound and p.done>saved: p.checkpoint(); saved = p.done
+            if isinstance(e, KeyboardInterrupt): print(f'interrupted after {(saved-p.first)*images} pictures, which are kept: the same call goes on from there')
             raise
-    p.checkpoint()
+    if part[1]==1: p.write_block()
+    else: p.checkpoint()
+    return p.features
 
 # %% ../nbs/45_atlas_files.ipynb #atf00011
 def read_tensor(file, name:str)->torch.Tensor: # a safetensors file
@@ -250,16 +256,19 @@ def write_text(folder, about:dict, captions:list):
     rows = [r for b in block_files(folder) for r in read_tensor(b, 'rows').tolist()]
     AtlasText.create(Path(folder)/'atlas.sqlite', about['key'], [(*r[1:], captions[r[0]//about['images']]) for r in rows]).close()
 
-def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int)->bool: # whether it is complete
+def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int,
+           whole:FeaturePass=None, # of the only part
+          )->bool:                 # whether it is complete
     "Merge the parts of an atlas once all are there"
     folder = Path(folder)
     files = [folder/'parts'/f'{i:03d}-of-{parts:03d}.safetensors' for i in range(parts)]
     def done(i): return files[i].exists() and int(read_tensor(files[i], 'done'))==len(captions)*(i+1)//parts
-    if not all(map(done, range(parts))): return False
-    whole = new_pass(about)
-    for f in files: whole.merge(new_pass(about).load_state({k: v for k,v in load_file(f).items() if k!='done'}))
+    if whole is None:
+        if not all(map(done, range(parts))): return False
+        whole = new_pass(about)
+        for f in files: whole.merge(new_pass(about).load_state({k: v for k,v in load_file(f).items() if k!='done'}))
     t = whole.state()
-    t['totals/histogram'],t['pool/at'] = _narrow(t['totals/histogram'], int(t['totals/histogram'].max())+1),_narrow(t['pool/at'], len(about['steps'])*about['tokens'])
+    del whole
     save_tensors({k: v for k,v in t.items() if k.startswith('pool/')}, folder/'examples.safetensors')
     w = dictionary.write_directions.detach()
     near,cosine = nearest_directions(torch.cat([w, -w]) if dictionary.signed else w)
@@ -269,7 +278,7 @@ def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int)-
     save_tensors({k: v for k,v in t.items() if not k.startswith('pool/')}|dict(near=near.int(), cosine=cosine.half(), together=together.int(), jaccard=jaccard.half()), folder/'features.safetensors')
     write_text(folder, about, captions)
     save_json(about, folder/'atlas.json')
-    for f in (*files, *samples): f.unlink()
+    for f in (*files, *samples): f.unlink(missing_ok=True)
     return True
 
 def plan_atlas(dictionary:Dictionary, source:PictureSource,
@@ -282,5 +291,5 @@ def plan_atlas(dictionary:Dictionary, source:PictureSource,
     about = dict(kind='fluxinterp atlas', format=atlas_format, dictionary=dictionary_key(dictionary), num_latents=dictionary.num_latents, signed=dictionary.signed,
                  num_features=dictionary.num_latents*(2 if dictionary.signed else 1), site=source.site.name, model=source.model, steps=[int(s) for s in source.steps], levels=[float(l) for l in source.levels],
                  grid=list(source.grid) if source.grid else None, tokens=source.tokens, prompts=len(source.captions), images=source.images, examples=examples, thumbnail=thumbnail,
-                 sample_every=-(-tokens*k*k//2**23), captions=hashlib.sha1('\n'.join(source.captions).encode()).hexdigest()[:16])
+                 sample_every=-(-tokens*k*k//2**23), source=hashlib.sha1(source.key.encode()).hexdigest()[:16], captions=hashlib.sha1('\n'.join(source.captions).encode()).hexdigest()[:16])
     return about|dict(key=hashlib.sha1(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16])

@@ -49,13 +49,20 @@ def _total(index, weights, n): # of nothing, torch counts in integers
     t = torch.bincount(index, weights, n)
     return t if weights is None else t.double()
 
-def _has_neighbour(place, pair, grid, places): # of active tokens: place in (picture, step, token), pair of its picture -> (n,) bool
-    (H,W),wide = grid,int(pair.max())+1 if len(pair) else 1
-    r,c,at = place%(H*W)//W,place%W,place*wide+pair # the pairs of a token lie together: what is looked up is near in memory
-    active = torch.zeros(places*wide, dtype=torch.bool, device=place.device)
-    active[at] = True
-    near = torch.zeros_like(at, dtype=torch.bool)
-    for step,inside in ((wide, c<W-1), (-wide, c>0), (W*wide, r<H-1), (-W*wide, r>0)): near |= active[torch.where(inside, at+step, 0)]&inside
+def _has_neighbour(place, pair, ends, grid, places): # of active tokens: place in (picture, step, token), pair of its picture; where each picture's begin and end -> (n,) bool
+    (H,W),near = grid,torch.zeros(len(pair), dtype=torch.bool, device=place.device)
+    for n,(i,j) in enumerate(zip(ends, ends[1:])): # a picture at a time stays in the processor's cache
+        if i==j: continue
+        at,own = place[i:j]-n*places,pair[i:j]
+        wide = int(own.max())+1
+        active = torch.zeros(places*wide, dtype=torch.bool, device=place.device)
+        at = at*wide+own # the pairs of a token lie together
+        active[at] = True
+        a = active.view(-1, H, W, wide)
+        beside = torch.zeros_like(a)
+        beside[:,1:] |= a[:,:-1]; beside[:,:-1] |= a[:,1:]
+        beside[:,:,1:] |= a[:,:,:-1]; beside[:,:,:-1] |= a[:,:,1:]
+        near[i:j] = beside.view(-1)[at]
     return near
 
 def _map_shapes(v, m, token, near, n, total, grid): # of active tokens: value, map, token, has a neighbour; of maps: active tokens, sum -> (maps, 6)
@@ -63,7 +70,7 @@ def _map_shapes(v, m, token, near, n, total, grid): # of active tokens: value, m
     r,c = token//W,token%W
     y,x = (r.double()+.5)/H,(c.double()+.5)/W
     rim = (r==0)|(r==H-1)|(c==0)|(c==W-1)
-    cy,cx,square,vlogv,border = (_total(m, w.double(), len(n))/t for w in (v*y, v*x, v*(y*y+x*x), v*v.log(), v*rim))
+    cy,cx,square,vlogv,border = (_total(m, q, len(n))/t for q in (v*y, v*x, v*(y*y+x*x), v*v.log(), v*rim))
     shape = torch.stack([cy, cx, (square-cy*cy-cx*cx).clamp_min(0).sqrt(), (t.log()-vlogv).clamp_min(0), _total(m, near.double(), len(n))/n.clamp_min(1), border], -1)
     return shape*(n>0)[:,None]
 
@@ -109,24 +116,28 @@ class FeaturePass:
         starts = torch.searchsorted(pb, torch.arange(B+1, device=self.device))
         peak = torch.zeros(P, device=self.device).scatter_reduce_(0, pair, v, 'amax')
         m,token = pair*S+place//T%S,place%T # m: map, (pair, step)
-        n,total = _total(m, None, P*S),_total(m, v.double(), P*S)
+        n,total = _total(m, None, P*S),_total(m, w := v.double(), P*S)
         mean = (total.view(P, S).sum(1)/(S*T)).float()
-        near = _has_neighbour(place, pair-starts[place//(S*T)], self.grid, B*S*T)
-        shape = _map_shapes(v, m, token, near, n, total, self.grid)
+        tokens_of = torch.searchsorted(place, torch.arange(B+1, device=self.device)*S*T).tolist() # places ascend
+        near = _has_neighbour(place, pair-starts[place//(S*T)], tokens_of, self.grid, S*T)
+        shape = _map_shapes(w, m, token, near, n, total, self.grid)
         tot = self.totals
         tot['pictures'] += B
         for key,t in dict(counts=n.view(P, S), sums=total.view(P, S), fired=torch.ones_like(pf), maps=(n>0).view(P, S).sum(1), shape=shape.view(P, S, len(shape_statistics)).sum(1)).items(): tot[key].index_add_(0, pf, t)
         tot['histogram'].view(-1).scatter_add_(0, f*histogram_bins+activation_bins(v), torch.ones_like(f))
         self.largest.scatter_reduce_(0, pf, peak, 'amax')
-        row,keep,ends = 2*pf+half[pb],torch.zeros(P, dtype=torch.bool, device=self.device),starts.tolist()
+        row,keep = 2*pf+half[pb],torch.zeros(P, dtype=torch.bool, device=self.device)
         for kind,score in dict(peak=peak, mean=mean, sample=priority[pb]).items():
-            for i in range(B): self._offer(kind, *(q[ends[i]:ends[i+1]] for q in (row, score, keep)), int(pictures[i]))
+            some = (score>self.best[kind][row,-1]).nonzero().flatten() # what the end of a list is, only rises
+            cut = torch.searchsorted(some, starts).tolist()
+            for i in range(B): self._offer(kind, some[cut[i]:cut[i+1]], row, score, keep, int(pictures[i]))
         self._hold(keep, pair, (pf<<31)|pictures[pb], peak, mean, place%(S*T), v)
         return pb,pf,peak
 
-    def _offer(self, kind, row, score, keep, picture): # to one list of each row, the pairs of one picture
+    def _offer(self, kind, some, row, score, keep, picture): # to one list of each row, some of the pairs of one picture
+        if not len(some): return
         best,which = self.best[kind],self.which[kind]
-        better = (score>best[row,-1]).nonzero().flatten()
+        better = some[score[some]>best[row[some],-1]] # a picture before it may have raised it
         if not len(better): return
         keep[better] = True
         r = row[better]
@@ -139,7 +150,7 @@ class FeaturePass:
         if not len(kept): return
         e = keep[pair].nonzero().flatten()
         e = e[pair[e].sort(dim=0, stable=True).indices]
-        self._new.append(dict(key=key[kept], peak=peak[kept], mean=mean[kept], length=torch.bincount(pair[e], minlength=len(keep))[kept], at=at[e].int(), value=v[e].half()))
+        self._new.append(dict(key=key[kept], peak=peak[kept], mean=mean[kept], length=torch.bincount(pair[e], minlength=len(keep))[kept], at=at[e].int(), value=v[e].clamp(max=65504).half()))
         self._held += len(e)
         if self._held>self._limit: self.compact()
 
@@ -182,9 +193,11 @@ def merge(self:FeaturePass, other:FeaturePass)->FeaturePass: # of other pictures
 
 @patch
 def state(self:FeaturePass)->dict: # name -> tensor
-    "Everything it has kept"
+    "Everything it has kept, whole numbers in as few bytes as hold them"
     self.compact()
     res = {'largest': self.largest}|{f'totals/{k}': t for k,t in self.totals.items()}|{f'pool/{k}': t for k,t in self.pool.items()}
+    if self.steps*self.grid[0]*self.grid[1]<=2**15: res['pool/at'] = res['pool/at'].short()
+    if int(res['totals/histogram'].max())<2**31: res['totals/histogram'] = res['totals/histogram'].int()
     return res|{f'best/{k}': t for k,t in self.best.items()}|{f'which/{k}': t for k,t in self.which.items()}
 
 @patch
@@ -192,7 +205,7 @@ def load_state(self:FeaturePass, tensors:dict)->FeaturePass: # of `state`
     "Go on from there"
     for name,t in tensors.items():
         group,_,k = name.partition('/')
-        if k: getattr(self, group)[k] = t.to(self.device)
+        if k: getattr(self, group)[k] = t.to(getattr(self, group)[k].dtype).to(self.device)
         else: self.largest = t.to(self.device)
     self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
     return self

@@ -47,14 +47,14 @@ def feature_pictures(pipe, dictionary:Dictionary,
     return [images[i*len(seeds):(i+1)*len(seeds)] for i in range(len(f))]
 
 # %% ../nbs/48_causal_explainer.ipynb #cau00010
-def _z(labels, groups, base): # labels (picture, factor); groups of pictures; factor -> word -> share elsewhere -> per group, (factor, word) -> z
+def _z(labels, groups, base): # labels (picture, factor), of groups of pictures; the same elsewhere -> per group, (factor, word) -> z
     res = []
     for g in groups:
         z = {}
         for f in labels:
-            count = labels[f].iloc[g].value_counts()
-            for w,p in base[f].items():
-                if w=='none': continue
+            count,usual = labels[f].iloc[g].value_counts(),base[f].value_counts()
+            for w in {*count.index, *usual.index}-{'none'}:
+                p = (usual.get(w, 0)+.5)/(len(base)+1)
                 z[f,w] = (count.get(w, 0)-len(g)*p)/np.sqrt(len(g)*p*(1-p)+.25)
         res.append(z)
     return res
@@ -67,25 +67,30 @@ class CausalPictures(Explainer):
                  seeds:int=4,              # pictures per feature
                  strength:float=1.,        # times the feature's largest activation
                  least:float=2.,           # z below which nothing in particular is drawn
-                 chunk:int=64,             # features drawn before they are compared
+                 others:int=64,            # features at random, a picture each: what is usual
+                 chunk:int=64,             # features drawn at a time
                  force:bool=False, **call):
-        self.pipe,self.dictionary,self.judge,self.seeds,self.strength,self.least,self.chunk,self.force,self.call = pipe,dictionary,judge,seeds,strength,least,chunk,force,call
+        self.pipe,self.dictionary,self.judge,self.seeds,self.strength,self.least,self.others,self.chunk,self.force,self.call = pipe,dictionary,judge,seeds,strength,least,others,chunk,force,call
+        self.settings = f'{seeds} seeds, strength {strength}, z {least}, {others} others, {sorted((k, str(v)) for k,v in call.items())}'
 
     def __call__(self, atlas, features):
         atlas.check_dictionary(self.dictionary)
-        largest,top_base,on_base = atlas.array('largest'),None,None
+        atlas.check_pictures()
+        if not features: return
+        largest = atlas.array('largest')
         mine = atlas.pictures[atlas.pictures.half==0].index.to_numpy()
         seen = self.judge([atlas.thumbnail(int(p)) for p in mine]).labels
         at = {int(p): i for i,p in enumerate(mine)}
-        top_base = {f: seen[f].value_counts(normalize=True).to_dict() for f in seen}
+        alive = (largest>0).nonzero().flatten().numpy()
+        others = [int(f) for f in np.random.default_rng(0).permutation(alive)[:self.others]] # the same for every call: what other features draw
+        usual = self.judge([p for ps in feature_pictures(self.pipe, self.dictionary, others, self.strength*largest[others], (0,), force=self.force, **self.call) for p in ps]).labels
         for k in range(0, len(features), self.chunk):
             some = features[k:k+self.chunk]
             drawn = feature_pictures(self.pipe, self.dictionary, some, self.strength*largest[some], range(self.seeds), force=self.force, **self.call)
             labels = self.judge([p for ps in drawn for p in ps]).labels
-            if on_base is None or len(some)>=16: on_base = {f: labels[f].value_counts(normalize=True).to_dict() for f in labels}
-            on = _z(labels, [range(i*self.seeds, (i+1)*self.seeds) for i in range(len(some))], on_base)
+            on = _z(labels, [range(i*self.seeds, (i+1)*self.seeds) for i in range(len(some))], usual)
             tops = [[at[e.picture] for e in atlas.examples(f)] for f in some]
-            for f,a,b in zip(some, on, _z(seen, tops, top_base)):
+            for f,a,b in zip(some, on, _z(seen, tops, seen)):
                 both = {w: (a.get(w, 0)+b.get(w, 0))/2**.5 for w in {**a, **b}}
                 first = lambda z: max(z, key=z.get) if z else ('', '')
                 w = first(both)

@@ -7,7 +7,7 @@ __all__ = ['app', 'demo_command', 'sites_command', 'train_tiny_command', 'harves
            'explain_command', 'doctor_command', 'main']
 
 # %% ../nbs/60_cli.ipynb #37428795
-import os
+import os, re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -173,16 +173,21 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
     if bool(store)==bool(pipeline): raise typer.BadParameter('give either --store or --pipeline')
     if pipeline and (prompts is None or not prompts.is_file()): raise typer.BadParameter(f'--pipeline draws prompts: --prompts must be a file, and {prompts} is none')
     if icons and not pipeline: raise typer.BadParameter('--icons are drawn by a --pipeline')
+    if part and not re.fullmatch(r'\d+/\d+', part): raise typer.BadParameter(f'--part {part!r}: give which of how many, e.g. 0/4')
     try:
-        d,pipe = load_dictionary(dictionary).to(default_device(device or None)),load_pipeline(pipeline, device=default_device(device or None)) if pipeline else None
+        where = default_device(device or None)
+        if where.type=='cuda' and 'LOCAL_RANK' in os.environ: # torchrun's processes have a GPU each
+            import torch
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        d,pipe = load_dictionary(dictionary).to(where),load_pipeline(pipeline, device=where) if pipeline else None
         lines = [p for p in prompts.read_text(encoding='utf-8').splitlines() if p.strip()] if pipeline else None
         atlas = build_atlas(d, pipe or Store(store), out, lines, examples, tuple(map(int, part.split('/'))) if part else None)
         if atlas is None: typer.echo(f'{out}: this part is done, others are missing'); return
         if icons:
             from fluxinterp.atlas_icons import add_icons
             add_icons(atlas, pipe, d)
-    except (ValueError, OSError, ImportError, FloatingPointError) as e: # clear by themselves
-        typer.echo(str(e), err=True)
+    except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as e: # clear by themselves
+        typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)
     typer.echo(f'{out}: {atlas!r}')
 

@@ -64,7 +64,9 @@ def concepts_beside_chance(dictionary:Dictionary, train:SceneActivations, test:S
 # %% ../nbs/32_concept_structure.ipynb #cst00012
 def _codes(dictionary, acts, site, candidates=None): # (token, feature) of those with most energy, their numbers
     x = acts.recording[site or dictionary.meta.site].tokens
-    dense = lambda b: dictionary.encode(b.float()).to_dense().abs() if dictionary.signed else dictionary.encode(b.float()).to_dense()
+    def dense(b):
+        code = dictionary.encode(b.to(dictionary.device, torch.float32)).to('cpu').to_dense()
+        return code.abs() if dictionary.signed else code
     if isinstance(candidates, int):
         energy = sum(dense(b).square().sum(0) for b in x.split(8192))
         candidates = energy.topk(min(candidates, len(energy))).indices

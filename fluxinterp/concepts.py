@@ -144,13 +144,15 @@ def labelled_activations(recording:Recording, # of pictures whose maps are known
     return SceneActivations(list(r.rows.caption), recording, coverage_labels(maps.reshape(len(maps), len(r), -1), names), list(names))
 
 def _candidates(dictionary, record, keep, batch=8192): # (scene x token, candidates); columns `keep` with their signs, or those with most energy
-    dense = lambda b: (b-dictionary.mean)@dictionary.directions.T if hasattr(dictionary, 'directions') else dictionary.encode(b).to_dense()
+    def dense(b):
+        b = b.to(dictionary.device, torch.float32)
+        return ((b-dictionary.mean)@dictionary.directions.T if hasattr(dictionary, 'directions') else dictionary.encode(b).to_dense()).cpu()
     blocks = record.tokens.split(batch)
     if not isinstance(keep, tuple):
-        energy = sum(dense(b.float()).square().sum(0) for b in blocks)
+        energy = sum(dense(b).square().sum(0) for b in blocks)
         n = keep//2 if dictionary.signed else keep
         keep = (energy.topk(min(n, len(energy))).indices,)
-    cols = torch.cat([dense(b.float())[:,keep[0]] for b in blocks])
+    cols = torch.cat([dense(b)[:,keep[0]] for b in blocks])
     return (torch.cat([cols, -cols], 1) if dictionary.signed else cols),keep
 
 @torch.no_grad()
@@ -200,7 +202,7 @@ def best_concepts(dictionary:Dictionary,
         if hasattr(dictionary, 'directions'): # all that a direction says, not what is left of it in a code
             x = _candidates(dictionary, acts.recording[site], (features%n,))[0][:,torch.arange(len(features))+len(features)*((features>=n).long() if dictionary.signed else 0)]
             return torch.stack([auroc(x[l>=0], l[l>=0]==1) for l in acts.flat_labels])
-        code = SparseCode.cat([dictionary.encode(b.float()).to('cpu') for b in acts.recording[site].tokens.split(8192)])
+        code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)).to('cpu') for b in acts.recording[site].tokens.split(8192)])
         return sparse_auroc(two_sided(code) if dictionary.signed else code, acts.flat_labels)[:,features]
     on,off = scores(train),scores(test)
     best = torch.where(off.isnan(), torch.nan, on).nan_to_num(0).argmax(0)

@@ -74,7 +74,9 @@ class _Cache:
         self.lock = threading.Lock()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        with self.lock, self.db: self.db.execute('create table if not exists answers(key text primary key, reply text)')
+        try:
+            with self.lock, self.db: self.db.execute('create table if not exists answers(key text primary key, reply text)')
+        except sqlite3.DatabaseError as e: raise ValueError(f'cache={str(path)!r} is no file of answers ({e}): give another file, or delete it') from None
     def get(self, key):
         with self.lock: r = self.db.execute('select reply from answers where key=?', (key,)).fetchone()
         return json.loads(r[0]) if r else None
@@ -111,14 +113,19 @@ class Answerer:
     @property
     def spent(self)->float: "In the unit of the budget"; return sum(t*p for t,p in zip(self.tokens, self.prices))/1e6 if self.prices else self.calls
 
-    def plan(self, questions:list)->pd.Series:
+    def plan(self, questions)->pd.Series: # of `Question`s, one after the other
         "What asking would take at most: calls, tokens (a guess: four characters each, `image_tokens` a picture), cost"
-        new = [q for q in questions if self.cache.get(self.key([dict(role='user', content=message_content(q.parts))], q.version)) is None]
-        read = sum(sum(len(p)//4 if isinstance(p, str) else self.image_tokens for p in q.parts) for q in new)
-        wrote = len(new)*self.answer_tokens
+        every,new,read = 0,0,0
+        for q in questions:
+            every += 1
+            if self.cache.get(self.key([dict(role='user', content=message_content(q.parts))], q.version)) is None: new += 1; read += self._tokens(q.parts)
+        wrote = new*self.answer_tokens
         cost = (read*self.prices[0]+wrote*self.prices[1])/1e6 if self.prices else None
-        return pd.Series({'questions': len(questions), 'known already': len(questions)-len(new), 'calls': len(new), 'tokens read': read, 'tokens written': wrote, 'cost': cost}, name=self.model, dtype=object)
-    def _count(self, usage): self.calls += 1; self.tokens = [a+int((usage or {}).get(k) or 0) for a,k in zip(self.tokens, ('prompt_tokens', 'completion_tokens'))]
+        return pd.Series({'questions': every, 'known already': every-new, 'calls': new, 'tokens read': read, 'tokens written': wrote, 'cost': cost}, name=self.model, dtype=object)
+    def _tokens(self, parts): return sum(len(p)//4 if isinstance(p, str) else self.image_tokens for p in parts)
+    def _count(self, usage, guess=(0, 0)): # tokens read and written; a server that does not say is charged by the guess
+        self.calls += 1
+        self.tokens = [a+int((usage or {}).get(k) or g) for a,k,g in zip(self.tokens, ('prompt_tokens', 'completion_tokens'), guess)]
     _flying = 0 # calls on their way: counted at what a call has cost so far
     def _over(self): return self.budget is not None and self.spent+self._flying*(self.spent/self.calls if self.calls else not self.prices)>=self.budget
 
@@ -131,6 +138,7 @@ class Endpoint(Answerer):
                  retries:int=5,          # after the first try
                  **kwargs):              # of `Answerer`, and the model's parameters
         super().__init__(model, **dict(temperature=0., max_tokens=400)|kwargs)
+        if not re.match(r'https?://', url): raise ValueError(f'url={url!r} names no protocol: give it whole, such as "http://127.0.0.1:8000/v1"')
         self.url,self.api_key,self.concurrency,self.timeout,self.retries = url.rstrip('/'),key,concurrency,timeout,retries
 
     async def _post(self, client, messages, version): # -> reply: text, refusal, finish; known already?
@@ -150,7 +158,7 @@ class Endpoint(Answerer):
                     choice = body['choices'][0]
                     m = choice['message']
                     reply = dict(text=m.get('content') or '', refusal=m.get('refusal'), finish=choice.get('finish_reason'))
-                    self._count(body.get('usage'))
+                    self._count(body.get('usage'), (sum(len(c['text'])//4 if c['type']=='text' else self.image_tokens for m in messages for c in (m['content'] if isinstance(m['content'], list) else [dict(type='text', text=m['content'])])), len(reply['text'])//4+1))
                     self.cache.put(key, reply)
                     self._reached = True
                     return reply,False

@@ -57,6 +57,7 @@ class Generation(Scorer):
                  n:int=6,              # captions of each kind
                  seed:int=100, batch_size:int=32, **call): # of the pipeline
         self.pipe,self.dictionary,self.writer,self.n,self.seed,self.batch_size,self.call = pipe,dictionary,writer or SceneWriter(),n,seed,batch_size,call
+        self.settings = f'{n} captions by {self.writer.name}, seed {seed}, {sorted((k, str(v)) for k,v in call.items())}'
 
     @torch.no_grad()
     def measure(self, atlas, asked, judge):
@@ -89,6 +90,7 @@ class Intervention(Scorer):
                  strength:float=1.5,   # times the feature's largest activation
                  seed:int=200, **call): # of the pipeline
         self.pipe,self.dictionary,self.n,self.strength,self.seed,self.call,self._drawn = pipe,dictionary,n,strength,seed,call,{}
+        self.settings = f'{n} pictures, strength {strength}, seed {seed}, {sorted((k, str(v)) for k,v in call.items())}'
 
     def _pairs(self, atlas, f): # drawn once for a feature: its explanation and the twin's are about the same pictures
         if f not in self._drawn:
@@ -102,6 +104,9 @@ class Intervention(Scorer):
             self._drawn[f] = list(zip(some, before, after)) if captions else []
         return self._drawn[f]
 
+    def measure(self, atlas, asked, judge):
+        try: return super().measure(atlas, asked, judge)
+        finally: self._drawn.clear()
     def tasks(self, atlas, f, description):
         res = []
         for i,(p,a,b) in enumerate(self._pairs(atlas, f)):

@@ -29,7 +29,7 @@ class HumanVerdicts:
         self.file,self.given = atlas.path/f'{self.name}.jsonl',{}
         if self.file.is_file():
             for line in self.file.read_text(encoding='utf-8').splitlines():
-                try: r = json.loads(line); self.given[r['task']] = r['value']
+                try: r = json.loads(line); self.given.pop(r['task'], None) if r.get('withdrawn') else self.given.update({r['task']: r['value']})
                 except (ValueError, KeyError, TypeError): continue # the last line of a torn file: that question is asked again
     def key(self, t:Task)->str: # 16 hex digits
         "What tells one question from another: its words, pictures and maps"
@@ -39,15 +39,22 @@ class HumanVerdicts:
     def knows(self, t:Task)->bool: "Whether a question was answered"; return self.key(t) in self.given
     def answer(self, t:Task, value): # a number; None for one that cannot be answered
         "Keep an answer"
-        torn = self.file.is_file() and self.file.stat().st_size and self.file.read_bytes()[-1:]!=b'\n'
-        with open(self.file, 'a', encoding='utf-8') as f: f.write('\n'*bool(torn)+json.dumps(dict(task=self.key(t), value=value))+'\n')
+        self._line(dict(task=self.key(t), value=value))
         self.given[self.key(t)] = value
+    def withdraw(self, t:Task):
+        "Forget an answer"
+        self._line(dict(task=self.key(t), withdrawn=True))
+        self.given.pop(self.key(t))
+    def _line(self, record):
+        torn = self.file.is_file() and self.file.stat().st_size and self.file.read_bytes()[-1:]!=b'\n'
+        with open(self.file, 'a', encoding='utf-8') as f: f.write('\n'*bool(torn)+json.dumps(record)+'\n')
     def __call__(self, tasks): # yields `Answer`s
         for t in tasks:
             if not self.knows(t): yield Answer(t.id, 'error', None, dict(error='not answered yet'))
             elif (v := self.given[self.key(t)]) is None: yield Answer(t.id, 'refused', None, dict(why='cannot say'))
             else: yield Answer(t.id, 'ok', v, {})
 
+# %% ../nbs/49_human_judge.ipynb #hum00011
 _questions = dict(detect=('Does the marked part fit: <b>{}</b>?', {'Yes': 1., 'Partly': .5, 'No': 0.}),
                   locate=('Which marking fits better: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
                   changed=('Which picture shows more of: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
@@ -67,7 +74,7 @@ class HumanJudge(widgets.VBox):
         self.atlas,self.scorer,self.explainer,self.seed,self.judge = atlas,scorer or Detection(),explainer,seed,HumanVerdicts(atlas, who)
         if not self.scorer.asks: raise ValueError(f'{self.scorer.name} asks no judge')
         said = explanations(atlas, explainer)
-        features = [int(f) for f in (said.index if features is None else features)]
+        features = [int(f) for f in (said.index[said.status=='ok'] if features is None else features)]
         missing = [f for f in features if f not in said.index or said.status[f]!='ok']
         if missing: raise ValueError(f'feature {missing[0]} has no explanation by {explainer!r}')
         other,self.tasks = twin_explanations(said, seed),[]
@@ -120,7 +127,7 @@ class HumanJudge(widgets.VBox):
         "Ask the last question again"
         f,t = self.done.pop()
         k = self.judge.key(t)
-        self.judge.given.pop(k)
+        self.judge.withdraw(t)
         for g,u in self.tasks:
             if self.judge.key(u)==k: self.left[g] += 1
         self.next()

@@ -14,16 +14,16 @@ import torch
 from tqdm.auto import tqdm
 
 from .atlas import Atlas
-from .atlas_text import add_scores
+from .atlas_text import add_scores, nothing_said
 from .endpoint import Answer
-from .explainers import explanations, nothing_said
+from .explainers import explanations
 from .judges import reader_judge
 from .verdicts import ReaderVerdicts, Task, interval, share_interval
 
 # %% ../nbs/48_scorers.ipynb #sco00006
 class Scorer:
     "Measures explanations; has a `name`, and the score that `chance` gives"
-    name,chance,asks = '',.5,True # `asks`: whether a judge is asked
+    name,settings,chance,asks = '','',.5,True # what its tasks depend on; `asks`: whether a judge is asked
     def tasks(self, atlas:Atlas, f:int, description:str): # -> list of (kind, truth, picture, `Task` without an id)
         raise NotImplementedError
     def control(self, atlas:Atlas, f:int, description:str): # as `tasks`
@@ -82,8 +82,9 @@ def score(atlas:Atlas,
     missing = [f for f in features if f not in said.index]
     if missing: raise ValueError(f'feature {missing[0]} has no explanation by {explainer!r}')
     name = f'{scorer.name}/{judge.name}' if scorer.asks else scorer.name
-    old = atlas.text.frame('select feature, status from scores where explainer=? and scorer=?', (explainer, name))
-    done = set() if again else set(old[old.status!='error'].feature)
+    settings = f'{scorer.settings}; {getattr(judge, "settings", "") if scorer.asks else ""}'
+    old = atlas.text.frame("select feature, status, json_extract(detail, '$.settings') as settings from scores where explainer=? and scorer=?", (explainer, name))
+    done = set() if again else set(old[(old.status!='error')&(old.settings==settings)].feature)
     other = twin_explanations(said, seed)
     todo = [f for f in features if f not in done]
     with tqdm(total=len(todo), desc=name, disable=not progress, leave=False) as bar:
@@ -92,10 +93,10 @@ def score(atlas:Atlas,
             asked = [((f, twin), f, said.text[g]) for f in some if said.status[f]=='ok' for twin,g in ((False, f), *(((True, other[f]),) if f in other else ()))]
             got,rows = scorer.measure(atlas, asked, judge) if asked else {},[]
             for f in some:
-                if said.status[f]!='ok': rows.append((f, explainer, name, said.status[f], None, dict(why='not explained'), [])); continue
+                if said.status[f]!='ok': rows.append((f, explainer, name, said.status[f], None, dict(why='not explained', settings=settings), [])); continue
                 status,value,detail,verdicts = _settle(scorer, got[f,False])
                 if (f, True) in got: detail['shuffled'] = _settle(scorer, got[f,True])[1]
-                rows.append((f, explainer, name, status, value, detail, verdicts))
+                rows.append((f, explainer, name, status, value, dict(detail, settings=settings), verdicts))
             add_scores(atlas.text, rows)
             bar.update(len(some))
     return scores(atlas, explainer, name).reindex(pd.Index(features, name='feature'))
@@ -124,6 +125,7 @@ def move_map(values:np.ndarray, # (rows, cols)
 class _Held:
     "Held-out positives of a feature, and what negatives are made of"
     def __init__(self, atlas, f, n, vectors):
+        atlas.check_pictures()
         tops,sample = atlas.examples(f, 'peak', 'score'),atlas.examples(f, 'sample', 'score')
         self.positives = list({e.picture: e for e in (*tops[:n-n//2], *[e for e in sample if e.picture not in {t.picture for t in tops[:n-n//2]}][:n//2])}.values())
         self.maps = [e.values.max(0) for e in self.positives]
@@ -151,8 +153,10 @@ class Detection(Scorer):
                  kinds=('random', 'near', 'neighbour', 'moved'),
                  embed=reader_judge):      # pictures -> `Judgement`, for `near`
         self.n,self.negatives,self.kinds,self.embed = n,negatives,kinds,embed
+        self.settings = f'{n} positives, {negatives} negatives of {", ".join(kinds)}'
 
     def _vectors(self, atlas):
+        atlas.check_pictures()
         if getattr(self, '_of', None)!=atlas.about['key']: self._of,self._v = atlas.about['key'],self.embed([atlas.thumbnail(p) for p in range(len(atlas.pictures))]).vectors
         return self._v
 
@@ -172,7 +176,7 @@ class Detection(Scorer):
 class Localisation(Scorer):
     "Share of pictures in which the description points to the feature's own map rather than to the map moved"
     name = 'localisation'
-    def __init__(self, n:int=8): self.n = n
+    def __init__(self, n:int=8): self.n,self.settings = n,f'{n} pictures'
     def tasks(self, atlas, f, description):
         h = _Held(atlas, f, self.n, None)
         res = []
@@ -187,18 +191,22 @@ class Localisation(Scorer):
 class Intruder(Scorer):
     "Share of groups in which a picture of another feature is told from four of the feature's own"
     name,chance = 'intruder',.2
-    def __init__(self, groups:int=4, size:int=5): self.groups,self.size,self.chance = groups,size,1/size
+    def __init__(self, groups:int=4, size:int=5): self.groups,self.size,self.chance,self.settings = groups,size,1/size,f'{groups} groups of {size}'
     def tasks(self, atlas, f, description):
         h = _Held(atlas, f, 2*self.size, None)
         if len(h.positives)<self.size-1: return []
-        alive = np.flatnonzero(atlas.array('totals/fired').numpy()>0)
+        alive = self._alive(atlas, f)
+        if not len(alive): return []
         return [self._group([h.positives[i] for i in h.rng.permutation(len(h.positives))[:self.size-1]], self._other(atlas, alive, h.rng, f), h.rng) for _ in range(self.groups)]
     def control(self, atlas, f, description): # pictures of as many features: nothing tells the one that is called odd
         if not self.tasks(atlas, f, description): return []
-        alive,rng = np.flatnonzero(atlas.array('totals/fired').numpy()>0),np.random.default_rng([f, 1])
+        alive,rng = self._alive(atlas, f),np.random.default_rng([f, 1])
         return [self._group([self._other(atlas, alive, rng, f) for _ in range(self.size-1)], self._other(atlas, alive, rng, f), rng) for _ in range(self.groups)]
+    def _alive(self, atlas, f): # other features with pictures to show
+        alive = np.flatnonzero(atlas.firing_counts('score')>0)
+        return alive[alive!=f]
     def _other(self, atlas, alive, rng, f): # a picture of another feature
-        while (g := int(rng.choice(alive)))==f or not (some := atlas.examples(g, 'peak', 'score', 3)): pass
+        while not (some := atlas.examples(int(rng.choice(alive)), 'peak', 'score', 3)): pass
         return some[int(rng.integers(len(some)))]
     def _group(self, mine, odd, rng):
         at = int(rng.integers(self.size))

@@ -8,6 +8,7 @@ __all__ = ['task_kinds', 'Task', 'marked', 'named_concepts', 'ReaderVerdicts', '
 # %% ../nbs/47_verdicts.ipynb #ver00003
 import json, re
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -59,9 +60,8 @@ class ReaderVerdicts:
 
     def _shown(self, reading, m): # (concept,): share of the marked part; of an unmarked picture, how surely it is there
         if m is None: return reading.probabilities
-        m = np.asarray(m, np.float32)
-        cells = reading.maps.reshape(len(concepts), m.shape[0], 16//m.shape[0], m.shape[1], 16//m.shape[1]).mean((2, 4))
-        return (cells*m).sum((1, 2))/max(m.sum(), 1e-9)
+        m = np.asarray(Image.fromarray(np.asarray(m, np.float32)).resize((16, 16), Image.BOX)) # the reader's own grid
+        return (reading.maps*m).sum((1, 2))/max(m.sum(), 1e-9)
 
     def _verdict(self, kind, shown, about):
         if kind=='intruder':
@@ -95,6 +95,7 @@ class ModelVerdicts:
                  size:int=256):    # pixels of the pictures' longer side, at least
         self.model,self.size,self.name = model,size,model.model
         self.prompts = {k: load_prompt(name, needs, prompts) for k,(name,needs) in _asks.items()}
+        self.settings = f'{model.parameters}, {size} pixels, prompts {crc32(" ".join(self.prompts.values()).encode()):08x}'
     def question(self, t:Task)->Question:
         "A task in words"
         text = fill_prompt(self.prompts[t.kind], description=t.description, count=len(t.pictures))

@@ -7,6 +7,7 @@ __all__ = ['views', 'crop_peak', 'VisionExplainer', 'LocalModel']
 
 # %% ../nbs/48_vision_explainer.ipynb #vis00003
 import io
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -41,10 +42,12 @@ class VisionExplainer(Explainer):
         if view not in views: raise ValueError(f'view {view!r}: choose from {", ".join(views)}')
         self.model,self.count,self.silent,self.view,self.size = model,count,silent,view,size
         self.prompt = load_prompt('contrast' if silent else 'explain', ['count', 'others'] if silent else ['count'], prompts)
+        self.settings = f'{model.parameters}, {count} pictures, {silent} silent, {size} pixels, prompt {crc32(self.prompt.encode()):08x}'
         self.name = f'{model.model}, {view}'+(', contrast' if silent else '')
 
     def question(self, atlas:Atlas, f:int)->Question:
         "What is asked about a feature"
+        atlas.check_pictures()
         tops = atlas.examples(f, 'peak')[:self.count-self.count//2]
         seen = {e.picture for e in tops}
         some = tops+[e for e in atlas.examples(f, 'sample') if e.picture not in seen][:self.count//2]
@@ -61,11 +64,10 @@ class VisionExplainer(Explainer):
             return obj
         return Question(f, parts, read)
 
-    def plan(self, atlas:Atlas, features:list)->pd.Series: "What explaining features would take, see `Answerer.plan`"; return self.model.plan([self.question(atlas, f) for f in features])
+    def plan(self, atlas:Atlas, features:list)->pd.Series: "What explaining features would take, see `Answerer.plan`"; return self.model.plan(self.question(atlas, f) for f in features)
 
     def __call__(self, atlas, features):
         if not features: return
-        if atlas.thumbnail(0) is None: raise ValueError('this atlas has no thumbnails to show: build it from a pipeline, or from a recording with images=True')
         for k in range(0, len(features), 256):
             for a in self.model.answers([self.question(atlas, f) for f in features[k:k+256]]):
                 yield a.id,a.status,a.value['pattern'].strip() if a.status=='ok' else '',a.detail|({'notes': a.value.get('notes')} if a.status=='ok' else {})

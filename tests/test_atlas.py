@@ -30,7 +30,13 @@ def fork(f, *args, **env): # -> process id
     try: f(*args)
     except BaseException: traceback.print_exc(); sys.stdout.flush(); os._exit(1)
     os._exit(0)
-def build(out): build_atlas(d, fi.Store(root/'acts'), root/out, examples=3, checkpoint_every=4, batch_tokens=1024, progress=False)
+def build(out):
+    if out=='torn': # slow enough to be killed in the middle
+        from fluxinterp.atlas_pass import FeaturePass
+        update = FeaturePass.update
+        def slow(self, *args): time.sleep(.03); return update(self, *args)
+        FeaturePass.update = slow
+    build_atlas(d, fi.Store(root/'acts'), root/out, examples=3, checkpoint_every=4, batch_tokens=1024, progress=False)
 def whole(*pids):
     for pid in pids: assert os.waitpid(pid, 0)[1]==0, 'a scan failed'
 whole(fork(build, 'alone'))
