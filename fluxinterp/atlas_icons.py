@@ -82,6 +82,7 @@ def build_tiny_atlases(out,              # folder, gets one for each site
     for site in sites:
         atlas = build_atlas(load_dictionary(f'tiny-flux/{site}'), rec, root/site, examples=examples, progress=progress)
         explain(atlas, PromptStatistics(), progress=progress)
+        atlas.text.db.execute('vacuum')
         atlas.text.db.execute('pragma journal_mode=delete') # one file, which needs nothing beside it to be read
         atlas.text.close()
         for name in ('parts', 'samples'): shutil.rmtree(root/site/name, ignore_errors=True)

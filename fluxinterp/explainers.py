@@ -90,7 +90,7 @@ class PromptStatistics(Explainer):
                  words:int=2000,          # the most frequent that are looked at
                 ):
         self.most,self.confidence,self.least_lift,self.stop,self.words = most,confidence,least_lift,set(stop),words
-        self.settings = f'{most} words, confidence {confidence}, lift {least_lift}, of {words} without {" ".join(sorted(stop))}'
+        self.settings = f'{most} words, confidence {confidence}, lift {least_lift}, of {words}, stop {crc32(" ".join(sorted(stop)).encode()):08x}'
 
     def vocabulary(self, captions): # -> words, (caption, word) bool
         sets = [set(search_words(c))-self.stop for c in captions]
