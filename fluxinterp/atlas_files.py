@@ -100,7 +100,7 @@ def picture_source(dictionary:Dictionary, data, # `Store`, its `site(...)`, `Sit
     return _from_pipeline(data, prompts, name, call)
 
 # %% ../nbs/45_atlas_files.ipynb #atf00010
-atlas_format,block_pictures = 1,1024
+atlas_format,block_pictures = 1,512
 
 def dictionary_key(dictionary:Dictionary)->str: # 16 hex digits
     "What tells one dictionary from another: its site and its directions"

@@ -92,7 +92,7 @@ class FeaturePass:
         self.which = {k: torch.full((2*F, examples), -1, dtype=torch.int32, device=self.device) for k in example_lists} # pictures; -1 is none
         self.pool = dict(key=zeros(0), peak=zeros(0, dtype=torch.float32), mean=zeros(0, dtype=torch.float32), length=zeros(0), # maps of (feature, picture)
                          at=zeros(0, dtype=torch.int32), value=zeros(0, dtype=torch.float16))
-        self._new,self._held,self._limit = [],0,2**20
+        self._new,self._held,self._limit = [],0,2**18
 
     @torch.no_grad()
     def update(self, code:SparseCode,       # (picture, step, token)
@@ -170,7 +170,7 @@ class FeaturePass:
         first,length = pool['length'].cumsum(0)-pool['length'],pool['length'][kept]
         each = torch.arange(int(length.sum()), device=self.device)+(first[kept]-length.cumsum(0)+length).repeat_interleave(length)
         self.pool = {k: t[each if k in ('at', 'value') else kept] for k,t in pool.items()}
-        self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
+        self._new,self._held,self._limit = [],0,max(2**18, len(self.pool['at']))
 
     def __repr__(self): return f"FeaturePass over {int(self.totals['pictures'])} pictures of {self.steps} steps x {self.grid[0]} x {self.grid[1]} tokens: {self.num_features} features, {self.examples} examples of each kind"
 
@@ -207,5 +207,5 @@ def load_state(self:FeaturePass, tensors:dict)->FeaturePass: # of `state`
         group,_,k = name.partition('/')
         if k: getattr(self, group)[k] = t.to(getattr(self, group)[k].dtype).to(self.device)
         else: self.largest = t.to(self.device)
-    self._new,self._held,self._limit = [],0,max(2**20, len(self.pool['at']))
+    self._new,self._held,self._limit = [],0,max(2**18, len(self.pool['at']))
     return self
