@@ -119,7 +119,7 @@ def interval(truth, verdicts, # (n,) bool, (n,)
     wins = (v[pos][:,None]>v[neg][None]).double()+.5*(v[pos][:,None]==v[neg][None]).double()
     a = rng.multinomial(len(pos), np.full(len(pos), 1/len(pos)), resamples)/len(pos)
     b = rng.multinomial(len(neg), np.full(len(neg), 1/len(neg)), resamples)/len(neg)
-    some = np.einsum('rp,pn,rn->r', a, wins.numpy(), b)
+    some = ((a@wins.numpy())*b).sum(1)
     return value,float(np.percentile(some, 2.5)),float(np.percentile(some, 97.5))
 
 def share_interval(right, # (n,) bool, or numbers from 0 to 1
