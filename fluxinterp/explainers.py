@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from .atlas import Atlas
 from .atlas_text import add_explanations, search_words
-from .concepts import auroc, coverage_labels
-from .reader import read_images
-from .scenes import concepts, pool_map
+from .concepts import auroc, reader_labels
+from .scenes import concepts
 
 # %% ../nbs/47_explainers.ipynb #exp00006
 class Explainer:
@@ -132,10 +131,8 @@ def read_labels(atlas:Atlas,        # of a tiny model, with thumbnails
                )->np.ndarray:       # (concept, picture, token) int8, see `concepts.coverage_labels`
     "What the reader sees in each token of the atlas's pictures"
     pictures = range(len(atlas.pictures)) if pictures is None else pictures
-    images = [atlas.thumbnail(int(p)) for p in pictures]
-    if any(i is None for i in images): raise ValueError('this atlas has no thumbnails: build it from a pipeline, or from a recording with images=True')
-    maps = np.stack([r.maps for r in read_images(images)], 1) # (concept, picture, 16, 16)
-    return coverage_labels(pool_map(maps, atlas.grid_shape).reshape(len(concepts), len(images), -1))
+    atlas.check_pictures()
+    return reader_labels([atlas.thumbnail(int(p)) for p in pictures], atlas.grid_shape)
 
 class LabelMaps(Explainer):
     "The known map a feature lies on"

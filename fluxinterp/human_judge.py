@@ -33,9 +33,11 @@ class HumanVerdicts:
                 except (ValueError, KeyError, TypeError): continue # the last line of a torn file: that question is asked again
     def key(self, t:Task)->str: # 16 hex digits
         "What tells one question from another: its words, pictures and maps"
-        h = hashlib.sha1(f'{t.kind} {t.description}'.encode())
-        for image,m in t.pictures: h.update(image.tobytes()); h.update(b'' if m is None else np.asarray(m, np.float32).tobytes())
-        return h.hexdigest()[:16]
+        if not hasattr(t, 'human_key'): # asked for at every click
+            h = hashlib.sha1(f'{t.kind} {t.description}'.encode())
+            for image,m in t.pictures: h.update(image.tobytes()); h.update(b'' if m is None else np.asarray(m, np.float32).tobytes())
+            t.human_key = h.hexdigest()[:16]
+        return t.human_key
     def knows(self, t:Task)->bool: "Whether a question was answered"; return self.key(t) in self.given
     def answer(self, t:Task, value): # a number; None for one that cannot be answered
         "Keep an answer"
