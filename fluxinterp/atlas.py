@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from .atlas_files import block_files, dictionary_key, finish, picture_source, plan_atlas, read_tensor, scan_part, write_text
 from .atlas_pass import example_lists, halves, histogram_edges, shape_statistics
-from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, search_words, set_label, shown_pictures
+from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, kept_notes, search_words, set_label, set_note, shown_pictures
 from .core import load_json, save_json, weights_path
 from .dictionary import Dictionary, check_belongs
 from .maps import image_bytes, image_grid, overlay
@@ -227,7 +227,8 @@ def table(self:Atlas)->pd.DataFrame:
     frame.loc[n==0, ['noise_level', 'area', *shape_statistics]] = np.nan
     words = self.text.frame('select feature, label from labels').set_index('feature')
     said = self.text.frame("select feature, text as explanation from explanations where status='ok' order by id desc").drop_duplicates('feature').set_index('feature')
-    return frame.join(words).join(said)
+    frame = frame.join(words).join(said).join(kept_notes(self.text))
+    return frame.assign(flagged=frame.flagged.eq(True))
 
 @patch
 def profile(self:Atlas, i:int)->pd.Series: # noise level -> mean activation of all tokens
@@ -256,6 +257,16 @@ def neighbours(self:Atlas, i:int, # feature
 def label(self:Atlas, i:int, text:str): # '' takes it away
     "Give a feature a name of your own"
     set_label(self.text, self.check(i), text)
+
+@patch
+def note(self:Atlas, i:int, text:str): # '' takes it away
+    "Write something down about a feature"
+    set_note(self.text, self.check(i), note=text)
+
+@patch
+def flag(self:Atlas, i:int, on:bool=True):
+    "Mark a feature, to find it again"
+    set_note(self.text, self.check(i), flagged=on)
 
 # %% ../nbs/46_atlas.ipynb #atl00017
 @patch
