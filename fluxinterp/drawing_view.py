@@ -40,6 +40,7 @@ def name_dictionaries(dictionaries)->dict: # a dictionary, a list, or name -> di
     if isinstance(dictionaries, Dictionary): dictionaries = [dictionaries]
     if not isinstance(dictionaries, dict):
         named = {}
+        if not all(isinstance(d, Dictionary) for d in dictionaries): dictionaries,named = (),{str(i): d for i,d in enumerate(dictionaries)}
         for d in dictionaries:
             name = d.meta.site or 'no site'
             named[name if name not in named else f'{name} ({type(d).__name__} {len(named)})'] = d

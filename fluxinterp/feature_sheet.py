@@ -117,7 +117,7 @@ class FeatureSheet(View):
     def _detail(d): # of an explainer, in a line
         if not isinstance(d, dict): return ''
         words = lambda v: ', '.join(map(str, v[:8])) if isinstance(v, list) and all(isinstance(i, (str, int, float)) for i in v) else f'{v:.3g}' if isinstance(v, float) else str(v) if isinstance(v, (int, str)) else None
-        return '; '.join(f'{k} {w}' for k,v in d.items() for w in [words(v)] if w)[:400]
+        return '; '.join(f'{k} {w}' for k,v in d.items() if k!='settings' for w in [words(v)] if w)[:400]
 
     def _list(self, f, kind):
         if kind=='silent': return [dict(picture=p, caption=self.atlas.pictures.caption[p], half='', peak=0., silent=True) for p in self.atlas.silent_pictures(f, self.n)],None
@@ -159,7 +159,8 @@ class FeatureSheet(View):
     def replies(self):
         if self.feature<0 and not self.features_kept: return []
         fs = dict.fromkeys([*([self.feature] if self.feature>=0 else []), *self.features_kept])
-        return [q for f in fs for q in (('card', dict(feature=f)), *(('pictures', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample', 'silent')), *(('steps', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample')))]
+        judged = [('evidence', dict(feature=f, explainer=e['explainer'], scorer=s['scorer'])) for f in fs for e in self.answer_card(f)[0]['explanations'] for s in e['scores']]
+        return judged+[q for f in fs for q in (('card', dict(feature=f)), *(('pictures', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample', 'silent')), *(('steps', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample')))]
     def static(self):
         "Its strongest pictures, when and how strongly it fires"
         if self.feature<0: return None

@@ -37,7 +37,7 @@ def read_condition(text:str,
 
 # %% ../nbs/54_feature_table.ipynb #fta00008
 _script = r'''
-const columns = { feature: ["feature", 64], name: ["label or explanation", 250], score: ["score", 60], rate: ["firing rate", 84], area: ["area", 66], level: ["noise level", 84], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
+const columns = { feature: ["feature", 64], name: ["label or explanation", 250], score: ["score", 60], rate: ["firing rate", 100], area: ["area", 66], level: ["noise level", 96], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
 const high = 26, chunk = 100;
 const render = ({ model, el }) => {
   const box = root(el, model, "flx-table", "features"), kept = new Map(), id = fresh();

@@ -23,8 +23,8 @@ const render = ({ model, el }) => {
   const look = { alpha: get("alpha"), colours: get("colours"), scale: get("scale"), fixed: get("fixed"), smooth: get("smooth") };
   const stage = make("div", { class: "flx-row flx-top" }), says = make("div", { class: "flx-says", "aria-live": "polite" });
   const many = () => get("shape")[1], words = () => get("words");
-  const where = (s) => `${s + 1} of ${many()}` + (get("levels").length ? `, noise ${get("levels")[s].toFixed(2)}` : "");
-  const time = slider({ label: "step", max: 1, value: step, text: where, oninput: (v) => { step = v; draw(); } });
+  const where = (s) => `${s + 1} of ${many()}` + (get("levels")[s] != null ? `, noise ${get("levels")[s].toFixed(2)}` : "");
+  const time = slider({ label: "step", max: 1, value: 0, text: where, oninput: (v) => { step = v; draw(); } });
   time.el.classList.add("flx-long");
   const play = button("▶ play", () => playing ? halt() : run(), { "aria-pressed": "false", title: "play the steps (space)" });
   const halt = () => { clearInterval(playing); playing = null; play.textContent = "▶ play"; play.setAttribute("aria-pressed", "false"); };
@@ -76,12 +76,12 @@ const render = ({ model, el }) => {
     const size = get("size"), ratio = words().length ? (tiles.about.height || 1) / (tiles.about.width || 1) : R / C, w = Math.round(size), h = Math.round(size * ratio);
     p.canvas = make("canvas", { width: w, height: h, role: "img", tabindex: f == null ? null : 0, style: `width: ${w}px; height: ${h}px` });
     if (f != null) { p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas))); p.canvas.addEventListener("click", (e) => { point(...place(e, p.canvas)); choose(); }); p.canvas.addEventListener("keydown", keys); }
-    const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 3 * (S - 1)) / Math.max(1, S));
+    const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 8 * S) / Math.max(1, S));
     if (S > 1) p.strip = Array.from({ length: S }, (_, s) => button("", () => go(s), { class: "flx-frame", "aria-label": `${name}, step ${where(s)}`, title: `step ${where(s)}` }));
     p.strip.forEach((b) => b.append(make("canvas", { width: small * 2, height: Math.round(small * 2 * ratio), style: `width: ${small}px; height: ${Math.round(small * ratio)}px`, "aria-hidden": "true" })));
     p.el = make("figure", { style: `width: ${w}px` }, make("figcaption", {}, make("b", {}, name), make("br"), p.note), p.canvas, make("div", { class: "flx-strip" }, p.strip), p.scale);
     return p; };
-  const build = () => { const [F, S] = get("shape"); maps = bytes(get("maps")); step = Math.max(0, Math.min(step, S - 1)); time.set(step, Math.max(0, S - 1)); box.classList.toggle("flx-one", S < 2);
+  const build = () => { const [F, S] = get("shape"); maps = bytes(get("maps")); step = step < 0 ? S - 1 : Math.min(step, S - 1); time.set(step, Math.max(0, S - 1)); box.classList.toggle("flx-one", S < 2);
     at = null; panels = F ? [...(tiles.about.count ? [null] : []), ...Array.from({ length: F }, (_, f) => f)].map(panel) : [];
     stage.replaceChildren(...(panels.length ? panels.map((p) => p.el) : [make("p", { class: "flx-quiet" }, get("empty"))])); controls.hidden = !panels.length; if (panels.length) restyle(); else says.textContent = ""; box.dataset.ready = F; };
   const frame = () => { let f; return () => { cancelAnimationFrame(f); f = requestAnimationFrame(build); }; };
@@ -89,7 +89,7 @@ const render = ({ model, el }) => {
   const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colours.el, scale.el, fixed, smooth.el));
   box.append(stage, controls, says);
   box.addEventListener("keydown", (e) => { if (e.target === box || e.key !== " " || ["INPUT", "SELECT", "BUTTON", "TEXTAREA", "CANVAS"].includes(e.target.tagName)) return; e.preventDefault(); play.click(); });
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { if (panels.length) go(get("step")); } });
+  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { if (panels.length) go(Math.min(get("step") < 0 ? many() - 1 : get("step"), many() - 1)); } });
   again();
   return () => { halt(); off(); box.done(); tiles.close(); };
 };
@@ -111,7 +111,7 @@ class MapPlayer(View):
     tiles = traitlets.Dict({}).tag(sync=True)
     levels = traitlets.List([]).tag(sync=True)      # noise level of each step
     words = traitlets.List([]).tag(sync=True)       # tokens of the text, for maps over it
-    step = traitlets.Int(0).tag(sync=True)          # the one to start with
+    step = traitlets.Int(-1).tag(sync=True)         # the one to start with; -1 for the last
     alpha = traitlets.Float(.85).tag(sync=True)
     colours = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
     scale = traitlets.Enum(['feature', 'picture', 'fixed'], 'feature').tag(sync=True)

@@ -145,14 +145,14 @@ const ticks = (low, high) => { // two to five round numbers
   return res;
 };
 // series: [{kind: "bars" | "line" | "points", x: [], y: [], name, text: i -> words, pick: i -> does something}]
-const chart = ({ label, series, x: xName, y: yName, width = 260, height = 130, xText = show, yText = show, low = null, high = null, xTicks = null }) => {
+const chart = ({ label, series, x: xName, y: yName, width = 272, height = 130, xText = show, yText = show, low = null, high = null, xTicks = null }) => {
   const all = (k) => series.flatMap((s) => s[k]), xs = all("x"), ys = all("y");
   if (!xs.length) return make("p", { class: "flx-quiet" }, `${label}: nothing to show`);
   let [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [low ?? Math.min(0, ...ys), high ?? Math.max(...ys)];
   if (x0 === x1) { x0 -= .5; x1 += .5; } if (y0 === y1) y1 = y0 + 1;
   const bars = series.some((s) => s.kind === "bars"), pad = bars ? (x1 - x0) / Math.max(1, xs.length - 1) / 2 : (x1 - x0) * .03;
   x0 -= pad; x1 += pad;
-  const L = 46, R = 8, T = 8, B = 34, W = width - L - R, H = height - T - B, X = (v) => L + (v - x0) / (x1 - x0) * W, Y = (v) => T + H - (v - y0) / (y1 - y0) * H;
+  const L = 58, R = 8, T = 8, B = 34, W = width - L - R, H = height - T - B, X = (v) => L + (v - x0) / (x1 - x0) * W, Y = (v) => T + H - (v - y0) / (y1 - y0) * H;
   const marks = series.flatMap((s, n) => {
     const c = `var(--flx-series-${n % 4})`, says = (i) => s.text ? s.text(i) : `${s.name ? s.name + ", " : ""}${xText(s.x[i])}: ${yText(s.y[i])}`;
     const dot = (i, el) => { el.append(svg("title", {}, says(i))); if (s.pick) { el.setAttribute("class", "flx-pick"); el.addEventListener("click", () => s.pick(i)); } return el; };
