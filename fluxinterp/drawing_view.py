@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from .atlas import Atlas
+from .atlas_files import dictionary_key
 from .atlas_text import AtlasError
+from .core import weights_path
 from .dictionary import Dictionary, SparseCode, check_belongs
 from .feature_maps import FeatureMaps
 from .hooks import record
@@ -59,9 +61,9 @@ def atlas_dictionary(atlas:Atlas,
                     )->Dictionary:
     "The dictionary an atlas is of; raises `AtlasError` when it is another, or none is given and the packaged ones do not have it"
     if dictionary is None:
-        name = '/'.join(atlas.path.parts[-2:])
-        try: dictionary = load_dictionary(name)
-        except Exception: raise AtlasError(f'{atlas.path} does not hold its dictionary: give dictionary=fi.load_dictionary(...)') from None
+        for p in sorted(weights_path('dictionaries').glob(f'*/{atlas.site}')):
+            if dictionary_key(d := load_dictionary('/'.join(p.parts[-2:])))==atlas.about['dictionary']: return d
+        raise AtlasError(f'{atlas.path} does not hold its dictionary, and it is none of the packaged ones: give dictionary=fi.load_dictionary(...)')
     atlas.check_dictionary(dictionary)
     return dictionary
 
