@@ -44,10 +44,10 @@ const render = ({ model, el }) => {
   const paint = (p, canvas, s) => { const ctx = canvas.getContext("2d"); tiles.draw(ctx, p.f == null || tiles.about.count === 1 && !get("levels").length ? Math.min(s, Math.max(0, tiles.about.count - 1)) : s, p.f == null ? 0 : look.alpha);
     if (p.f != null) { cells(p.off, slice(p.f, s), get("shape")[2], get("shape")[3], p.dye); lay(ctx, p.off, look.smooth); } };
   const busy = (f, s) => { const v = slice(f, s), zero = get("signed") ? 128 : 0; let n = 0, top = 0; for (const b of v) { if (b !== zero) n++; top = Math.max(top, Math.abs(b - zero)); } return [n / v.length, top / (get("signed") ? 127 : 255) * get("features")[f].peak]; };
-  const ring = (canvas) => { if (!at) return; const [, , R, C] = get("shape"), ctx = canvas.getContext("2d"), w = canvas.width / C, h = canvas.height / R; ctx.lineWidth = 3; ctx.strokeStyle = "#000"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); ctx.lineWidth = 1.5; ctx.strokeStyle = "#fff"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); };
+  const ring = (canvas) => { if (!at || words().length) return; const [, , R, C] = get("shape"), ctx = canvas.getContext("2d"), w = canvas.width / C, h = canvas.height / R; ctx.lineWidth = 3; ctx.strokeStyle = "#000"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); ctx.lineWidth = 1.5; ctx.strokeStyle = "#fff"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); };
   const draw = () => {
     for (const p of panels) {
-      if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colours, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); }); }
+      if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colours, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
       else { paint(p, p.canvas, step); ring(p.canvas); p.strip.forEach((c, s) => c.setAttribute("aria-pressed", s === step)); }
       if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !share ? "not active at this step" : `largest here ${show(top)}, on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens`;
         p.canvas?.setAttribute("aria-label", `${name.name}, step ${where(step)}: ${p.note.textContent}`); }
@@ -57,7 +57,7 @@ const render = ({ model, el }) => {
     box.dataset.drawn = +(box.dataset.drawn || 0) + 1; box.dataset.step = step;
   };
   const strips = () => { for (const p of panels) { if (p.f != null) p.dye = dye(p.f); if (p.f != null && p.words) continue; p.strip.forEach((b, s) => paint(p, b.firstChild, s)); } };
-  const bars = () => panels.forEach((p) => { if (p.f != null) p.scale.replaceChildren(scaleBar(get("signed") ? -full(p.f) : 0, full(p.f), look.colours, look.alpha, get("signed"))); });
+  const bars = () => panels.forEach((p) => { if (p.f != null) p.scale.replaceChildren(...(full(p.f) ? [scaleBar(get("signed") ? -full(p.f) : 0, full(p.f), look.colours, look.alpha, get("signed"))] : [])); });
   const tell = () => {
     if (!at || !panels.length) { says.textContent = "Point at a map, or use its arrow keys, for a token's value."; return; }
     const [r, c] = at, [, , , C] = get("shape"), i = r * C + c;
@@ -72,11 +72,12 @@ const render = ({ model, el }) => {
     if (d) { e.preventDefault(); e.stopPropagation(); const [r, c] = at || [-1, -1]; at ? point(r + d[0], c + d[1]) : point(0, 0); } else if (e.key === "Enter") choose(); else if (e.key === " ") { e.preventDefault(); play.click(); } };
   const panel = (f) => { const [, S, R, C] = get("shape"), p = { f, off: document.createElement("canvas"), strip: [], scale: make("div") }, name = f == null ? "forming picture" : get("features")[f].name;
     p.note = make("span", { class: "flx-quiet" }, f == null ? "as predicted at this step" : "");
-    if (f != null && words().length) { p.words = words().map((w) => make("span", { class: "flx-word" }, w)); p.words.forEach((w, i) => w.addEventListener("pointerenter", () => point(0, i))); p.el = make("figure", { class: "flx-text" }, make("figcaption", {}, make("b", {}, name), " ", p.note), make("div", {}, p.words), p.scale); return p; }
+    if (f != null && words().length) { p.words = words().map((w) => make("span", { class: "flx-word" }, w)); p.words.forEach((w, i) => w.addEventListener("pointerenter", () => point(0, i))); p.el = make("figure", { class: "flx-text" }, make("figcaption", {}, make("b", {}, name), " ", p.note), make("div", { tabindex: 0, role: "group", "aria-label": `${name}, tokens of the text: arrow keys choose one`, onkeydown: keys }, p.words), p.scale); return p; }
     const size = get("size"), ratio = words().length ? (tiles.about.height || 1) / (tiles.about.width || 1) : R / C, w = Math.round(size), h = Math.round(size * ratio);
     p.canvas = make("canvas", { width: w, height: h, role: "img", tabindex: f == null ? null : 0, style: `width: ${w}px; height: ${h}px` });
     if (f != null) { p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas))); p.canvas.addEventListener("click", (e) => { point(...place(e, p.canvas)); choose(); }); p.canvas.addEventListener("keydown", keys); }
     const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 8 * S) / Math.max(1, S));
+    const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 3 * (S - 1)) / Math.max(1, S)) - 4; // its border
     if (S > 1) p.strip = Array.from({ length: S }, (_, s) => button("", () => go(s), { class: "flx-frame", "aria-label": `${name}, step ${where(s)}`, title: `step ${where(s)}` }));
     p.strip.forEach((b) => b.append(make("canvas", { width: small * 2, height: Math.round(small * 2 * ratio), style: `width: ${small}px; height: ${Math.round(small * ratio)}px`, "aria-hidden": "true" })));
     p.el = make("figure", { style: `width: ${w}px` }, make("figcaption", {}, make("b", {}, name), make("br"), p.note), p.canvas, make("div", { class: "flx-strip" }, p.strip), p.scale);
@@ -96,7 +97,7 @@ const render = ({ model, el }) => {
 '''
 _style = '''
 .flx-strip { display: flex; flex-wrap: wrap; gap: 3px; } .flx .flx-frame { padding: 0; border: 2px solid transparent; min-height: 0; background: none; line-height: 0; } .flx .flx-frame[aria-pressed=true] { border-color: var(--accent); box-shadow: none; }
-.flx-one .flx-strip { display: none; } .flx-text { max-width: 640px; } .flx-word { display: inline-block; padding: 2px 5px; margin: 1px; border: 1px solid var(--line); border-radius: 3px; }
+.flx-one .flx-strip { display: none; } .flx-text { max-width: 640px; } .flx-word { display: inline-block; padding: 2px 5px; margin: 1px; border: 1px solid var(--line); border-radius: 3px; } .flx-word[data-at] { outline: 2px solid var(--accent); }
 '''
 
 # %% ../nbs/53_map_player.ipynb #mpl00008

@@ -54,7 +54,7 @@ const ask = (model, what, data = {}) => new Promise((done, fail) => {
   };
   const late = setTimeout(() => { model.off("msg:custom", on); fail(new Error("the kernel does not answer: is it busy, or gone?")); }, 120000);
   model.on("msg:custom", on);
-  model.send({ ask: what, id, data });
+  try { model.send({ ask: what, id, data }); } catch { model.off("msg:custom", on); clearTimeout(late); fail(new Error("the kernel is gone or was restarted: run the notebook again")); }
 });
 const newest = (f) => { let n = 0; return async (...args) => { const mine = ++n; const r = await f(...args); if (mine !== n) throw new Error("outdated"); return r; }; }; // of several answers under way only the last counts
 const quiet = (e) => { if (e.message !== "outdated") throw e; };
