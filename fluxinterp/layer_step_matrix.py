@@ -180,9 +180,9 @@ const render = ({ model, el }) => {
   };
   const sight = new IntersectionObserver((all) => { for (const e of all) { const r = rows[e.target.dataset.row]; if (!r || r.canvas !== e.target) continue; r.seen = e.isIntersecting; if (r.seen && r.stale) paint(r); } }, { root: frame, rootMargin: "300px" });
   const restyle = () => { if (!rows.length) return; const began = performance.now(); under();
-    for (const r of rows) { r.stale = true; if (r.seen) paint(r); r.full.textContent = r.peak ? `full colour ${show(full(r))}` + (look.scale === "common" ? `, largest ${show(r.peak)}` : "") : "not active"; }
+    for (const r of rows) { r.stale = true; if (r.seen) paint(r); r.full.textContent = r.peak ? `${look.scale === "common" ? "largest" : "full colour"} ${show(r.peak)}` : "not active"; }
     const top = Math.max(...rows.map((r) => r.peak)), common = look.scale === "common", signed = rows.filter((r) => r.signed).length;
-    legend.replaceChildren(...[false, true].filter((s) => s ? signed : signed < rows.length).map((s) => scaleBar(s ? common ? -top : -1 : 0, common ? top : 1, look.colours, look.alpha, s)), common ? "" : "of the row's full colour");
+    legend.replaceChildren(...[false, true].filter((s) => s ? signed : signed < rows.length).map((s) => scaleBar(s ? common ? -top : -1 : 0, common ? top : 1, look.colours, look.alpha, s)), ...[!common && "of the row's full colour", rows.some((r) => r.top.includes(0)) && "╲ not active at that step"].filter(Boolean).map((w) => make("span", {}, w)));
     box.dataset.took = (performance.now() - began).toFixed(1); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
   const place = (m, at) => { m.hidden = !at || !rows[at.row] || at.step >= steps(); if (m.hidden) { m.remove(); return; } const [w, h] = size(); m.style.cssText = `left: ${at.step * (w + 1)}px; width: ${w}px; height: ${h}px`; rows[at.row].holder.append(m); };
   const tell = () => { place(mark, here); if (!here) { says.textContent = rows.length ? "Point at a map, or use the arrow keys; a click or Enter opens it below." : ""; return; }
@@ -230,7 +230,7 @@ _style = '''
 .flx-mframe { max-height: min(72vh, 1100px); overflow: auto; width: fit-content; max-width: 100%; min-width: 240px; border: 1px solid var(--line); border-radius: 3px; padding: 0; scroll-padding: 44px 4px 4px 244px; } .flx-mframe.flx-mempty { padding: 4px 8px; }
 .flx-mrow { display: flex; align-items: center; width: max-content; padding-bottom: 3px; } .flx-mname { position: sticky; left: 0; z-index: 2; flex: none; width: 240px; padding: 0 8px; background: var(--bg); font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; align-self: stretch; display: flex; flex-direction: column; justify-content: center; } .flx-mname b { font-size: 12px; }
 .flx-mhead { position: sticky; top: 0; z-index: 3; background: var(--bg); padding: 4px 0; font-size: 10px; line-height: 1.3; text-align: center; font-variant-numeric: tabular-nums; } .flx-mhead span { flex: none; } .flx-mhead .flx-mname { text-align: left; display: block; }
-.flx-mcells { position: relative; flex: none; } .flx-mcells canvas { cursor: pointer; border-radius: 0; } .flx .flx-mcells canvas:focus-visible { outline-offset: -2px; } .flx-mhere, .flx-mpicked { position: absolute; top: 0; pointer-events: none; border: 2px dashed #fff; outline: 1px solid #000; } .flx-mpicked { border-style: solid; outline: 2px solid #000; outline-offset: -4px; } .flx-mhere[hidden], .flx-mpicked[hidden] { display: none; }
+.flx-matrix .flx-says { margin-top: 6px; } .flx-mcells { position: relative; flex: none; } .flx-mcells canvas { cursor: pointer; border-radius: 0; } .flx .flx-mcells canvas:focus-visible { outline-offset: -2px; } .flx-mhere, .flx-mpicked { position: absolute; top: 0; pointer-events: none; border: 2px dashed #fff; outline: 1px solid #000; } .flx-mpicked { border-style: solid; outline: 2px solid #000; outline-offset: -4px; } .flx-mhere[hidden], .flx-mpicked[hidden] { display: none; }
 '''
 
 # %% ../nbs/55_layer_step_matrix.ipynb #lsm00022

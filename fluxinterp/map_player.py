@@ -89,7 +89,7 @@ const render = ({ model, el }) => {
   const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colours.el, scale.el, fixed, smooth.el));
   box.append(stage, controls, says);
   box.addEventListener("keydown", (e) => { if (e.target === box || e.key !== " " || ["INPUT", "SELECT", "BUTTON", "TEXTAREA", "CANVAS"].includes(e.target.tagName)) return; e.preventDefault(); play.click(); });
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { if (panels.length) go(get("step")); } });
+  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { step = get("step"); if (panels.length) go(step); } });
   again();
   return () => { halt(); off(); box.done(); tiles.close(); };
 };

@@ -35,8 +35,10 @@ def matrix_figure(maps:list,          # of each row, (step, row, col); grids may
         for s in range(steps): sheet[i*(h+2):i*(h+2)+h,s*(w+2):s*(w+2)+w] = row[:,s*w:(s+1)*w]
     size = min(7, .6*h)
     said = [f'{name}   {"full colour "+format(top or p, ".3g") if p else "not active"}' for name,p in zip(names, peaks)]
-    fig = Figure(figsize=(sheet.shape[1]/100+.3+.0085*size*max(map(len, said)), sheet.shape[0]/100+.7), layout='constrained')
-    ax = fig.subplots()
+    left,(H,W) = .3+.0078*size*max(map(len, said)),(s/100 for s in sheet.shape[:2])
+    width,height = left+W+.1,H+(.75 if title else .5)
+    fig = Figure(figsize=(width, height))
+    ax = fig.add_axes((left/width, .05/height, W/width, H/height))
     ax.imshow(sheet, interpolation='none')
     ax.set_yticks([i*(h+2)+h/2 for i in range(n)], said, fontsize=size)
     ax.set_xticks([s*(w+2)+w/2 for s in range(steps)], [f'{l:.2f}' for l in levels], fontsize=min(7, .28*w))
@@ -44,5 +46,5 @@ def matrix_figure(maps:list,          # of each row, (step, row, col); grids may
     ax.set_xlabel('noise level', fontsize=7); ax.xaxis.set_label_position('top')
     ax.tick_params(length=0)
     for s in ax.spines.values(): s.set_visible(False)
-    if title: fig.suptitle(title, fontsize=8)
+    if title: fig.suptitle(title, fontsize=8, y=1-.1/height)
     return fig
