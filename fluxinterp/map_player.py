@@ -91,6 +91,7 @@ const render = ({ model, el }) => {
   box.append(stage, controls, says);
   box.addEventListener("keydown", (e) => { if (e.target === box || e.key !== " " || ["INPUT", "SELECT", "BUTTON", "TEXTAREA", "CANVAS"].includes(e.target.tagName)) return; e.preventDefault(); play.click(); });
   const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { if (panels.length) go(Math.min(get("step") < 0 ? many() - 1 : get("step"), many() - 1)); } });
+  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { step = get("step"); if (panels.length) go(step); } });
   again();
   return () => { halt(); off(); box.done(); tiles.close(); };
 };
