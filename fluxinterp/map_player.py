@@ -77,7 +77,6 @@ const render = ({ model, el }) => {
     p.canvas = make("canvas", { width: w, height: h, role: "img", tabindex: f == null ? null : 0, style: `width: ${w}px; height: ${h}px` });
     if (f != null) { p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas))); p.canvas.addEventListener("click", (e) => { point(...place(e, p.canvas)); choose(); }); p.canvas.addEventListener("keydown", keys); }
     const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 8 * S) / Math.max(1, S));
-    const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 3 * (S - 1)) / Math.max(1, S)) - 4; // its border
     if (S > 1) p.strip = Array.from({ length: S }, (_, s) => button("", () => go(s), { class: "flx-frame", "aria-label": `${name}, step ${where(s)}`, title: `step ${where(s)}` }));
     p.strip.forEach((b) => b.append(make("canvas", { width: small * 2, height: Math.round(small * 2 * ratio), style: `width: ${small}px; height: ${Math.round(small * ratio)}px`, "aria-hidden": "true" })));
     p.el = make("figure", { style: `width: ${w}px` }, make("figcaption", {}, make("b", {}, name), make("br"), p.note), p.canvas, make("div", { class: "flx-strip" }, p.strip), p.scale);
@@ -90,8 +89,7 @@ const render = ({ model, el }) => {
   const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colours.el, scale.el, fixed, smooth.el));
   box.append(stage, controls, says);
   box.addEventListener("keydown", (e) => { if (e.target === box || e.key !== " " || ["INPUT", "SELECT", "BUTTON", "TEXTAREA", "CANVAS"].includes(e.target.tagName)) return; e.preventDefault(); play.click(); });
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { if (panels.length) go(Math.min(get("step") < 0 ? many() - 1 : get("step"), many() - 1)); } });
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { step = get("step"); if (panels.length) go(step); } });
+  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { step = get("step"); if (panels.length) go(step < 0 ? many() - 1 : Math.min(step, many() - 1)); } });
   again();
   return () => { halt(); off(); box.done(); tiles.close(); };
 };
