@@ -18,20 +18,21 @@ def progress_figure(runs:pd.DataFrame, # name; share, 0 to 1 or NaN where the en
     from matplotlib.figure import Figure
     titles = list(dict.fromkeys(c[0] for c in curves))
     rows,n = -(-len(titles)//wide),max(1, len(runs))
-    fig = Figure(figsize=(8, .5+.32*n+1.7*rows), layout='constrained')
-    grid = fig.add_gridspec(1+rows, wide, height_ratios=[.4+.32*n, *[1.7]*rows])
-    ax = fig.add_subplot(grid[0,:])
+    heights = [.2+.3*n, *[1.9*rows]*bool(rows)]
+    fig = Figure(figsize=(10, sum(heights)), layout='constrained')
+    top,*below = np.atleast_1d(fig.subfigures(len(heights), 1, height_ratios=heights))
+    ax = top.subplots()
     ax.barh(range(len(runs)), 1., color='#8883', height=.6)
     ax.barh(range(len(runs)), np.nan_to_num(runs.share.to_numpy(float)), color='#2f7fc1', height=.6)
-    for i,r in enumerate(runs.itertuples()): ax.text(1.02, i, r.says, va='center', fontsize=8)
-    ax.set(xlim=(0, 2.6), ylim=(n-.5, -.5), xticks=[], yticks=range(len(runs)))
+    for i,r in enumerate(runs.itertuples()): ax.text(1.03, i, r.says[:100], va='center', fontsize=8)
+    ax.set(xlim=(0, 4), ylim=(n-.5, -.5), xticks=[], yticks=range(len(runs)))
     ax.set_yticklabels(runs.name, fontsize=8)
     for side in ax.spines.values(): side.set_visible(False)
-    for i,t in enumerate(titles):
-        ax = fig.add_subplot(grid[1+i//wide,i%wide])
-        mine = [c for c in curves if c[0]==t]
-        for k,(_,name,x,y) in enumerate(mine): ax.plot(x, y, ('-', '--', ':', '-.')[k%4], lw=1.2, marker='.', ms=3, label=name)
+    axs = [a for b in below for a in b.subplots(rows, wide, squeeze=False).flat]
+    for ax in axs[len(titles):]: ax.remove()
+    for t,ax in zip(titles, axs):
+        for k,(_,name,x,y) in enumerate(c for c in curves if c[0]==t): ax.plot(x, y, ('-', '--', ':', '-.')[k%4], lw=1.2, marker='.', ms=3, label=name)
         ax.set_title(t, fontsize=8)
         ax.tick_params(labelsize=7)
-        if len(mine)>1: ax.legend(fontsize=6)
+        if len(ax.lines)>1: ax.legend(fontsize=6)
     return fig

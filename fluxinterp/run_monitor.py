@@ -67,7 +67,7 @@ class RunStatus:
         return (now or time.time())-self.changed > (max(60, 6*self.usual) if self.usual else 300)
     def state(self, now:float=None)->str:
         "One word or two"
-        return 'damaged' if self.problem and self.kind!='run' and not self.done else 'done' if self.complete else 'open' if self.open else 'nothing yet' if self.changed is None else 'silent' if self.silent(now) else 'under way'
+        return 'damaged' if self.problem and self.kind!='run' and not self.done else 'done' if self.complete else 'built' if self.open and self.kind=='atlas' else 'open' if self.open else 'nothing yet' if self.changed is None else 'silent' if self.silent(now) else 'under way'
     def says(self)->str:
         "How far it is"
         if not (self.done or self.total): return ''
@@ -138,7 +138,7 @@ def _header(file): # of a safetensors file -> name: dtype, shape, ...; raises `V
     if max((t['data_offsets'][1] for k,t in about.items() if k!='__metadata__'), default=0)!=size-8-n: raise ValueError(f'{file} is torn')
     return about
 
-def _log_curves(file, points=120): # of `CSVLogger` -> curves, last step, numbers that are not finite
+def _log_curves(file, points=60): # of `CSVLogger` -> curves, last step, numbers that are not finite
     lines = Path(file).read_text(encoding='utf-8').split('\n')[:-1] # a last line without its end is being written
     if not lines: return [],0,0
     if not lines[0].startswith('step'): raise ValueError(f'{file} is no log of `CSVLogger`: it does not begin with "step"')
@@ -254,7 +254,7 @@ def _scan_status(s, folder, seen):
     parts = [m for p in folder.glob('parts/*.safetensors') if (m := re.fullmatch(r'(\d+)-of-(\d+)', p.stem))]
     if parts and int(parts[0][2])>1: s.numbers['parts kept'] = f'{len(parts)} of {int(parts[0][2])}'
     if torn: s.outcomes,s.problem = dict(blocks=dict(ok=len(own), torn=torn)),'blocks are torn: delete the folder and build the atlas again'
-    elif s.done>=s.total: s.problem = 'all pictures are looked through; what needs all of them is being computed, or other parts are missing'
+    elif s.done>=s.total: s.numbers['now'] = 'what needs all pictures is computed, or other parts are missing'
     return s
 
 # %% ../nbs/55_run_monitor.ipynb #rmo00016
@@ -303,8 +303,8 @@ const render = ({ model, el }) => {
   box.append(make("div", { class: "flx-row" }, stop, says), loud, list);
   const put = (node, value, build) => { const j = JSON.stringify(value); if (node.seen !== j) { node.seen = j; node.replaceChildren(...[build(value)].flat().filter((c) => c != null)); } return node; };
   const bar = (name, share, text) => [make("progress", share == null ? { max: 1, value: 0, "aria-label": name, "aria-valuetext": text || "not known" } : { max: 1, value: share, "aria-label": name, "aria-valuetext": text }), make("span", {}, text)];
-  const table = ({ columns, rows }) => make("table", {}, make("caption", {}, "by status"), make("thead", {}, make("tr", {}, make("th", { scope: "col" }, ""), columns.map((c) => make("th", { scope: "col", class: "flx-number" }, c.replace("_", " "))))),
-    make("tbody", {}, rows.map(([name, ...v]) => make("tr", {}, make("th", { scope: "row" }, name), v.map((n, i) => make("td", { class: "flx-number" }, n && columns[i] !== "ok" ? make("b", {}, `⚠ ${n}`) : String(n)))))));
+  const table = ({ columns, rows }) => make("table", {}, make("caption", {}, "by status"), make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("span", { class: "flx-hidden" }, "of what")), columns.map((c) => make("th", { scope: "col", class: "flx-number" }, c.replace("_", " "))))),
+    make("tbody", {}, rows.map(([name, ...v]) => make("tr", {}, make("th", { scope: "row" }, name), v.map((n, i) => make("td", { class: "flx-number" }, n && columns[i] !== "ok" ? make("b", {}, `⚠ ${n}`) : String(n ?? "")))))));
   const card = (r) => { const parts = Object.fromEntries(["head", "bar", "when", "problem", "stages", "numbers", "outcomes"].map((k) => [k, make("div", { class: `flx-run-${k}` })]));
     const charts = make("div", { class: "flx-row flx-top flx-run-charts" });
     return { key: r.key, parts, charts, el: make("section", { class: "flx-run", "aria-label": `${r.kind} ${r.name}` }, Object.values(parts), charts) }; };
@@ -313,7 +313,7 @@ const render = ({ model, el }) => {
     put(p.head, [r.kind, r.name, r.state], () => [make("b", {}, `${r.kind} ${r.name}`), make("span", { class: `flx-state flx-state-${r.state.replace(" ", "-")}` }, { done: "✓ ", silent: "⚠ ", damaged: "⚠ ", "under way": "▶ " }[r.state] || "", r.state)]);
     put(p.bar, [r.share, r.says, r.pace], () => r.says ? [...(r.share == null ? [make("span", {}, r.says)] : bar(`${r.kind} ${r.name}`, r.share, r.says)), r.pace ? make("span", { class: "flx-quiet" }, r.pace) : null] : []);
     put(p.when, r.when, (w) => w ? [w] : []);
-    put(p.problem, r.problem, (w) => w ? [`⚠ ${w}`] : []);
+    put(p.problem, [r.problem, r.state], ([w, s]) => w ? [s === "nothing yet" ? w : make("div", { class: "flx-run-wrong" }, `⚠ ${w}`)] : []);
     put(p.stages, r.stages, (s) => s.map(([name, share, text]) => make("div", { class: "flx-run-bar" }, make("span", {}, name), bar(name, share, text))));
     put(p.numbers, r.numbers, (n) => n.length ? [make("dl", {}, n.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))))] : []);
     put(p.outcomes, r.outcomes, (o) => o.rows.length ? [table(o)] : []); };
@@ -322,7 +322,7 @@ const render = ({ model, el }) => {
     runs.forEach((r, i) => fill(cards[i], r));
     const news = runs.map((r) => `${r.kind} ${r.name}: ${r.state}${r.problem ? `, ${r.problem}` : ""}`).join("; "); if (loud.textContent !== news) loud.textContent = news;
     box.dataset.read = +(box.dataset.read || 0) + 1; };
-  const curves = () => get("curves").forEach((plots, i) => cards[i] && put(cards[i].charts, plots, () => plots.map(({ title, lines }) => chart({ label: title, x: "step", y: title, width: 250, height: 140, series: lines.map(([name, x, y]) => ({ kind: "line", x, y, name: name || title })), yText: /dead|added/.test(title) ? (v) => `${+(100 * v).toPrecision(3)} %` : show }))));
+  const curves = () => get("curves").forEach((plots, i) => cards[i] && put(cards[i].charts, plots, () => plots.map(({ title, lines }) => chart({ label: title, x: "step", y: "", width: 250, height: 140, series: lines.map(([name, x, y]) => ({ kind: "line", x, y, name: name || title })), yText: /dead|added/.test(title) ? (v) => `${+(100 * v).toPrecision(3)} %` : show }))));
   let since = performance.now();
   const fresh = () => { since = performance.now(); tell(); };
   const tell = () => { const at = new Date(1000 * get("read_at")).toLocaleTimeString(), late = (performance.now() - since) / 1000 > Math.max(15, 5 * get("every"));
@@ -336,9 +336,9 @@ const render = ({ model, el }) => {
 _style = '''
 .flx-runs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 10px; align-items: start; }
 .flx-run { border: 1px solid var(--line); border-radius: 4px; padding: 8px 12px; min-width: 0; overflow-x: auto; } .flx-run > div:empty { display: none; } .flx-run > div { margin: 3px 0; }
-.flx-run-head, .flx-run-bar { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; } .flx-run-head b { overflow-wrap: anywhere; } .flx-run progress { width: 200px; height: 12px; accent-color: var(--accent); }
+.flx-run-head, .flx-run-bar { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; } .flx-run-head b { overflow-wrap: anywhere; } .flx-run progress { appearance: none; width: 200px; height: 12px; border: 1px solid var(--line); border-radius: 3px; background: var(--raised); overflow: hidden; } .flx-run progress::-webkit-progress-bar { background: var(--raised); } .flx-run progress::-webkit-progress-value { background: var(--accent); } .flx-run progress::-moz-progress-bar { background: var(--accent); }
 .flx-state { border: 1px solid var(--line); border-radius: 10px; padding: 0 8px; font-size: 12px; } .flx-state-silent, .flx-state-damaged { border: 2px solid #c62828; font-weight: 600; }
-.flx-run-when { color: var(--quiet); } .flx-run-problem { border-left: 3px solid #c62828; padding-left: 8px; overflow-wrap: anywhere; } .flx-run-bar { font-variant-numeric: tabular-nums; }
+.flx-run-when { color: var(--quiet); } .flx-run-wrong { border-left: 3px solid #c62828; padding-left: 8px; overflow-wrap: anywhere; } .flx-run-bar { font-variant-numeric: tabular-nums; } .flx-run-stages .flx-run-bar { display: grid; grid-template-columns: minmax(170px, max-content) 200px 1fr; } .flx-run td { white-space: nowrap; }
 .flx-run dl { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0; } .flx-run dl div { display: flex; gap: 6px; } .flx-run dt { color: var(--quiet); } .flx-run dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .flx-run caption { text-align: left; color: var(--quiet); font-size: 12px; } .flx-run th { font-weight: normal; }
 '''
 
@@ -349,7 +349,7 @@ def _card(s, key, now): # of a `RunStatus`, as JSON
     states = [k for k in ('ok', *dict.fromkeys(k for o in s.outcomes.values() for k in o if k!='ok')) if any(k in o for o in s.outcomes.values())]
     return dict(key=key, kind=s.kind, name=s.name, state=s.state(now), share=min(1., s.done/s.total) if s.total else None, says=s.says(), pace=s.pace(), when=s.when(now), problem=s.problem,
                 numbers=[[k, _shown_number(v)] for k,v in s.numbers.items()], stages=[[k, min(1., d/t) if t else None, f'{_shown_number(d)} of {_shown_number(t)}'] for k,d,t in s.stages],
-                outcomes=dict(columns=states, rows=[[k, *(o.get(c, 0) for c in states)] for k,o in s.outcomes.items()]))
+                outcomes=dict(columns=states, rows=[[k, *(o.get(c) for c in states)] for k,o in s.outcomes.items()]))
 
 def _plots(s): # curves of one title together
     return [dict(title=t, lines=[[n, x, y] for u,n,x,y in s.curves if u==t]) for t in dict.fromkeys(c[0] for c in s.curves) if t!='lr']
@@ -402,4 +402,4 @@ class RunMonitor(View):
         "A bar for each run, and the curves"
         rows = [(f'{s.kind} {s.name}', s.done/s.total if s.total else np.nan, ', '.join(filter(None, (s.state(), s.says(), s.pace())))) for s in self.statuses]
         rows += [(f'{s.name}: {k}', d/t, f'{_shown_number(d)} of {_shown_number(t)}') for s in self.statuses for k,d,t in s.stages]
-        return progress_figure(pd.DataFrame(rows, columns=['name', 'share', 'says']), [c for s in self.statuses for c in s.curves if c[0]!='lr'])
+        return progress_figure(pd.DataFrame(rows, columns=['name', 'share', 'says']), [(t, f'{s.name} {n}'.strip(), x, y) for s in self.statuses for t,n,x,y in s.curves if t!='lr'])
