@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'demo_command', 'sites_command', 'train_tiny_command', 'harvest_command', 'train_command', 'atlas_command',
-           'explain_command', 'doctor_command', 'main']
+           'explain_command', 'dashboard_command', 'doctor_command', 'main']
 
 # %% ../nbs/60_cli.ipynb #37428795
 import os, re
@@ -233,6 +233,22 @@ def explain_command(atlas:Annotated[str, typer.Argument(help='folder of an atlas
             typer.echo(f'detection: mean {t.value.mean():.3f}, shuffled explanations {t.shuffled.mean():.3f}; '+', '.join(f'{n} {s}' for s,n in t.status.value_counts().items()))
     except (ValueError, OSError, EndpointError, BudgetSpent, ImportError) as e: # clear by themselves
         typer.echo(str(e), err=True)
+        raise typer.Exit(1)
+
+# %% ../nbs/60_cli.ipynb #cli00031
+@app.command('dashboard')
+def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atlas, or the name of a packaged one, such as tiny-flux/double.1.image')],
+                      pipeline:Annotated[str, typer.Option(help='the one the atlas is of, for views that draw: tiny-flux, a folder, or a hub id')]='',
+                      port:Annotated[int, typer.Option(help='on this machine; 0 for any that is free')]=8866,
+                      view:Annotated[str, typer.Option(help='browser, steering, steps, prompt or monitor')]='browser',
+                      dark:Annotated[bool, typer.Option(help='light on dark')]=False,
+                      device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
+    "Serve a view of an atlas on this machine, to whoever has the address with its token; Ctrl-C ends it."
+    from fluxinterp.core import default_device
+    from fluxinterp.dashboards import serve_dashboard
+    try: serve_dashboard(atlas, pipeline, view, port, dark, str(default_device(device or None)), typer.echo)
+    except (ValueError, KeyError, OSError) as e: # clear by themselves
+        typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #1af2f9d6
