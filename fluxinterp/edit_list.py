@@ -12,7 +12,7 @@ import traitlets
 from .dictionary import Dictionary
 from .edits import Ablate, Add, Clamp, Edit, OwnMap, Scale, guidance_policies
 from .page_parts import view_script
-from .plots import plot_edits
+from .plots import edits_figure
 from .views import View
 
 # %% ../nbs/55_edit_list.ipynb #edl00006
@@ -99,4 +99,4 @@ class EditList(View):
     def alt(self): return 'edits: '+('; '.join(r['fixed'] or f"{r['kind']} {r['name']} {r['amount']:.3g}, steps {r['first']+1} to {r['last']+1}, {region_names[r['where']]}" for r in self.rows if r['on']) or 'none')
     def static(self):
         "The edits over the steps"
-        return plot_edits([(r['fixed'] or f"{r['kind']} {r['name']}, {edit_rows[r['kind']]['amount']} {r['amount']:.3g}, {region_names[r['where']]}", r['first'], r['last']) for r in self.rows if r['on']], self.steps)
+        return edits_figure([(r['fixed'] or f"{r['kind']} {r['name']}, {edit_rows[r['kind']]['amount']} {r['amount']:.3g}, {region_names[r['where']]}", r['first'], r['last']) for r in self.rows if r['on']], self.steps)

@@ -15,7 +15,7 @@ from PIL import Image
 from .atlas import Atlas
 from .atlas_text import kept_notes, shown_pictures
 from .page_parts import view_script
-from .plots import plot_sheet
+from .plots import sheet_figure
 from .views import View, map_bytes, tile_pictures
 
 # %% ../nbs/54_feature_sheet.ipynb #fsh00006
@@ -166,4 +166,4 @@ class FeatureSheet(View):
         if self.feature<0: return None
         c,some = self.atlas.feature(self.feature),self.atlas.examples(self.feature, 'peak', None, 6)
         sample = self.atlas.examples(self.feature, 'sample', None, 6)
-        return plot_sheet(repr(c).split('\n')[0], self.atlas.profile(self.feature), self.atlas.histogram(self.feature), [(e.image, e.values.max(0), e.caption) for e in some], [(e.image, e.values.max(0), e.caption) for e in sample], float(c.statistics.largest))
+        return sheet_figure(repr(c).split('\n')[0], self.atlas.profile(self.feature), self.atlas.histogram(self.feature), [(e.image, e.values.max(0), e.caption) for e in some], [(e.image, e.values.max(0), e.caption) for e in sample], float(c.statistics.largest))

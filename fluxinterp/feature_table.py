@@ -14,7 +14,7 @@ import traitlets
 from .atlas import Atlas
 from .atlas_text import nothing_said
 from .page_parts import view_script
-from .plots import plot_table
+from .plots import table_figure
 from .views import View
 
 # %% ../nbs/54_feature_table.ipynb #fta00006
@@ -170,4 +170,4 @@ class FeatureTable(View):
     def alt(self): return f'a list of {self.message}'
     def static(self):
         "The first lines"
-        return plot_table([self.line(f) for f in self.order[:self.lines]], self.message)
+        return table_figure([self.line(f) for f in self.order[:self.lines]], self.message)

@@ -10,7 +10,7 @@ import numpy as np
 import traitlets
 
 from .page_parts import view_script
-from .plots import plot_strip
+from .plots import strip_figure
 from .views import View, map_bytes, tile_pictures
 
 # %% ../nbs/54_picture_strip.ipynb #pst00006
@@ -65,4 +65,4 @@ class PictureStrip(View):
     def alt(self): return (f'{self.title}: '+', '.join(self.captions)+(f'; they differ by up to {self.difference_peak:.2f} of the range' if self.difference_shape else '')) if self.captions else self.title
     def static(self):
         "The pictures, and the difference of two"
-        return plot_strip([p for p,_ in self.shown], [c for _,c in self.shown], bool(self.difference_shape)) if self.shown else None
+        return strip_figure([p for p,_ in self.shown], [c for _,c in self.shown], bool(self.difference_shape)) if self.shown else None

@@ -11,7 +11,7 @@ import numpy as np
 import traitlets
 
 from .page_parts import view_script
-from .plots import plot_token
+from .plots import token_figure
 from .timestep_viewer import TimestepViewer
 from .views import View
 
@@ -51,7 +51,7 @@ class PlaceFeatures(View):
     def alt(self): return f'{self.title}: '+(', '.join(f"{e['name']} {e['steps'][self.place['step']]:.2f}" for e in self.entries[:5]) or 'nothing')
     def static(self):
         "Lines of the strongest, over the steps"
-        return plot_token(self.entries, self.levels, self.place['step'], self.title) if self.entries else None
+        return token_figure(self.entries, self.levels, self.place['step'], self.title) if self.entries else None
 
 # %% ../nbs/56_prompt_inspector.ipynb #pin00007
 class PromptInspector(TimestepViewer):

@@ -9,6 +9,7 @@ __all__ = ['SteeringStudio']
 import re
 
 import ipywidgets as widgets
+from fastcore.basics import patch
 
 from .atlas import Atlas
 from .dictionary import Dictionary
@@ -112,56 +113,63 @@ class SteeringStudio(DrawingView):
         else: self.pictures.load([self.before, after], ['before', 'after'], compare=True)
     def _draw(self, edits):
         with steer(self.pipe, edits): return self.pipe([self.caption], generator=prompt_generators(self._asked[1], range(1)), **self.call).images[0]
-    def run_edits(self):
-        "Draw the picture with the edits"
-        if self.before is None: return self.run()
-        try: edits = self.build()
-        except ValueError as e: self.edits.error = str(e); return
-        self.edits.error = ''
-        if self.status.busy and self.status.message=='drawing': return # the picture before comes first, and brings this one with it
-        def done(after):
-            self._show(after)
-            return f'steered with {len(edits)} edit{"s" if len(edits)!=1 else ""}'
-        self.worker.request(lambda say: self._draw(edits) if edits else self.before, done, 'steering')
-    def run_sweep(self):
-        "Draw the recipe at several shares of its strength"
-        if self.before is None: return self.run()
-        try: recipes = [self.build(s) for s in self.shares]
-        except ValueError as e: self.edits.error = str(e); return
-        if not recipes[-1]: self.edits.error = 'no edits to sweep: add a feature'; return
-        self.edits.error = ''
-        def done(images):
-            self.strip.load(images, [f'{s:g} x' for s in self.shares])
-            return f'swept {len(images)} strengths'
-        self.worker.request(lambda say: [self._draw(r) if s else self.before for s,r in zip(self.shares, recipes)], done, 'sweeping', passes=len(self.shares)-1)
-
-    def save_recipe(self):
-        "Write the recipe to the file in the field"
-        try:
-            if not (edits := self.build()): raise ValueError('no edits to save: add a feature')
-            save_recipe(edits, self.file.value, {getattr(self.dictionary, 'source', '') or 'dictionary': self.dictionary})
-        except Exception as e: self.edits.error = error_text(e); return
-        self.edits.error = ''
-        self.status.message = f'{self.file.value} written'
-    def load_recipe(self):
-        "Read a recipe from the file in the field; the painted region becomes that of the recipe"
-        try:
-            edits = load_recipe(self.file.value, [self.dictionary])
-            rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
-        except Exception as e: self.edits.error = error_text(e); return
-        rows,painted,self.kept_edits = list(rows),[r for r in regions if r is not None],{}
-        grid = tuple(self.paint.grid)
-        for i,(e,m) in enumerate(zip(edits, regions)):
-            if m is not None and (m.shape!=grid or (m!=painted[0]).any()): rows[i] = dict(rows[i], fixed=repr(e)) # a second region, or one of another grid
-            if rows[i]['fixed']:
-                rows[i]['fixed'] = f'{i+1}: {rows[i]["fixed"]}'
-                self.kept_edits[rows[i]['fixed']] = e
-        if painted and painted[0].shape==grid: self.paint.region = painted[0]
-        self.edits.rows = rows
-        self._changed()
     @property
     def alt(self): return f'{self.caption!r} before and after. {self.edits.alt}' if self.caption else 'steering studio'
     def static(self):
         "Before, after, and what changed"
         if self.before is None: return None
         return self.pictures.static()
+
+# %% ../nbs/56_steering_studio.ipynb #ste00016
+@patch
+def run_edits(self:SteeringStudio):
+    "Draw the picture with the edits"
+    if self.before is None: return self.run()
+    try: edits = self.build()
+    except ValueError as e: self.edits.error = str(e); return
+    self.edits.error = ''
+    if self.status.busy and self.status.message=='drawing': return # the picture before comes first, and brings this one with it
+    def done(after):
+        self._show(after)
+        return f'steered with {len(edits)} edit{"s" if len(edits)!=1 else ""}'
+    self.worker.request(lambda say: self._draw(edits) if edits else self.before, done, 'steering')
+@patch
+def run_sweep(self:SteeringStudio):
+    "Draw the recipe at several shares of its strength"
+    if self.before is None: return self.run()
+    try: recipes = [self.build(s) for s in self.shares]
+    except ValueError as e: self.edits.error = str(e); return
+    if not recipes[-1]: self.edits.error = 'no edits to sweep: add a feature'; return
+    self.edits.error = ''
+    def done(images):
+        self.strip.load(images, [f'{s:g} x' for s in self.shares])
+        return f'swept {len(images)} strengths'
+    self.worker.request(lambda say: [self._draw(r) if s else self.before for s,r in zip(self.shares, recipes)], done, 'sweeping', passes=len(self.shares)-1)
+
+# %% ../nbs/56_steering_studio.ipynb #ste00018
+@patch
+def save_recipe(self:SteeringStudio):
+    "Write the recipe to the file in the field"
+    try:
+        if not (edits := self.build()): raise ValueError('no edits to save: add a feature')
+        save_recipe(edits, self.file.value, {getattr(self.dictionary, 'source', '') or 'dictionary': self.dictionary})
+    except Exception as e: self.edits.error = error_text(e); return
+    self.edits.error = ''
+    self.status.message = f'{self.file.value} written'
+@patch
+def load_recipe(self:SteeringStudio):
+    "Read a recipe from the file in the field; the painted region becomes that of the recipe"
+    try:
+        edits = load_recipe(self.file.value, [self.dictionary])
+        rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
+    except Exception as e: self.edits.error = error_text(e); return
+    rows,painted,self.kept_edits = list(rows),[r for r in regions if r is not None],{}
+    grid = tuple(self.paint.grid)
+    for i,(e,m) in enumerate(zip(edits, regions)):
+        if m is not None and (m.shape!=grid or (m!=painted[0]).any()): rows[i] = dict(rows[i], fixed=repr(e)) # a second region, or one of another grid
+        if rows[i]['fixed']:
+            rows[i]['fixed'] = f'{i+1}: {rows[i]["fixed"]}'
+            self.kept_edits[rows[i]['fixed']] = e
+    if painted and painted[0].shape==grid: self.paint.region = painted[0]
+    self.edits.rows = rows
+    self._changed()
