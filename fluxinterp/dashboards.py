@@ -97,7 +97,8 @@ def _setup(folder, notebook, port, token, dark): # the files of a server -> its 
                                                      VoilaConfiguration=dict(theme='dark' if dark else 'light', show_tracebacks=True))))
     mine = {k: str(folder/k.lower()) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
     rest = {k: v for k,v in os.environ.items() if k!='JUPYTER_TOKEN'}
-    return rest|mine|dict(JUPYTER_PATH=os.pathsep.join(filter(None, [str(folder/'share'), os.environ.get('JUPYTER_PATH')])))
+    quiet = dict(TRANSFORMERS_VERBOSITY='error', DIFFUSERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1') # what they say in passing would stand on the page
+    return quiet|rest|mine|dict(JUPYTER_PATH=os.pathsep.join(filter(None, [str(folder/'share'), os.environ.get('JUPYTER_PATH')])))
 
 _server = '''import os, signal, sys, threading
 from voila.app import main

@@ -73,16 +73,16 @@ class RunStatus:
         if not (self.done or self.total): return ''
         share = f' ({math.floor(100*self.done/self.total)} %)' if self.total else ''
         return f"{_count(self.done)}{f' of {_count(self.total)}' if self.total else ''} {self.unit}{share}"
-    def pace(self)->str:
+    def pace(self, now:float=None)->str:
         "How fast, and how long it will take"
-        if self.complete or not self.rate: return ''
+        if self.complete or not self.rate or self.silent(now): return ''
         return (f'{self.rate:.3g} {self.unit}/s' if self.rate>=.1 else f'{60*self.rate:.3g} {self.unit}/min')+(f', {_span(self.left)} left' if self.left is not None else '')
     def when(self, now:float=None)->str:
         "How long ago it changed"
         if self.changed is None: return ''
         ago = _span((now or time.time())-self.changed)
         if not self.silent(now): return f'last change {ago} ago'
-        return f'no change for {ago}'+(f', where {_span(self.usual)} were usual' if self.usual else '')+': it has ended, or hangs. Started again with the same arguments it goes on from here'
+        return f'no change for {ago}'+(f', where {_span(self.usual)} were usual' if self.usual and self.usual>=1 else '')+': it has ended, or hangs. Started again with the same arguments it goes on from here'
     def __repr__(self): return f'{self.kind} {self.name}: '+', '.join(filter(None, (self.state(), self.says(), self.pace(), self.when(), *(f'{n} {s} ({k})' for k,f in self.failures.items() for s,n in f.items()), self.problem)))
 
 def _marks(own, seen, done): # (when, done) pairs; the same seen before; the newest 50, ascending in both
@@ -315,7 +315,7 @@ const render = ({ model, el }) => {
     put(p.when, r.when, (w) => w ? [w] : []);
     put(p.problem, [r.problem, r.state], ([w, s]) => w ? [s === "nothing yet" ? w : make("div", { class: "flx-run-wrong" }, `⚠ ${w}`)] : []);
     put(p.stages, r.stages, (s) => s.map(([name, share, text]) => make("div", { class: "flx-run-bar" }, make("span", {}, name), bar(name, share, text))));
-    put(p.numbers, r.numbers, (n) => n.length ? [make("dl", {}, n.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))))] : []);
+    put(p.numbers, r.numbers, (n) => n.map(([k, v]) => make("span", {}, make("span", { class: "flx-quiet" }, k), " ", v)));
     put(p.outcomes, r.outcomes, (o) => o.rows.length ? [table(o)] : []); };
   const draw = () => { const runs = get("runs");
     if (runs.map((r) => r.key).join() !== cards.map((c) => c.key).join()) { cards = runs.map(card); list.replaceChildren(...cards.map((c) => c.el)); curves(); }
@@ -339,7 +339,7 @@ _style = '''
 .flx-run-head, .flx-run-bar { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; } .flx-run-head b { overflow-wrap: anywhere; } .flx-run progress { appearance: none; width: 200px; height: 12px; border: 1px solid var(--line); border-radius: 3px; background: var(--raised); overflow: hidden; } .flx-run progress::-webkit-progress-bar { background: var(--raised); } .flx-run progress::-webkit-progress-value { background: var(--accent); } .flx-run progress::-moz-progress-bar { background: var(--accent); }
 .flx-state { border: 1px solid var(--line); border-radius: 10px; padding: 0 8px; font-size: 12px; } .flx-state-silent, .flx-state-damaged { border: 2px solid #c62828; font-weight: 600; }
 .flx-run-when { color: var(--quiet); } .flx-run-wrong { border-left: 3px solid #c62828; padding-left: 8px; overflow-wrap: anywhere; } .flx-run-bar { font-variant-numeric: tabular-nums; } .flx-run-stages .flx-run-bar { display: grid; grid-template-columns: minmax(230px, max-content) 200px 1fr; } .flx-run td { white-space: nowrap; }
-.flx-run dl { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0; } .flx-run dl div { display: flex; gap: 6px; } .flx-run dt { color: var(--quiet); } .flx-run dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .flx-run caption { text-align: left; color: var(--quiet); font-size: 12px; } .flx-run th { font-weight: normal; }
+.flx-run-numbers { display: flex; flex-wrap: wrap; gap: 2px 18px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .flx-run caption { text-align: left; color: var(--quiet); font-size: 12px; } .flx-run th { font-weight: normal; }
 '''
 
 # %% ../nbs/55_run_monitor.ipynb #rmo00033
@@ -347,7 +347,7 @@ def _shown_number(v): return _count(v) if isinstance(v, (int, float)) else str(v
 
 def _card(s, key, now): # of a `RunStatus`, as JSON
     states = [k for k in ('ok', *dict.fromkeys(k for o in s.outcomes.values() for k in o if k!='ok')) if any(k in o for o in s.outcomes.values())]
-    return dict(key=key, kind=s.kind, name=s.name, state=s.state(now), share=min(1., s.done/s.total) if s.total else None, says=s.says(), pace=s.pace(), when=s.when(now), problem=s.problem,
+    return dict(key=key, kind=s.kind, name=s.name, state=s.state(now), share=min(1., s.done/s.total) if s.total else None, says=s.says(), pace=s.pace(now), when=s.when(now), problem=s.problem,
                 numbers=[[k, _shown_number(v)] for k,v in s.numbers.items()], stages=[[k, min(1., d/t) if t else None, f'{_shown_number(d)} of {_shown_number(t)}'] for k,d,t in s.stages],
                 outcomes=dict(columns=states, rows=[[k, *(o.get(c) for c in states)] for k,o in s.outcomes.items()]))
 
