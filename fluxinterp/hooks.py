@@ -19,7 +19,7 @@ from PIL import Image
 from .attention import AttentionWatch
 from .batches import _batched, _Encoder, _repeat_call, _rows, _slice_call
 from .families import family_of
-from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, token_pixels
+from .pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, pipeline_lock, token_pixels
 from .previews import decode_latents, predicted_clean
 from .recordings import Recording, SiteRecord, TokenBatch, prompt_split, splits, token_batches
 from .schedule import Clock, _watch, count_steps, guidance_kinds, noise, step_window
@@ -59,7 +59,7 @@ def hooked(pipe,           # a diffusers pipeline
     check_pipeline(pipe)
     pairs = [(resolve_site(pipe, s), f) for s,f in callbacks]
     if any(not s.encoder for s,_ in pairs): _check_not_cached(pipe)
-    with ExitStack() as stack:
+    with pipeline_lock(pipe), ExitStack() as stack: # one thread at a time
         stack.enter_context(_eager(pipe))
         clock = stack.enter_context(count_steps(pipe))
         if any(not s.encoder for s,_ in pairs): clock.on_schedule.append(lambda: _check_not_cached(pipe)) # switched on since

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['load_pipeline', 'check_pipeline', 'denoiser_of', 'check_prompts', 'token_pixels', 'size_unit', 'picture_size',
-           'token_grid', 'fingerprint', 'scene_prompts', 'prompt_generators', 'picture_generators']
+           'token_grid', 'fingerprint', 'pipeline_lock', 'scene_prompts', 'prompt_generators', 'picture_generators']
 
 # %% ../nbs/05_pipelines.ipynb #3da349fa
-import hashlib, json
+import hashlib, json, threading, weakref
 from pathlib import Path
 
 import torch
@@ -111,6 +111,12 @@ def fingerprint(pipe)->str: # 12 hex digits
     h = hashlib.sha1(json.dumps([type(net).__name__, {k: v for k,v in net.config.items() if not k.startswith('_')}], sort_keys=True, default=str).encode())
     for n,p in stored_parameters(net): h.update(f'{n}{p.detach().flatten()[:8].float().cpu().bfloat16().tolist()}'.encode())
     return h.hexdigest()[:12]
+
+# %% ../nbs/05_pipelines.ipynb #pip00002
+_locks,_locks_guard = weakref.WeakKeyDictionary(),threading.Lock()
+def pipeline_lock(pipe):
+    "The lock of a pipeline, one for all threads; a thread that has it can take it again"
+    with _locks_guard: return _locks.setdefault(pipe, threading.RLock())
 
 # %% ../nbs/05_pipelines.ipynb #8de05d75
 def scene_prompts(n:int,                # how many

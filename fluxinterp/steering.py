@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .interventions import Guard, steer
 from .maps import image_bytes, image_grid
-from .pipelines import check_pipeline, check_prompts, prompt_generators
+from .pipelines import check_pipeline, check_prompts, pipeline_lock, prompt_generators
 
 # %% ../nbs/40_steering.ipynb #78b89637
 @dataclass
@@ -51,7 +51,7 @@ def generate(pipe, prompts:str|list,
         res = []
         for k in tqdm(range(0, len(prompts), batch_size), desc='generate', disable=len(prompts)<=batch_size, leave=False):
             b = range(k, min(k+batch_size, len(prompts)))
-            res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
+            with pipeline_lock(pipe): res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
         return res
     if isinstance(edits, (list, tuple)) and not edits:
         plain = draw()
