@@ -194,9 +194,20 @@ def record_batches(pipe,                          # a diffusers pipeline
     embedded = call.get('prompt_embeds')
     prompts = check_prompts(prompts) if embedded is None or prompts is not None else [f'prompt_embeds[{i}]' for i in range(len(embedded))]
     indices = list(range(len(prompts))) if indices is None else [int(i) for i in indices]
-    if noise_levels is not None: return _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_size, dtype, progress, kinds, indices, call)
-    if not isinstance(images, bool): raise ValueError('pictures to record need noise_levels=, e.g. (.75, .5, .25); images=True draws and keeps the pictures')
-    return _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, num_images_per_prompt, indices, call)
+    if noise_levels is None and not isinstance(images, bool): raise ValueError('pictures to record need noise_levels=, e.g. (.75, .5, .25); images=True draws and keeps the pictures')
+    with pipeline_lock(pipe):
+        if noise_levels is not None: batches = _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_size, dtype, progress, kinds, indices, call)
+        else: batches = _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, num_images_per_prompt, indices, call)
+    return _in_turn(pipe, batches)
+
+def _in_turn(pipe, batches): # each is drawn while no other thread has the pipeline
+    try:
+        while True:
+            with pipeline_lock(pipe):
+                try: batch = next(batches)
+                except StopIteration: return
+            yield batch
+    finally: batches.close()
 
 def _check_size(pipe, call): # before anything is drawn
     if call.get('use_resolution_binning', 'use_resolution_binning' in inspect.signature(type(pipe).__call__).parameters): return # sizes are rounded by the pipeline
