@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from browser import axe, check_view, open_page, pixels, screenshot
+from browser import check_view, open_page, pixels
 from fluxinterp.feature_maps import FeatureMaps
 from fluxinterp.map_player import MapPlayer
 from fluxinterp.maps import overlay
