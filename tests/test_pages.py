@@ -310,7 +310,8 @@ def test_the_check_itself(browser):
     faults = {'clipped': '<p style="width: 40px; overflow: hidden; white-space: nowrap">words that do not fit here</p>', 'empty canvas': '<canvas width="0" aria-label="a map"></canvas>', 'canvas without words': '<canvas width="9" height="9"></canvas>',
               'no label': '<input type="range">', 'wider than its place': '<div style="width: 3000px">wide</div>', 'color-contrast': '<p style="color: #aaa; background: #fff">pale</p>',
               'no such thing': '<script>throw new Error("no such thing")</script>', 'example.com': '<img alt="" src="http://example.com/a.png">'}
-    for words,html in faults.items():
-        with open_page(browser) as page:
+    with open_page(browser) as page:
+        for words,html in faults.items():
             page.set_content(f'<html lang="en"><div class="flx" style="overflow-x: auto"><style>.flx {{ color: #000; background: #fff; }}</style><p>a view</p>{html}</div></html>')
             with pytest.raises(AssertionError, match=words): check_view(page)
+            page.errors.clear(); page.outside.clear()
