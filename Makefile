@@ -1,5 +1,5 @@
 # make demo   the whole road on the bundled model, with a report in demo/
-# make test   everything that must hold
+# make test   everything that must hold; the views too where Chromium is on PATH (or named in CHROMIUM), pictures of them in FLUXINTERP_SHOTS
 # make lab    JupyterLab on the notebooks
 # make interop  SAELens opens our dictionaries, and we open what it, sparsify and dictionary_learning write (in an environment of their own)
 # make bench  SAE training beside four other libraries, in an environment of its own

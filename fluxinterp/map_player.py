@@ -10,7 +10,6 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from .feature_maps import FeatureMaps
 from .maps import map_figure
 from .page_parts import view_script
 from .views import View, map_bytes, tile_pictures

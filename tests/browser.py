@@ -84,7 +84,7 @@ def call(url, data=None, method=None): # JSON in and out
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(r, timeout=20) as f: return json.loads(f.read() or b'null')
 
 class Server:
-    "A running server: `base` its address, `folder` where its notebooks are"
+    "A running server: `base` its address, `folder` where its notebooks are, `kernel` the one they share"
     def __init__(self, base, folder): self.base,self.folder,self.kernel = base,folder,None
     def share(self, name):
         "Let a notebook use the kernel that earlier ones have warmed (importing takes seconds)"
@@ -146,16 +146,21 @@ def notebook(folder, name:str, *cells):
     return name
 
 # without a session that is ready, "Select Kernel" is asked, and no command ever returns
-_ready = '''() => { const w = window.jupyterapp?.shell?.currentWidget, c = w?.sessionContext;
+session_ready = '''() => { const w = window.jupyterapp?.shell?.currentWidget, c = w?.sessionContext;
   return !!(c && c.isReady && c.session?.kernel?.status === "idle" && c.session.kernel.connectionStatus === "connected" && w.content?.widgets?.length) }'''
 
 def open_notebook(page, server:Server, name:str, app:str='lab', run:bool=True): # or app='notebook'
     "Open a notebook in JupyterLab or Notebook 7, and run it"
     page.goto(f'{server.base}/lab/tree/{name}?reset&token={token}' if app=='lab' else f'{server.base}/notebooks/{name}?token={token}')
-    page.wait_for_function(_ready, timeout=60_000)
+    page.wait_for_function(session_ready, timeout=60_000)
     if run: run_all(page)
 
-def run_all(page, ms:int=90_000):
+def open_beside(page, name:str):
+    "Open another notebook in a page that is open; it is the current one then"
+    command(page, 'docmanager:open', path=name)
+    page.wait_for_function(session_ready.replace("!!(", f"!!(w.context?.path === '{name}' && "), timeout=60_000)
+
+def run_all(page, ms:int=180_000):
     "Run all cells; fails where one raises"
     ok = page.evaluate('''(ms) => Promise.race([window.jupyterapp.commands.execute("notebook:run-all-cells"), new Promise((r) => setTimeout(() => r("no end"), ms))])''', ms)
     assert ok is True, f'run all: {ok} {page.locator(".jp-OutputArea-output").all_inner_texts()}'
@@ -169,10 +174,15 @@ def kernel_value(page, expr:str)->str: # its repr
       if (r.status === "error") throw new Error(r.ename + ": " + r.evalue);
       return r.data["text/plain"]; }''', expr)
 
+def kernel_until(page, expr:str, ms:int=30_000):
+    "Wait until an expression in the kernel of the open notebook is true"
+    page.wait_for_function('''async (e) => (await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code: "", silent: true, user_expressions: { v: `bool(${e})` } }).done)
+      .content.user_expressions.v.data?.["text/plain"] === "True"''', arg=expr, polling=100, timeout=ms)
+
 def restart_kernel(page):
     "A new kernel under the open notebook"
     page.evaluate('() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()')
-    page.wait_for_function(_ready, timeout=60_000)
+    page.wait_for_function(session_ready, timeout=60_000)
 
 def lab_theme(page, dark:bool):
     "JupyterLab or Notebook 7 in its dark or light colours; the server keeps it for the next page"

@@ -14,10 +14,6 @@ def browser(tmp_path_factory):
     B.shots = tmp_path_factory.mktemp('shots')
     with B.launched() as b: yield b
 
-@pytest.fixture
-def page(browser):
-    with B.open_page(browser) as p: yield p
-
 @pytest.fixture(scope='session')
 def lab(tmp_path_factory):
     with B.lab_server(tmp_path_factory.mktemp('lab')) as s: yield s

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from browser import axe, check_view, open_page, pixels, screenshot
+from browser import check_view, open_page, pixels
 from fluxinterp.feature_maps import FeatureMaps
 from fluxinterp.map_player import MapPlayer
 from fluxinterp.maps import overlay
@@ -304,3 +304,14 @@ def test_latency(shown):
         draw,frame = np.percentile(times, [50, 95], axis=0).T
         print(f'\nstep of 64 x 64: drawn in {draw[0]:.1f} ms (p50), {draw[1]:.1f} ms (p95); on the screen after {frame[0]:.0f} ms, {frame[1]:.0f} ms')
         assert draw[1]<33
+
+def test_the_check_itself(browser):
+    "What `check_view` is for, it finds"
+    faults = {'clipped': '<p style="width: 40px; overflow: hidden; white-space: nowrap">words that do not fit here</p>', 'empty canvas': '<canvas width="0" aria-label="a map"></canvas>', 'canvas without words': '<canvas width="9" height="9"></canvas>',
+              'no label': '<input type="range">', 'wider than its place': '<div style="width: 3000px">wide</div>', 'color-contrast': '<p style="color: #aaa; background: #fff">pale</p>',
+              'no such thing': '<script>throw new Error("no such thing")</script>', 'example.com': '<img alt="" src="http://example.com/a.png">'}
+    with open_page(browser) as page:
+        for words,html in faults.items():
+            page.set_content(f'<html lang="en"><div class="flx" style="overflow-x: auto"><style>.flx {{ color: #000; background: #fff; }}</style><p>a view</p>{html}</div></html>')
+            with pytest.raises(AssertionError, match=words): check_view(page)
+            page.errors.clear(); page.outside.clear()
