@@ -37,7 +37,7 @@ def read_condition(text:str,
 
 # %% ../nbs/54_feature_table.ipynb #fta00008
 _script = r'''
-const columns = { feature: ["feature", 64], name: ["label or explanation", 250], score: ["score", 60], rate: ["firing rate", 100], area: ["area", 66], level: ["noise level", 96], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
+const columns = { feature: ["feature", 64], name: ["label or explanation", 180], score: ["score", 60], rate: ["firing rate", 100], area: ["area", 66], level: ["noise level", 96], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
 const high = 26, chunk = 100;
 const render = ({ model, el }) => {
   const box = root(el, model, "flx-table", "features"), kept = new Map(), id = fresh();
@@ -63,7 +63,7 @@ const render = ({ model, el }) => {
     const rows = [];
     for (let i = first; i < last; i++) { const r = line(i); if (r) rows.push(row(i, r)); else fetch(Math.floor(i / chunk)); }
     list.replaceChildren(...rows);
-    body.toggleAttribute("aria-activedescendant", false); if (rows.length) body.setAttribute("aria-activedescendant", `${id}-${active}`);
+    body.toggleAttribute("aria-activedescendant", false); if (document.getElementById(`${id}-${active}`)) body.setAttribute("aria-activedescendant", `${id}-${active}`);
     heads.forEach((h) => { const on = h.dataset.sort === model.get("sort")[0]; if (h.dataset.sort) { h.setAttribute("aria-pressed", on); h.textContent = columns[h.dataset.sort][0] + (on ? (model.get("sort")[1] ? " ↓" : " ↑") : ""); } });
     says.textContent = model.get("message"); box.dataset.drawn = `${version}:${rows.length}`;
   }); };
@@ -75,16 +75,17 @@ const render = ({ model, el }) => {
   body.addEventListener("keydown", (e) => { const page = Math.floor(body.clientHeight / high), to = { ArrowDown: active + 1, n: active + 1, j: active + 1, ArrowUp: active - 1, p: active - 1, k: active - 1, PageDown: active + page, PageUp: active - page, Home: 0, End: model.get("count") - 1 }[e.key];
     if (e.ctrlKey || e.metaKey || e.altKey) return; if (to != null) { e.preventDefault(); e.stopPropagation(); choose(to, true); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); flag(); } });
   body.addEventListener("scroll", draw);
-  const reset = () => { if (version === model.get("version")) return; version = model.get("version"); const keep = model.get("place"); kept.clear(); active = keep >= 0 ? keep : 0; body.scrollTop = Math.max(0, (active - 4) * high); draw(); };
-  const moved = () => { const at = model.get("place"); if (at >= 0 && at !== active) { active = at; const top = at * high; if (top < body.scrollTop || top + high > body.scrollTop + body.clientHeight) body.scrollTop = top - 4 * high; } draw(); };
-  reset();
+  const into = () => { const top = active * high; if (top < body.scrollTop || top + high > body.scrollTop + body.clientHeight) body.scrollTop = Math.max(0, top - 4 * high); };
+  const reset = () => { if (version === model.get("version")) return; version = model.get("version"); kept.clear(); asked.clear(); active = Math.max(0, model.get("place")); if (!model.get("keeps")) body.scrollTop = 0; draw(); }; // another order is read from its top
+  let seen = model.get("selected"); const moved = () => { active = Math.max(0, model.get("place")); list.style.height = `${model.get("count") * high}px`; if (seen !== model.get("selected")) { seen = model.get("selected"); into(); } draw(); };
+  reset(); requestAnimationFrame(() => { list.style.height = `${model.get("count") * high}px`; into(); draw(); });
   const off = listen(model, { version: reset, selected: draw, place: moved, message: draw, sort: draw });
   return () => { off(); box.done(); };
 };
 '''
 _style = '''
-.flx-grid-line { display: grid; gap: 4px; align-items: center; min-width: 860px; } .flx-grid-line > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; } .flx .flx-heads button { text-align: left; padding: 2px 4px; font-size: 12px; } .flx-table .flx-grid-line input[type=text] { width: 100%; padding: 1px 4px; min-height: 22px; } .flx-cell { font-size: 12px; }
-.flx-scroll { overflow: auto; border: 1px solid var(--line); position: relative; margin: 4px 0; min-width: 862px; } .flx-lines { position: relative; } .flx-line { position: absolute; left: 0; right: 0; height: 26px; cursor: pointer; padding: 0 2px; border-bottom: 1px solid var(--line); } .flx-line[aria-selected=true] { background: var(--raised); box-shadow: inset 3px 0 var(--accent); font-weight: 600; } .flx-active { outline: 1px dotted var(--fg); outline-offset: -2px; }
+.flx-grid-line { display: grid; gap: 4px; align-items: center; min-width: 800px; } .flx-grid-line > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; } .flx .flx-heads button { text-align: left; padding: 2px 4px; font-size: 12px; } .flx-table .flx-grid-line input[type=text] { width: 100%; padding: 1px 4px; min-height: 22px; } .flx-cell { font-size: 12px; }
+.flx-scroll { overflow: auto; border: 1px solid var(--line); position: relative; margin: 4px 0; min-width: 802px; } .flx-lines { position: relative; } .flx-line { position: absolute; left: 0; right: 0; height: 26px; cursor: pointer; padding: 0 2px; border-bottom: 1px solid var(--line); } .flx-line[aria-selected=true] { background: var(--raised); box-shadow: inset 3px 0 var(--accent); font-weight: 600; } .flx-active { outline: 1px dotted var(--fg); outline-offset: -2px; }
 '''
 
 # %% ../nbs/54_feature_table.ipynb #fta00010
@@ -94,6 +95,7 @@ class FeatureTable(View):
     count = traitlets.Int(0).tag(sync=True)     # lines
     version = traitlets.Int(0).tag(sync=True)   # of the order: lines kept of an older one are void
     selected = traitlets.Int(-1).tag(sync=True) # feature
+    keeps = traitlets.Bool(False).tag(sync=True) # whether the last version has the order of the one before
     place = traitlets.Int(-1).tag(sync=True)    # the line it stands in; -1 when it is in none
     sort = traitlets.List(['rate', True]).tag(sync=True) # column, descending; ['', True] for the order of a search
     filters = traitlets.Dict({}).tag(sync=True) # column -> condition
@@ -102,7 +104,7 @@ class FeatureTable(View):
     query = traitlets.Unicode('')
     def __init__(self, atlas:Atlas, **kwargs):
         super().__init__(**kwargs)
-        self.atlas = atlas
+        self.atlas,self.order = atlas,np.zeros(0, int)
         self.reload()
         self.observe(lambda _: self.reorder(), ['sort', 'filters', 'query'])
         self.observe(lambda _: self._place(), 'selected')
@@ -144,9 +146,9 @@ class FeatureTable(View):
             rank = np.argsort(v, kind='stable')
             if down: rank = np.argsort(-np.unique(v, return_inverse=True)[1], kind='stable')
             order = order[np.concatenate([rank[~last[rank]], rank[last[rank]]])]
-        self.order = order
+        same,self.order = np.array_equal(order, self.order),order
         words = f'{len(order):,} of {len(self.names):,} features'+(f'; score: {self.scored}' if self.scored else '')
-        with self.hold_sync(): self.error,self.message,self.count,self.version = '',words,len(order),self.version+1
+        with self.hold_sync(): self.error,self.message,self.count,self.keeps,self.version = '',words,len(order),same,self.version+1
         self._place()
 
     def _place(self):

@@ -13,6 +13,7 @@ const make = (tag, props = {}, ...children) => {
   for (const [k, v] of Object.entries(props)) {
     if (k.startsWith("on")) el.addEventListener(k.slice(2), v);
     else if (k === "value") el.value = v;
+    else if (k.startsWith("aria-") && v != null) el.setAttribute(k, v); // "false" is a value there
     else if (v === true) el.setAttribute(k, "");
     else if (v !== false && v != null) el.setAttribute(k, v);
   }
