@@ -241,12 +241,13 @@ def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atl
                       pipeline:Annotated[str, typer.Option(help='the one the atlas is of, for views that draw: tiny-flux, a folder, or a hub id')]='',
                       port:Annotated[int, typer.Option(help='on this machine; 0 for any that is free')]=8866,
                       view:Annotated[str, typer.Option(help='browser, steering, steps, prompt or monitor')]='browser',
+                      dictionary:Annotated[str, typer.Option(help='of the atlas, for views that draw: folder or hub id; not needed for packaged ones')]='',
                       dark:Annotated[bool, typer.Option(help='light on dark')]=False,
                       device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
     "Serve a view of an atlas on this machine, to whoever has the address with its token; Ctrl-C ends it."
     from fluxinterp.core import default_device
     from fluxinterp.dashboards import serve_dashboard
-    try: serve_dashboard(atlas, pipeline, view, port, dark, str(default_device(device or None)), typer.echo)
+    try: serve_dashboard(atlas, pipeline, view, port, dark, str(default_device(device or None)), typer.echo, dictionary)
     except (ValueError, KeyError, OSError) as e: # clear by themselves
         typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)

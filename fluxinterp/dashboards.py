@@ -18,16 +18,19 @@ from safetensors import SafetensorError
 from .atlas import Atlas
 from .atlas_files import read_tensor
 from .atlas_text import AtlasError
+from .drawing_view import atlas_dictionary
+from .hub import load_dictionary
 from .pipelines import fingerprint, load_pipeline
 
 # %% ../nbs/58_dashboards.ipynb #das00006
 class DashboardView(NamedTuple):
     "A view that can be served"
-    call:str     # of `atlas` and `pipe`
+    call:str     # of `atlas`, `pipe` and its `dictionary`
     pipeline:str # 'needed', 'taken' or 'unused'
 
-dashboard_views = dict(browser=DashboardView('fi.FeatureBrowser(atlas, pipe)', 'taken'), steering=DashboardView('fi.SteeringStudio(atlas, pipe)', 'needed'),
-                       steps=DashboardView('fi.TimestepViewer(atlas, pipe)', 'needed'), prompt=DashboardView('fi.PromptInspector(atlas, pipe)', 'needed'), monitor=DashboardView('fi.RunMonitor(atlas)', 'unused'))
+dashboard_views = dict(browser=DashboardView('fi.FeatureBrowser(atlas, pipe, dictionary)', 'taken'), steering=DashboardView('fi.SteeringStudio(atlas, pipe, dictionary)', 'needed'),
+                       steps=DashboardView('fi.TimestepViewer(pipe, {atlas.site: dictionary}, atlases={atlas.site: atlas})', 'needed'),
+                       prompt=DashboardView('fi.PromptInspector(pipe, {atlas.site: dictionary}, atlases={atlas.site: atlas})', 'needed'), monitor=DashboardView('fi.RunMonitor(atlas)', 'unused'))
 
 class DashboardError(ValueError): "A dashboard that cannot be served; says what to do"
 
@@ -43,6 +46,7 @@ def free_port(port:int=0)->int: # 0 for any
 def check_dashboard(atlas:str,           # folder or packaged name
                     pipeline:str='',     # bundled name, folder or hub id
                     view:str='browser',  # of `dashboard_views`
+                    dictionary:str='',   # of the atlas, for views that draw: folder or hub id; found by itself for packaged ones
                    )->Atlas:
     "The atlas, once all is there and belongs together; raises `DashboardError` or `AtlasError` with what to do"
     import fluxinterp as fi
@@ -63,6 +67,8 @@ def check_dashboard(atlas:str,           # folder or packaged name
         try: model = fingerprint(load_pipeline(pipeline)) # the page loads its own
         except (OSError, ValueError, ImportError) as e: raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
         if model!=a.about['model']: raise DashboardError(f"{atlas} is of another model than {pipeline}: the fingerprint of its denoiser is {a.about['model']}, that of {pipeline} is {model}")
+        try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)
+        except AtlasError as e: raise DashboardError(f'{e} (--dictionary)') from None
     return a
 
 # %% ../nbs/58_dashboards.ipynb #das00010
@@ -70,11 +76,14 @@ def _there(name): return str(Path(name).absolute()) if Path(name).exists() else 
 
 def dashboard_notebook(atlas:str, pipeline:str='', view:str='browser', # as in `check_dashboard`
                        device:str='', # of the pipeline; the CPU when empty
+                       dictionary:str='',
                       )->dict:
     "A notebook that shows the view, as JSON"
     root = str(Path(__file__).parents[1]) if '__file__' in globals() else os.getcwd()
     pipe = f'fi.load_pipeline({_there(pipeline)!r}{f", device={device!r}" if device else ""})' if pipeline and dashboard_views[view].pipeline!='unused' else 'None'
-    cells = [f'import sys; sys.path.append({root!r}) # where a checkout that is not installed lies\nimport fluxinterp as fi', f'atlas = fi.Atlas({_there(atlas)!r})\npipe = {pipe}', dashboard_views[view].call]
+    d = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
+    d = f'fi.atlas_dictionary(atlas, {d})' if pipe!='None' else 'None'
+    cells = [f'import sys; sys.path.append({root!r}) # where a checkout that is not installed lies\nimport fluxinterp as fi', f'atlas = fi.Atlas({_there(atlas)!r})\npipe = {pipe}\ndictionary = {d}', dashboard_views[view].call]
     return dict(cells=[dict(cell_type='code', id=f'cell{i}', metadata={}, execution_count=None, outputs=[], source=s) for i,s in enumerate(cells)],
                 metadata=dict(kernelspec=dict(name='fluxinterp', display_name='fluxinterp', language='python')), nbformat=4, nbformat_minor=5)
 
@@ -158,15 +167,16 @@ def serve_dashboard(atlas:str, pipeline:str='', view:str='browser', # as in `che
                     port:int=0,      # 0 for any that is free
                     dark:bool=False,
                     device:str='',   # of the pipeline; the CPU when empty
-                    say=print):      # told the address
+                    say=print,       # told the address
+                    dictionary:str=''):
     "Serve a view of an atlas until Ctrl-C; raises `DashboardError` or `AtlasError` before anything is served"
     free_port(port)
-    a = check_dashboard(atlas, pipeline, view)
+    a = check_dashboard(atlas, pipeline, view, dictionary)
     def stop(*_): raise KeyboardInterrupt
     here = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)} if here else {}
     try:
-        with served(dashboard_notebook(atlas, pipeline, view, device), port, dark) as s:
+        with served(dashboard_notebook(atlas, pipeline, view, device, dictionary), port, dark) as s:
             say(f'{a!r}\nOpen {s.url}\nCtrl-C ends it. From another machine: ssh -L {s.port}:127.0.0.1:{s.port} and this machine\'s name, then the same address.')
             try: s.process.wait()
             except KeyboardInterrupt: say('ended')

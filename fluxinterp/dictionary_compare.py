@@ -312,6 +312,7 @@ def _load(self:DictionaryCompare):
     f = self.pairs.feature
     if f<0 or self.matches is None: return
     s = self.pair(f)
+    self.player.step = int(np.abs(s.maps[0].values[0]).max((1, 2)).argmax()) # where there is something to see
     self.player.load(s.maps, 0, s.largest, s.names)
 
 @patch

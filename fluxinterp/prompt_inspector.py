@@ -36,7 +36,7 @@ const render = ({ model, el }) => {
   return () => { off(); box.done(); };
 };
 '''
-_style = '.flx-bars { display: flex; flex-direction: column; gap: 3px; } .flx .flx-bar { display: grid; grid-template-columns: minmax(120px, 1fr) 60px 120px; gap: 8px; align-items: center; text-align: left; width: 100%; max-width: 520px; background: none; } .flx-bar .flx-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }'
+_style = '.flx-bars { display: flex; flex-direction: column; gap: 3px; } .flx .flx-bar { display: grid; grid-template-columns: minmax(120px, 1fr) 60px 120px; gap: 8px; align-items: center; text-align: left; width: 100%; max-width: 520px; background: none; height: auto; min-height: 38px; flex: none; line-height: 1.3; } .flx-bar svg { display: block; } .flx-bar .flx-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }'
 
 class PlaceFeatures(View):
     "Features that fire at a token, with their strength at every step"
