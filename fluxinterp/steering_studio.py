@@ -48,12 +48,13 @@ class SteeringStudio(DrawingView):
         self.sweep = widgets.Button(description='Sweep', icon='sliders', tooltip='draw the recipe at several strengths')
         self.file = widgets.Text('recipe.json', description='Recipe', continuous_update=False, layout=field('300px'))
         self.save,self.load = widgets.Button(description='Save', icon='save', tooltip='write the recipe to this file'),widgets.Button(description='Load', icon='folder-open', tooltip='read a recipe from this file')
+        self.kept = widgets.Label() # what became of a file
         self.recipe = widgets.Textarea(description='JSON', disabled=True, rows=4, layout=widgets.Layout(width='100%', max_width='900px'))
         self.paint,self.edits = PaintCanvas(size=size),EditList()
         self.pictures,self.strip = PictureStrip(size=size, title='before and after'),PictureStrip(size=150, title='sweep', empty='Press Sweep to see the recipe at several strengths.')
         wrap = widgets.Layout(flex_flow='row wrap', width='100%')
         self.children = [self.form, self.status, widgets.HBox([self.paint, self.pictures], layout=wrap), widgets.HBox([self.feature, self.add, self.live, self.steer, self.sweep], layout=wrap), self.edits, self.strip,
-                         widgets.HBox([self.file, self.save, self.load], layout=wrap), self.recipe]
+                         widgets.HBox([self.file, self.save, self.load, self.kept], layout=wrap), self.recipe]
         self.add.on_click(lambda _: self.add_feature(self.feature.value))
         self.steer.on_click(lambda _: self.run_edits())
         self.sweep.on_click(lambda _: self.run_sweep())
@@ -153,16 +154,15 @@ def save_recipe(self:SteeringStudio):
     try:
         if not (edits := self.build()): raise ValueError('no edits to save: add a feature')
         save_recipe(edits, self.file.value, {getattr(self.dictionary, 'source', '') or 'dictionary': self.dictionary})
-    except Exception as e: self.edits.error = error_text(e); return
-    self.edits.error = ''
-    self.status.message = f'{self.file.value} written'
+    except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return
+    self.edits.error,self.kept.value = '',f'{self.file.value} written'
 @patch
 def load_recipe(self:SteeringStudio):
     "Read a recipe from the file in the field; the painted region becomes that of the recipe"
     try:
         edits = load_recipe(self.file.value, [self.dictionary])
         rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
-    except Exception as e: self.edits.error = error_text(e); return
+    except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return
     rows,painted,self.kept_edits = list(rows),[r for r in regions if r is not None],{}
     grid = tuple(self.paint.grid)
     for i,(e,m) in enumerate(zip(edits, regions)):
@@ -171,5 +171,5 @@ def load_recipe(self:SteeringStudio):
             rows[i]['fixed'] = f'{i+1}: {rows[i]["fixed"]}'
             self.kept_edits[rows[i]['fixed']] = e
     if painted and painted[0].shape==grid: self.paint.region = painted[0]
-    self.edits.rows = rows
+    self.edits.rows,self.kept.value = rows,f'{self.file.value}: {len(rows)} edit{"s" if len(rows)!=1 else ""}'
     self._changed()

@@ -69,6 +69,14 @@ class Fallback:
     def static(self): # PIL picture or matplotlib figure; None where there is nothing to show yet
         "What it shows, as a picture that stays"
         return None
+    def still(self, width:int=640): # pixels, at most
+        "`static` as a small JPEG, for a notebook that is kept; None where there is nothing to show yet"
+        from IPython.display import Image as Shown
+        p = self.static()
+        if p is None: return None
+        if not isinstance(p, Image.Image): p = figure_picture(p, 160)
+        if p.width>width: p = p.resize((width, round(p.height*width/p.width)), Image.LANCZOS)
+        return Shown(image_bytes(p, 'JPEG'), format='jpeg', alt=self.alt)
     def _static_html(self):
         try: p = self.static()
         except Exception as e: return f'<p>{html.escape(error_text(e))}</p>'

@@ -217,12 +217,14 @@ def check_view(page, selector:str='.flx', shot:str=None, colours:bool=True): # n
     assert not (found := colours and axe(page, selector)), found
 
 shots = None # where pictures go when FLUXINTERP_SHOTS says nothing; set by `browser`
-def screenshot(page, name:str)->Path:
-    "Keep a picture of the page, for people to look at"
+def shot_path(name:str)->Path:
+    "Where a picture for people to look at is kept"
     to = Path(os.environ.get('FLUXINTERP_SHOTS') or shots)
     to.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=to/f'{name}.png', full_page=True)
     return to/f'{name}.png'
+def screenshot(page, name:str):
+    "Keep a picture of the page"
+    page.screenshot(path=shot_path(name), full_page=True)
 
 def pixels(canvas)->'array': # (height, width, rgba), of a locator
     "What a canvas shows"

@@ -1,10 +1,10 @@
 "The views where people meet them: JupyterLab, Notebook 7 and Voila, in Chromium"
-import re
+import os, re, signal, subprocess, sys
 
 import pytest
 from playwright.sync_api import expect
 
-from browser import asked, check_view, command, kernel_messages, kernel_until, kernel_value, kernels_of, lab_theme, notebook, open_beside, open_notebook, open_page, pixels, restart_kernel, run_all, screenshot, session_ready, voila_server
+from browser import asked, check_view, command, kernel_messages, kernel_until, kernel_value, kernels_of, lab_theme, notebook, open_beside, open_notebook, open_page, pixels, restart_kernel, root, run_all, screenshot, session_ready, voila_server
 
 pytestmark = pytest.mark.browser
 ready = '.flx-player[data-ready]'
@@ -15,7 +15,7 @@ from fluxinterp.map_player import MapPlayer
 from fluxinterp.views import StatusBar
 pipe,sae = fi.load_pipeline('tiny-flux'),fi.load_dictionary('tiny-flux/double.1.image')""",
 """maps = [fi.activation_map(pipe, sae, f, ['a red circle on the left'], seed=0) for f in (7, 17)]
-player = MapPlayer(asks=True)
+player = MapPlayer(asks=True, step=0)
 player.strongest = lambda step,row,col: [(7, float(maps[0].values[0,step,row,col]), 'seven')]
 player.load(maps)
 player""",
@@ -31,7 +31,7 @@ from PIL import Image
 from fluxinterp.map_player import MapPlayer
 from fluxinterp.views import StatusBar
 v = np.random.default_rng(0).random((1, 4, 8, 8))
-player = MapPlayer(asks=True)
+player = MapPlayer(asks=True, step=0)
 player.strongest = lambda step,row,col: [(7, v[0,step,row,col], 'seven')]
 player.load([SimpleNamespace(values=v, feature=7, levels=[1., .75, .5, .25], captions=['a circle'], previews=[[Image.new('RGB', (64, 64), (60*s, 80, 120)) for s in range(4)]], images=None, signed=False)])
 player""", cells[-1]]
@@ -170,3 +170,29 @@ def test_voila(browser, tmp_path):
         assert len(asked(page, 'strongest'))==1
         check_view(page, shot='voila_dark')
     assert not kernels_of(tmp_path)
+
+def test_served_by_the_command(browser, tmp_path):
+    "`fluxinterp dashboard`: the browser in Voila's dark theme, with nothing but its address"
+    with open(tmp_path/'log', 'w') as log: p = subprocess.Popen([sys.executable, '-m', 'fluxinterp.cli', 'dashboard', 'tiny-flux/double.1.image', '--port', '0', '--dark', '--device', 'cpu'],
+                                                                cwd=tmp_path, env=os.environ|dict(TMPDIR=str(tmp_path), PYTHONPATH=str(root), OMP_NUM_THREADS='1'), stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            if (url := re.search(r'http://127\.0\.0\.1:\d+/\?token=\S+', (tmp_path/'log').read_text())) or p.poll() is not None: break
+            try: p.wait(.1)
+            except subprocess.TimeoutExpired: pass
+        assert url, (tmp_path/'log').read_text()
+        with open_page(browser, height=1800, dark=True) as page:
+            page.goto(url[0], timeout=90_000)
+            expect(page.locator('.flx-line').first).to_be_visible(timeout=90_000)
+            page.locator('.flx-scroll').focus()
+            page.keyboard.press('n')
+            f = page.locator('.flx-line[aria-selected=true] .flx-number').first.inner_text()
+            expect(page.locator('.flx-title')).to_contain_text(f'feature {f}')
+            page.get_by_role('button', name='flag', exact=False).filter(has_text='⚐').click()
+            expect(page.locator('.flx-sheet .flx-error')).to_contain_text('atlas.copy') # a packaged atlas is read only
+            check_view(page, shot='command_dark')
+    finally:
+        p.send_signal(signal.SIGINT)
+        try: p.wait(20)
+        except subprocess.TimeoutExpired: p.kill()
+    assert p.returncode==0

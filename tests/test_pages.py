@@ -30,7 +30,7 @@ def values(peak=3., signed=False, shape=(4, 16, 16), seed=0): # what a byte can 
 
 def maps(v, feature=17, **kwargs): return FeatureMaps(v[None], feature, 'double.1.image', [1-s/len(v) for s in range(len(v))], ['a red circle'], **dict(previews=[[picture(s) for s in range(len(v))]])|kwargs)
 def player(*vs, load={}, signed=False, **kwargs): # size: 12 pixels a token
-    m = MapPlayer(**dict(size=192)|kwargs)
+    m = MapPlayer(**dict(size=192, step=0)|kwargs)
     m.load([maps(v, 17+i, signed=signed) for i,v in enumerate(vs)], **load)
     return m
 
@@ -245,7 +245,7 @@ def test_answers_without_a_kernel(shown):
     "A page has the answers it was given, and says so where it has none"
     class Kept(MapPlayer):
         def replies(self): return [('strongest', dict(step=0, row=0, col=0))]
-    m = Kept(asks=True, size=192)
+    m = Kept(asks=True, size=192, step=0)
     m.strongest = lambda step,row,col: [(5, 2.5, 'red'), (9, 1.25, hostile)]
     m.load([maps(values())])
     with shown(m) as page:
