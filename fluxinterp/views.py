@@ -7,7 +7,7 @@ __all__ = ['map_bytes', 'tile_pictures', 'error_text', 'shown', 'Fallback', 'fig
            'Dashboard', 'StatusBar']
 
 # %% ../nbs/52_views.ipynb #vie00003
-import base64, html, json
+import base64, html, io, json
 from functools import wraps
 from pathlib import Path
 
@@ -69,14 +69,16 @@ class Fallback:
     def static(self): # PIL picture or matplotlib figure; None where there is nothing to show yet
         "What it shows, as a picture that stays"
         return None
-    def still(self, width:int=640): # pixels, at most
+    def still(self, width:int=520): # pixels, at most
         "`static` as a small JPEG, for a notebook that is kept; None where there is nothing to show yet"
         from IPython.display import Image as Shown
         p = self.static()
         if p is None: return None
         if not isinstance(p, Image.Image): p = figure_picture(p, 160)
         if p.width>width: p = p.resize((width, round(p.height*width/p.width)), Image.LANCZOS)
-        return Shown(image_bytes(p, 'JPEG'), format='jpeg', alt=self.alt)
+        b = io.BytesIO()
+        p.save(b, 'JPEG', quality=62)
+        return Shown(b.getvalue(), format='jpeg', alt=self.alt)
     def _static_html(self):
         try: p = self.static()
         except Exception as e: return f'<p>{html.escape(error_text(e))}</p>'
@@ -91,7 +93,6 @@ class Fallback:
 
 def figure_picture(fig, dpi:int=80)->Image.Image: # of matplotlib
     "A figure as a picture"
-    import io
     b = io.BytesIO()
     fig.savefig(b, format='png', dpi=dpi)
     return Image.open(b).convert('RGB')
