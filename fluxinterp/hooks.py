@@ -26,6 +26,15 @@ from .schedule import Clock, _watch, count_steps, guidance_kinds, noise, step_wi
 from .sites import ModuleCall, Site, resolve_site
 
 # %% ../nbs/11_hooks.ipynb #0bbbf789
+def _in_turn(pipe, batches): # each is drawn while no other thread has the pipeline
+    try:
+        while True:
+            with pipeline_lock(pipe):
+                try: batch = next(batches)
+                except StopIteration: return
+            yield batch
+    finally: batches.close()
+
 @contextmanager
 def _eager(pipe):
     "The pipeline with its denoiser uncompiled while the context is open"
@@ -199,15 +208,6 @@ def record_batches(pipe,                          # a diffusers pipeline
         if noise_levels is not None: batches = _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_size, dtype, progress, kinds, indices, call)
         else: batches = _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, num_images_per_prompt, indices, call)
     return _in_turn(pipe, batches)
-
-def _in_turn(pipe, batches): # each is drawn while no other thread has the pipeline
-    try:
-        while True:
-            with pipeline_lock(pipe):
-                try: batch = next(batches)
-                except StopIteration: return
-            yield batch
-    finally: batches.close()
 
 def _check_size(pipe, call): # before anything is drawn
     if call.get('use_resolution_binning', 'use_resolution_binning' in inspect.signature(type(pipe).__call__).parameters): return # sizes are rounded by the pipeline

@@ -55,7 +55,7 @@ class Worker:
         with self._guard: self._next = None; self._stop.set()
     def wait(self, seconds:float=60.)->bool: # whether it is at rest
         "Until everything asked for is done"
-        t = self._thread
+        with self._guard: t = self._thread # other threads may ask: JupyterLab's messages come in one of their own
         if t is not None: t.join(seconds)
         return self._thread is None
 
