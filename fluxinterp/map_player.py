@@ -47,7 +47,7 @@ const render = ({ model, el }) => {
   const draw = () => {
     for (const p of panels) {
       if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colours, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
-      else { paint(p, p.canvas, step); ring(p.canvas); p.strip.forEach((c, s) => c.setAttribute("aria-pressed", s === step)); }
+      else { paint(p, p.canvas, step); ring(p.canvas); if (p.at !== step) { p.strip[p.at]?.setAttribute("aria-pressed", false); p.strip[step]?.setAttribute("aria-pressed", true); p.at = step; } }
       if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !share ? "not active at this step" : `largest here ${show(top)}, on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens`;
         p.canvas?.setAttribute("aria-label", `${name.name}, step ${where(step)}: ${p.note.textContent}`); }
       else p.canvas.setAttribute("aria-label", `the picture as predicted at step ${where(step)}`);
