@@ -133,7 +133,7 @@ class _Part:
             t = load_file(self.file)
             self.done = int(t.pop('done'))
             self.features.load_state(t)
-        for p in (*self.folder.glob('blocks/*.safetensors'), *self.folder.glob('samples/*.safetensors')): # those after the last checkpoint are written again
+        for p in (*self.folder.glob('blocks/[0-9]*.safetensors'), *self.folder.glob('samples/[0-9]*.safetensors')): # those after the last checkpoint are written again
             if self.done<=int(p.stem)<self.last: p.unlink()
         self._forget()
 
@@ -249,7 +249,7 @@ def firing_together(features:torch.Tensor, # (n,) active features of tokens, one
 
 def block_files(folder)->list: # in the order of their pictures
     "The blocks of an atlas"
-    return sorted(Path(folder).glob('blocks/*.safetensors'))
+    return sorted(Path(folder).glob('blocks/[0-9]*.safetensors')) # what a kill left half written has a name with a dot
 
 def write_text(folder, about:dict, captions:list):
     "The SQLite file of an atlas, new"
@@ -272,7 +272,7 @@ def finish(folder, about:dict, captions:list, dictionary:Dictionary, parts:int,
     save_tensors({k: v for k,v in t.items() if k.startswith('pool/')}, folder/'examples.safetensors')
     w = dictionary.write_directions.detach()
     near,cosine = nearest_directions(torch.cat([w, -w]) if dictionary.signed else w)
-    samples = sorted(folder.glob('samples/*.safetensors'))
+    samples = sorted(folder.glob('samples/[0-9]*.safetensors'))
     sample,lengths = (torch.cat([read_tensor(s, k) for s in samples]) for k in ('features', 'lengths'))
     together,jaccard = firing_together(sample, lengths, about['num_features'])
     save_tensors({k: v for k,v in t.items() if not k.startswith('pool/')}|dict(near=near.int(), cosine=cosine.half(), together=together.int(), jaccard=jaccard.half()), folder/'features.safetensors')
