@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['token_measures', 'picture_sites', 'SiteMaps', 'site_maps', 'FamilyMember', 'FeatureFamily', 'feature_family',
-           'MapMatrix', 'unread_text', 'LayerStepMatrix']
+           'MapMatrix', 'LayerStepMatrix']
 
 # %% ../nbs/55_layer_step_matrix.ipynb #lsm00003
-import inspect
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import torch
 import traitlets
 
 from .dictionary import Dictionary, check_belongs
+from .drawing_view import read_prompt, unread_text
 from .feature_maps import FeatureMaps, latent_maps
 from .hooks import Recording, hooked, record
 from .jobs import Worker
@@ -292,17 +292,6 @@ class MapMatrix(View):
         return matrix_figure(list(self.shown.maps.values()), [r['title']+(f', {r["words"]}' if r['words'] else '') for r in self.rows], self.levels, self.shown.previews, top, [r['signed'] for r in self.rows], self.shown.prompt[:120])
 
 # %% ../nbs/55_layer_step_matrix.ipynb #lsm00026
-def unread_text(pipe, prompt:str)->str: # a sentence; '' when all of it is read
-    "What a pipeline's tokenizer cuts off a prompt"
-    toks = [t for n in ('tokenizer_3', 'tokenizer_2', 'tokenizer') if callable(t := getattr(pipe, n, None)) and hasattr(t, 'decode')]
-    if not toks: return ''
-    tok,own = toks[0],inspect.signature(type(pipe).__call__).parameters.get('max_sequence_length')
-    room = min(getattr(tok, 'model_max_length', 10**9), own.default if own is not None and isinstance(own.default, int) else 10**9)
-    ids = tok(prompt, truncation=False)['input_ids']
-    if len(ids)<=room: return ''
-    rest = tok.decode(ids[room-1:], skip_special_tokens=True)
-    return f'The prompt has {len(ids)} tokens and the pipeline reads {room}: it is cut before “{rest[:60]}{"…" if len(rest)>60 else ""}”.'
-
 def _readers(pipe, sites, family, measure): # Site -> function, in network order; site -> said beside it, below it; signed sites
     order = {s: i for i,s in enumerate(list_sites(pipe).names)}
     if isinstance(measure, str) and measure not in token_measures: raise ValueError(f'unknown measure {measure!r}: choose from {", ".join(token_measures)}, or give a function (token, width) -> (token,)')
@@ -360,8 +349,7 @@ class LayerStepMatrix(Dashboard):
     @shown
     def draw(self):
         "Draw the prompt in a thread and show its maps; `wait` waits for it"
-        text = self.prompt.value.strip()
-        if not text: raise ValueError('no prompt: write what to draw')
+        text,_ = read_prompt(self.pipe, self.prompt.value)
         self.worker.request(partial(self._measured, text, int(self.seed.value)), self._loaded, 'drawing')
     def wait(self, seconds:float=60.)->bool: "Until the drawing is done; whether it is"; return self.worker.wait(seconds)
     def choose(self, site:str, step:int=0): "Show one site's maps in the player, as a click does"; self.matrix.choose(site, step)
