@@ -145,11 +145,11 @@ def test_inspector_click_lists_features(lab_page):
     row,col = int(126/w*16),int(66/w*16)
     expect(v.locator('.flx-here')).to_contain_text(f'row {row}, column {col}, step 4 of 4')
     best = json.loads(kernel_value(lab_page, f"[f for f,_ in inspector.strongest('double.1.image', 3, {row}*16+{col}, 1)]"))[0]
-    expect(v.locator('.flx-bar').first).to_contain_text(f'feature {best}')
-    v.locator('.flx-bar').first.click()
+    expect(v.locator('.flx-fires').first).to_contain_text(f'feature {best}')
+    v.locator('.flx-fires').first.click()
     expect(v.locator('.flx-player figcaption').nth(1)).to_contain_text(f'feature {best}')
     v.locator('.flx-here').get_by_label('order').select_option('steps')
-    expect(v.locator('.flx-bar').first).to_be_visible()
+    expect(v.locator('.flx-fires').first).to_be_visible()
 
 def stroke(page, name, a, b, steps=8):
     box = view(page, name).locator('.flx-brush')

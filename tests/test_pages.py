@@ -315,3 +315,16 @@ def test_the_check_itself(browser):
             page.set_content(f'<html lang="en"><div class="flx" style="overflow-x: auto"><style>.flx {{ color: #000; background: #fff; }}</style><p>a view</p>{html}</div></html>')
             with pytest.raises(AssertionError, match=words): check_view(page)
             page.errors.clear(); page.outside.clear()
+
+def test_styles_keep_apart():
+    "Views share a page, and so their style sheets: no view restyles what another has named"
+    import fluxinterp as fi
+    from fluxinterp.page_parts import page_style
+    from fluxinterp.views import View
+    for name in ('FeatureBrowser', 'PromptInspector', 'SteeringStudio', 'DictionaryCompare', 'LayerStepMatrix', 'RunMonitor'): getattr(fi, name)
+    def kinds(c): return [k for s in c.__subclasses__() for k in (s, *kinds(s)) if k.__module__.startswith('fluxinterp.')]
+    named = {}
+    for c in kinds(View):
+        css = re.sub(r'\{[^}]*\}', '{}', str(c._css).removeprefix(page_style))
+        for name in set(re.findall(r'(?:^|[},])\s*\.(flx-[\w-]+)\s*\{', css)): named.setdefault(name, set()).add(c.__name__)
+    assert not {n: v for n,v in named.items() if len(v)>1}
