@@ -146,7 +146,7 @@ def train_command(store:Annotated[str, typer.Argument(help='folder or URL of a s
             loggers = [make(to) for make,to in ((CSVLogger, csv), (tensorboard_logger, tensorboard)) if to]
             sae = train(config, data, out, split=None if split=='all' else split, device=device, checkpoint_every=checkpoint_every, eval_every=eval_every, loggers=loggers, shard_latents=shard_latents)
             if not first: return
-            if any(out.glob('checkpoints*')): raise typer.Exit(130) # interrupted, as `train` has said
+            if any((out/n).exists() for n in ('checkpoints', 'checkpoints-0')): raise typer.Exit(130) # interrupted, as `train` has said; the others take theirs away in their own time
             typer.echo(f'{out}: {sae!r}')
             if split!='test' and (acts.split_of==2).any(): typer.echo(repr(evaluate(sae.to(device), data, split='test')))
     except (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError) as e: # clear by themselves
