@@ -81,7 +81,8 @@ class DrawingView(Dashboard):
     "A dashboard over one drawing; a subclass lays it out and says what happens when the drawing is `recorded`"
     def __init__(self, pipe, dictionaries, prompt:str, seed:int=0, **call): # `call`: passed on to `record`: num_inference_steps, height, guidance_scale, ...
         super().__init__()
-        self.pipe,self.dictionaries,self.call = check_pipeline(pipe) or pipe,name_dictionaries(dictionaries),call
+        check_pipeline(pipe)
+        self.pipe,self.dictionaries,self.call = pipe,name_dictionaries(dictionaries),call
         for d in self.dictionaries.values(): check_belongs(d, '', fingerprint(pipe))
         self.recording,self.caption,self._asked = None,'',None
         self.prompt = widgets.Text(prompt, description='Prompt', continuous_update=False, layout=widgets.Layout(flex='1 1 300px', min_width='260px'))

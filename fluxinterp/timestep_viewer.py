@@ -10,6 +10,7 @@ import re
 
 import ipywidgets as widgets
 
+from .atlas_text import nothing_said
 from .drawing_view import DrawingView
 from .map_player import MapPlayer
 
@@ -34,7 +35,7 @@ class FeatureNames:
         "A feature's label, or its explanation"
         t = self.table(name)
         if t is None or f not in t.index: return ''
-        return next((w for w in (t.label[f], t.explanation[f]) if isinstance(w, str) and w and not w.startswith('no ')), '')
+        return next((w for w in (t.label[f], t.explanation[f]) if isinstance(w, str) and w not in nothing_said), '')
     def largest(self, name:str, f:int): # None where it is not known
         "The strongest a feature was seen"
         t = self.table(name)
