@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from .atlas_files import block_files, dictionary_key, finish, picture_source, plan_atlas, read_tensor, scan_part, write_text
 from .atlas_pass import example_lists, halves, histogram_edges, shape_statistics
-from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, kept_notes, search_words, set_label, set_note, shown_pictures
+from .atlas_text import AtlasError, AtlasText, find_features, find_pictures, kept_notes, nothing_said, search_words, set_label, set_note, shown_pictures
 from .core import load_json, save_json, weights_path
 from .dictionary import Dictionary, check_belongs
 from .maps import image_bytes, image_grid, overlay
@@ -216,19 +216,36 @@ def silent_pictures(self:Atlas, i:int, n:int=10, half:str='score', seed:int=0)->
 
 # %% ../nbs/46_atlas.ipynb #atl00014
 @patch
-def table(self:Atlas)->pd.DataFrame:
+def _index(self:Atlas, features): return pd.RangeIndex(self.num_features, name='feature') if features is None else pd.Index([self.check(f) for f in features], dtype=np.int64, name='feature')
+def _of(features): return '' if features is None else f" and feature in ({', '.join(str(int(f)) for f in features)})"
+
+@patch
+def table(self:Atlas, features:list=None, # numbers; all when None
+         )->pd.DataFrame:
     "One line per feature"
-    t = {k: self.array(f'totals/{k}').numpy() for k in ('pictures', 'counts', 'sums', 'fired', 'maps', 'shape')}
-    pictures,tokens = int(t['pictures'][0]),int(np.prod(self.grid_shape))
+    index = self._index(features)
+    mine,rows = _of(features),slice(None) if features is None else index.to_numpy()
+    t = {k: self.array(f'totals/{k}').numpy()[rows] for k in ('counts', 'sums', 'fired', 'maps', 'shape')}
+    pictures,tokens = int(self.array('totals/pictures')[0]),int(np.prod(self.grid_shape))
     n,maps = t['counts'].sum(1),np.maximum(t['maps'], 1)
-    frame = pd.DataFrame(dict(firing_rate=n/(pictures*len(self.levels)*tokens), picture_rate=t['fired']/pictures, largest=self.array('largest').numpy(), mean_active=t['sums'].sum(1)/np.maximum(n, 1),
-                              noise_level=np.array(self.levels)[t['sums'].argmax(1)], area=n/(maps*tokens)), index=pd.RangeIndex(self.num_features, name='feature'))
+    frame = pd.DataFrame(dict(firing_rate=n/(pictures*len(self.levels)*tokens), picture_rate=t['fired']/pictures, largest=self.array('largest').numpy()[rows], mean_active=t['sums'].sum(1)/np.maximum(n, 1),
+                              noise_level=np.array(self.levels)[t['sums'].argmax(1)], area=n/(maps*tokens)), index=index)
     frame[list(shape_statistics)] = t['shape']/maps[:,None]
     frame.loc[n==0, ['noise_level', 'area', *shape_statistics]] = np.nan
-    words = self.text.frame('select feature, label from labels').set_index('feature')
-    said = self.text.frame("select feature, text as explanation from explanations where status='ok' order by id desc").drop_duplicates('feature').set_index('feature')
+    words = self.text.frame(f'select feature, label from labels where 1{mine}').set_index('feature')
+    said = self.text.frame(f"select feature, text as explanation from explanations where status='ok'{mine} order by id desc").drop_duplicates('feature').set_index('feature')
     frame = frame.join(words).join(said).join(kept_notes(self.text))
     return frame.assign(flagged=frame.flagged.eq(True))
+
+@patch
+def names(self:Atlas, features:list=None, # numbers; all when None
+         )->pd.Series: # feature -> text, '' where there is none
+    "What features are called: their label, else the last explanation that says something"
+    said = self.text.frame(f"select feature, text from explanations where status='ok' and text!=''{_of(features)} order by id")
+    own = self.text.frame(f'select feature, label from labels where 1{_of(features)}')
+    called = {f: t for f,t in zip(said.feature, said.text) if t not in nothing_said}|dict(zip(own.feature, own.label))
+    index = self._index(features)
+    return pd.Series([called.get(f, '') for f in index], index, dtype=object, name='name')
 
 @patch
 def profile(self:Atlas, i:int)->pd.Series: # noise level -> mean activation of all tokens
@@ -352,4 +369,4 @@ class FeatureCard:
 def feature(self:Atlas, i:int)->FeatureCard:
     "What is known of a feature"
     i = self.check(i)
-    return FeatureCard(self, i, self.table().loc[i])
+    return FeatureCard(self, i, self.table([i]).loc[i])

@@ -16,7 +16,6 @@ import traitlets
 from fastcore.basics import patch
 from PIL import Image
 
-from .atlas_text import nothing_said
 from .dictionary import Dictionary
 from .feature_maps import FeatureMaps
 from .feature_matches import _encoded, _firing, _matched
@@ -216,12 +215,6 @@ def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of thei
         a.check_dictionary(dictionaries[n])
     return r
 
-def _words(atlas): # feature -> its label, or what was said of it
-    said = atlas.text.frame("select feature, text from explanations where status='ok' order by id")
-    res = {int(f): t for f,t in zip(said.feature, said.text) if t and t not in nothing_said}
-    labels = atlas.text.frame('select feature, label from labels')
-    return {f: t[:60] for f,t in (res|dict(zip(labels.feature.astype(int), labels.label))).items()}
-
 # %% ../nbs/55_dictionary_compare.ipynb #cmp00024
 class DictionaryCompare(Dashboard):
     "Several dictionaries of one site on the same pictures"
@@ -237,7 +230,7 @@ class DictionaryCompare(Dashboard):
         self.pictures = len(recording.previews or recording.images)
         if len(self.rows)!=self.pictures: raise ValueError(f'{len(self.rows)} rows of {self.record.site.name} but {self.pictures} pictures: give the recording as `record` made it')
         self.codes,self.firing,self.evaluations,self.matches = {},{},{},None
-        self.labels,self.scores = {n: _words(a) for n,a in self.atlases.items()},_kept_scores(self.atlases)
+        self.labels,self.scores = {n: {f: t[:60] for f,t in a.names().items() if t} for n,a in self.atlases.items()},_kept_scores(self.atlases)
         first = _by_scorer(self.scores)[:1]
         self.scored = first[0][1] if first else self.scores # what the table and the figure tell of
         names,style = list(dictionaries),dict(description_width='initial')

@@ -106,8 +106,9 @@ class FeatureSheet(View):
         said = [dict(explainer=r.explainer, status=r.status, text=r.text, detail=self._detail(json.loads(r.detail) if r.detail else None), scores=[s for e,s in scores if e==r.explainer]) for r in q('explanations').itertuples()]
         hist,notes = a.histogram(f),kept_notes(a.text)
         mine = notes.loc[f] if f in notes.index else None
-        named = a.text.frame("select feature, label from labels").set_index('feature').label.to_dict()
-        pairs = lambda s: [[int(i), float(v), named.get(int(i), '')] for i,v in s.head(6).items() if v>0]
+        def pairs(s):
+            s = s[s>0].head(6)
+            return [[int(i), float(v), n] for (i,v),n in zip(s.items(), a.names(s.index.tolist()))]
         pictures = shown_pictures(a.text, f)
         return dict(feature=f, label=t.label if isinstance(t.label, str) else '', note=mine.note if mine is not None else '', flagged=bool(mine.flagged) if mine is not None else False, dead=bool(t.firing_rate==0),
                     rate=float(t.firing_rate), share=float(t.picture_rate), largest=float(t.largest), mean=float(t.mean_active), area=_clean(t.area), pictures=a.about['prompts']*a.about['images'],

@@ -12,7 +12,6 @@ import numpy as np
 import traitlets
 
 from .atlas import Atlas
-from .atlas_text import nothing_said
 from .page_parts import view_script
 from .plots import table_figure
 from .views import View
@@ -112,13 +111,12 @@ class FeatureTable(View):
     def reload(self):
         "Read the atlas again: labels, explanations and scores may have changed"
         t,sums = self.atlas.table(),self.atlas.array('totals/sums').float().numpy()
-        said = t.explanation.where(~t.explanation.isin(nothing_said))
         sc = self.atlas.text.frame("select feature, explainer, scorer, value from scores where status='ok'")
         most = sc.value_counts(['explainer', 'scorer']).index[:1].tolist()
         self.scored = f'{most[0][1]} of the explanations by {most[0][0]}' if most else ''
         score = sc[(sc.explainer==most[0][0])&(sc.scorer==most[0][1])].set_index('feature').value if most else sc.set_index('feature').value
         self.numbers = dict(feature=np.arange(len(t)), score=score.reindex(t.index).to_numpy(float), rate=t.firing_rate.to_numpy(float), area=t.area.to_numpy(float), level=t.noise_level.to_numpy(float), peak=t.largest.to_numpy(float), flagged=t.flagged.to_numpy(bool, copy=True))
-        self.names,self.own = t.label.fillna(said).fillna('').to_numpy(object),t.label.notna().to_numpy()
+        self.names,self.own = self.atlas.names().to_numpy(),t.label.notna().to_numpy()
         self.profiles = np.round(sums/np.maximum(sums.max(1, keepdims=True), 1e-12), 2)
         self.reorder()
 

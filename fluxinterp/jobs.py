@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from .core import error_text
 from .pipelines import denoiser_of, pipeline_lock
 
 # %% ../nbs/52_jobs.ipynb #job00006
@@ -27,11 +28,6 @@ def watched(pipe, tick): # called before each call of the denoiser with (calls s
     handle = net.register_forward_pre_hook(before)
     try: yield
     finally: handle.remove()
-
-def _said(e): # an error as somebody at the dashboard wants to read it
-    text = str(e).strip() or type(e).__name__
-    if isinstance(e, MemoryError) or 'out of memory' in text.lower(): return f'out of memory: {text.splitlines()[0][:300]}. Draw a smaller picture or fewer steps, or load the pipeline with offload="model"'
-    return text if isinstance(e, (ValueError, KeyError)) else f'{type(e).__name__}: {text}'
 
 class Worker:
     "Runs the newest of some requests in a thread; tells how it goes"
@@ -69,7 +65,7 @@ class Worker:
         while (job := self._take()) is not None:
             try: result,error = self._do(*job),''
             except Cancelled: result,error = None,None
-            except Exception as e: result,error = None,_said(e)
+            except Exception as e: result,error = None,error_text(e)
             if error is None: self.on_change(False, 0., 'cancelled', '')
             elif error: self.on_change(False, 0., '', error)
             else: self.on_change(False, 1., result or '', '')

@@ -18,11 +18,12 @@ import traitlets
 from .atlas import Atlas
 from .atlas_files import read_tensor
 from .atlas_text import statuses
+from .core import error_text
 from .endpoint import Answerer
 from .page_parts import view_script
 from .plots import progress_figure
 from .shards import _folder, load_manifest, shard_name
-from .views import View, error_text
+from .views import View
 
 # %% ../nbs/55_run_monitor.ipynb #rmo00006
 def _span(seconds): # in words

@@ -12,6 +12,7 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from .atlas import Atlas
+from .core import error_text
 from .dictionary import Dictionary
 from .drawing_view import DrawingView, atlas_dictionary, check_atlas_pipeline
 from .edit_list import EditList, edit_row, new_row, row_edit
@@ -21,7 +22,6 @@ from .picture_strip import PictureStrip
 from .pipelines import prompt_generators
 from .recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
-from .views import error_text
 
 # %% ../nbs/56_steering_studio.ipynb #ste00006
 class SteeringStudio(DrawingView):

@@ -10,7 +10,6 @@ import re
 
 import ipywidgets as widgets
 
-from .atlas_text import nothing_said
 from .drawing_view import DrawingView
 from .map_player import MapPlayer
 
@@ -27,19 +26,18 @@ def read_features(text:str, num_latents:int, most:int=8)->list: # '17, 20 3' -> 
 
 class FeatureNames:
     "What features are called and how strong they get, from atlases by dictionary name"
-    def __init__(self, atlases:dict=None): self._tables,self.atlases = {},atlases or {}
-    def table(self, name):
-        if name not in self._tables: self._tables[name] = self.atlases[name].table() if name in self.atlases else None
-        return self._tables[name]
+    def __init__(self, atlases:dict=None): self._read,self.atlases = {},atlases or {}
+    def _of(self, name): # names, largest activations
+        if name not in self._read: self._read[name] = (self.atlases[name].names(), self.atlases[name].array('largest')) if name in self.atlases else ((), ())
+        return self._read[name]
     def __call__(self, name:str, f:int)->str: # '' where nothing is said
         "A feature's label, or its explanation"
-        t = self.table(name)
-        if t is None or f not in t.index: return ''
-        return next((w for w in (t.label[f], t.explanation[f]) if isinstance(w, str) and w not in nothing_said), '')
+        names = self._of(name)[0]
+        return names[f] if f<len(names) else ''
     def largest(self, name:str, f:int): # None where it is not known
         "The strongest a feature was seen"
-        t = self.table(name)
-        return float(t.largest[f]) if t is not None and f in t.index else None
+        values = self._of(name)[1]
+        return float(values[f]) if f<len(values) else None
     def full(self, name, f): w = self(name, f); return f'feature {f}'+(f': {w}' if w else '')
 
 class TimestepViewer(DrawingView):
