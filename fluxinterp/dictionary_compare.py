@@ -19,13 +19,13 @@ from PIL import Image
 from .dictionary import Dictionary
 from .feature_maps import FeatureMaps
 from .feature_matches import _encoded, _firing, _matched
-from .jobs import Worker
+from .jobs import WorkDashboard
 from .map_player import MapPlayer
 from .metrics import evaluate
 from .page_parts import view_script
 from .plots import comparison_figure
 from .recordings import Recording
-from .views import Dashboard, StatusBar, View, figure_picture, map_bytes, shown, tile_pictures
+from .views import View, figure_picture, map_bytes, shown, tile_pictures
 
 # %% ../nbs/55_dictionary_compare.ipynb #cmp00013
 _pairs_script = r'''
@@ -216,14 +216,16 @@ def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of thei
     return r
 
 # %% ../nbs/55_dictionary_compare.ipynb #cmp00024
-class DictionaryCompare(Dashboard):
+class DictionaryCompare(WorkDashboard):
     "Several dictionaries of one site on the same pictures"
     def __init__(self, dictionaries:dict,   # name -> Dictionary, of one site and model; baselines among them
                  recording:Recording,       # of that site, with images or previews
                  atlases:dict=None,         # name -> Atlas of that dictionary, for labels and scores
                  seed:int=0,                # of the shuffled tokens
                 ):
-        self.record = _check_compared(dictionaries, recording, atlases)
+        checked = _check_compared(dictionaries, recording, atlases)
+        super().__init__()
+        self.record = checked
         self.dictionaries,self.recording,self.atlases,self.seed = dict(dictionaries),recording,atlases or {},seed
         guidance = self.record.rows.guidance.tolist()
         self.rows = [i for i,g in enumerate(guidance) if g==guidance[0]] # of each picture; guidance may have given it two
@@ -238,15 +240,13 @@ class DictionaryCompare(Dashboard):
         self.left,self.right = field(names, names[0], 'features of'),field(names, names[1], 'matched in')
         self.sort = field([('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength', 'strength')], 'high', 'sort by')
         self.picture = field([('where the pair is strongest', -1), *((f'{i}: {self.record.rows.caption[r][:60]}', i) for i,r in enumerate(self.rows))], -1, 'picture')
-        self.status,self.pairs,self.player,self.charts = StatusBar(),MatchedPairs(),MapPlayer(title='maps of the chosen pair', empty='Choose a pair.'),ComparisonCharts()
+        self.pairs,self.player,self.charts = MatchedPairs(),MapPlayer(title='maps of the chosen pair', empty='Choose a pair.'),ComparisonCharts()
         self.charts.about = f'{self.record.site.name}, {self.pictures} pictures, {self.record.x[...,0].numel()} tokens'+''.join(f'; score: {s} of {e}' for (s,e),_ in first)
         self.pairs.maps_of = self._page_maps
         self.links = [(self.pairs, t, self.player, t) for t in ('signed', 'levels', 'features', 'tiles', 'pictures', 'shape', 'maps')] # of a page without a kernel; here `player.load` does it
-        self.worker = Worker(None, self.status.show)
         wrap = lambda *w: widgets.HBox(w, layout=widgets.Layout(flex_flow='row wrap', align_items='flex-start'))
-        super().__init__([wrap(self.left, self.right, self.sort, self.picture), self.status, wrap(self.pairs, self.player), self.charts])
+        self.children = [wrap(self.left, self.right, self.sort, self.picture), self.status, wrap(self.pairs, self.player), self.charts]
         traitlets.link((self.sort, 'value'), (self.pairs, 'order'))
-        traitlets.dlink((self, 'error'), (self.status, 'error'))
         for w in (self.left, self.right): w.observe(lambda c: self.match(), names='value')
         self.picture.observe(lambda c: self._load(), names='value')
         self.pairs.observe(lambda c: self._load(), names='feature')
@@ -258,12 +258,12 @@ class DictionaryCompare(Dashboard):
             say(f'encoding with {n}')
             code = _encoded(self.dictionaries[n], self.record, tick=lambda: say(f'encoding with {n}'))
             self.codes[n],self.firing[n] = code,_firing(code)
+            say(f'evaluating {n}')
             self.evaluations[n] = evaluate(self.dictionaries[n], self.record, by=(), spaces=('raw',))
-    @shown
     def match(self):
-        "Match the two dictionaries chosen, in a thread: `worker.wait()` waits for it"
+        "Match the two dictionaries chosen, in a thread: `wait` waits for it"
         a,b = self.left.value,self.right.value
-        if a==b: raise ValueError(f'{a} on both sides: choose another dictionary on one of them')
+        if a==b: return self.refuse(f'{a} on both sides: choose another dictionary on one of them')
         def work(say):
             self._prepare(self.dictionaries, say)
             say(f'matching {a} with {b}')

@@ -21,14 +21,14 @@ from .dictionary import Dictionary, check_belongs
 from .drawing_view import read_prompt, unread_text
 from .feature_maps import FeatureMaps, latent_maps
 from .hooks import Recording, hooked, record
-from .jobs import Worker
+from .jobs import WorkDashboard
 from .map_player import MapPlayer
 from .page_parts import view_script
 from .pipelines import check_pipeline, fingerprint
 from .plots import matrix_figure
 from .scenes import pool_map
 from .sites import Site, list_sites, resolve_site
-from .views import Dashboard, StatusBar, View, map_bytes, shown, tile_pictures
+from .views import View, map_bytes, shown, tile_pictures
 
 # %% ../nbs/55_layer_step_matrix.ipynb #lsm00006
 token_measures = { # (token, width) -> (token,)
@@ -316,7 +316,7 @@ def _readers(pipe, sites, family, measure): # Site -> function, in network order
     return readers,after,words,signed
 
 # %% ../nbs/55_layer_step_matrix.ipynb #lsm00027
-class LayerStepMatrix(Dashboard):
+class LayerStepMatrix(WorkDashboard):
     "A prompt, or a feature and its kin, at all sites and steps; a click opens a site in a player"
     def __init__(self, pipe,
                  prompt:str='a large red striped circle on the left and a small white star on the right',
@@ -327,6 +327,7 @@ class LayerStepMatrix(Dashboard):
                  **call,           # passed on to `record`: num_inference_steps, height, guidance_scale, ...
                 ):
         check_pipeline(pipe)
+        super().__init__(pipe)
         self.pipe,self.family,self.call = pipe,family,call
         self.readers,self._after,self._words,self._signed = _readers(pipe, sites, family, measure)
         self._left = [f'{s} is left out: {w}.' for s,w in getattr(family, 'left_out', {}).items()]
@@ -334,32 +335,29 @@ class LayerStepMatrix(Dashboard):
         self.prompt = widgets.Textarea(prompt, description='Prompt', rows=2, layout=widgets.Layout(width='min(98%, 760px)'))
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31-1, description='Seed', layout=widgets.Layout(width='180px'))
         self.button = widgets.Button(description='Draw', icon='paint-brush')
-        self.status,self.matrix,self.player = StatusBar(),MapMatrix(),MapPlayer(title='maps of one site')
+        self.matrix,self.player = MapMatrix(),MapPlayer(title='maps of one site')
         self.links = [(self.matrix, f'handed_{k}', self.player, k) for k in ('maps', 'shape', 'features', 'signed', 'step')]
-        super().__init__([self.prompt, widgets.HBox([self.seed, self.button]), self.status, self.matrix, self.player])
+        self.children = [self.prompt, widgets.HBox([self.seed, self.button]), self.status, self.matrix, self.player]
         self.link()
-        traitlets.dlink((self, 'error'), (self.status, 'error'))
-        self.worker = Worker(pipe, self.status.show)
         self.button.on_click(lambda _: self.draw())
-        self.status.observe(lambda _: self.worker.cancel(), 'cancel')
         self.matrix.observe(lambda _: self._open(), 'chosen')
         self.player.clear('No map is open.')
         self.draw()
 
-    @shown
     def draw(self):
         "Draw the prompt in a thread and show its maps; `wait` waits for it"
-        text,_ = read_prompt(self.pipe, self.prompt.value)
+        try: text = read_prompt(self.prompt.value)
+        except ValueError as e: return self.refuse(str(e))
         self.worker.request(partial(self._measured, text, int(self.seed.value)), self._loaded, 'drawing')
-    def wait(self, seconds:float=60.)->bool: "Until the drawing is done; whether it is"; return self.worker.wait(seconds)
     def choose(self, site:str, step:int=0): "Show one site's maps in the player, as a click does"; self.matrix.choose(site, step)
 
-    def _measured(self, text, seed, say): return site_maps(self.pipe, text, self.readers, seed, **self.call)
-    def _loaded(self, maps):
+    def _measured(self, text, seed, say): return site_maps(self.pipe, text, self.readers, seed, **self.call),unread_text(self.pipe, text, self.call.get('max_sequence_length'))
+    def _loaded(self, res):
+        maps,warning = res
         chosen = self.matrix.chosen
         self.player.load([self._feature_maps(maps, next(iter(maps.maps)))]) # its pictures are those of every site
         self.player.clear('Open a map above, with a click or Enter: its site is shown here, step by step.')
-        self.matrix.load(maps, self._after, self._words, self._signed, ' '.join(filter(None, [self._how, unread_text(self.pipe, maps.prompt), *self._left])))
+        self.matrix.load(maps, self._after, self._words, self._signed, ' '.join(filter(None, [self._how, warning, *self._left])))
         if chosen and chosen['step']<len(maps.levels): self.matrix.chosen = chosen # what was open stays open; the sites are the same
         return f'{len(maps.maps)} sites, {len(maps.levels)} steps'
     def _feature_maps(self, maps, site):

@@ -72,8 +72,9 @@ class PromptInspector(TimestepViewer):
         super().recorded()
         self._place()
     def _place(self):
-        if self.recording is None: return
-        name,cell = self.site.value,self.player.cell
+        with self.showing:
+            if self.drawing is not None: self._fill(self.site.value, self.player.cell)
+    def _fill(self, name, cell):
         site = self.site_record(name)
         grid,steps = site.grid or (1, site.x.shape[2]),len(site.steps)
         there = cell and cell['row']<grid[0] and cell['col']<grid[1]

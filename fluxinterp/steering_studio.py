@@ -39,7 +39,7 @@ class SteeringStudio(DrawingView):
             dictionary = atlas_dictionary(self.atlas, dictionary)
         super().__init__(pipe, {'features': dictionary}, prompt, seed, **call)
         self.dictionary,self.names = dictionary,FeatureNames({'features': self.atlas} if self.atlas and not dictionary.signed else {})
-        self.before,self.after,self.kept_edits = None,None,{}
+        self.before,self.after,self.kept_edits,self._then,self._loading = None,None,{},None,False
         field = lambda width: widgets.Layout(width=width)
         self.feature = widgets.Text(description='Feature', placeholder='a number, or words to search for', layout=field('360px'))
         self.add = widgets.Button(description='Add', icon='plus', tooltip='add an edit of this feature')
@@ -90,9 +90,17 @@ class SteeringStudio(DrawingView):
         try: self.recipe.value,self.edits.error = recipe_json(self.build(), name),''
         except ValueError as e: self.recipe.value,self.edits.error = '',str(e)
     def _changed(self):
+        if self._loading: return # half of a recipe
         self._show_recipe()
         if self.live.value and self.before is not None and not self.edits.error: self.run_edits()
 
+    def run(self):
+        if not self.worker.under_way('drawing'): self._then = None
+        super().run()
+    def _waits(self, then): # whether there is no picture without edits yet; the rest is done when it is there
+        if self.before is None and not self.worker.under_way('drawing'): self.run()
+        if self.worker.under_way('drawing'): self._then = then
+        return self.before is None or self.worker.under_way('drawing')
     def recorded(self): # the picture without edits is new
         rec,site = self.recording,self.site_record('features')
         self.before = rec.images[0]
@@ -104,16 +112,17 @@ class SteeringStudio(DrawingView):
                 self.edits.steps = len(site.steps)
         self.edits.levels = [float(l) for l in site.levels]
         self._show_recipe()
-        self.after = None
-        try: edits = self.build()
-        except ValueError: edits = []
-        self._show(self._draw(edits) if edits and self.live.value else None)
+        self._show(None)
+        then,self._then = self._then,None
+        if then is None and self.live.value and not self.edits.error and any(r['on'] for r in self.edits.rows): then = self.run_edits
+        if then: then('drawn, ')
     def _show(self, after):
         self.after = after
         if after is None: self.pictures.load([self.before], ['before'])
         else: self.pictures.load([self.before, after], ['before', 'after'], compare=True)
-    def _draw(self, edits):
-        with steer(self.pipe, edits): return self.pipe([self.caption], generator=prompt_generators(self._asked[1], range(1)), **self.call).images[0]
+    def _draw(self, drawing, edits):
+        with steer(self.pipe, edits): return self.pipe([drawing.prompt], generator=prompt_generators(drawing.seed, range(1)), **self.call).images[0]
+    def _told(self, words): return '; '.join(filter(None, [words, self.warning]))
     @property
     def alt(self): return f'{self.caption!r} before and after. {self.edits.alt}' if self.caption else 'steering studio'
     def static(self):
@@ -123,29 +132,32 @@ class SteeringStudio(DrawingView):
 
 # %% ../nbs/56_steering_studio.ipynb #ste00016
 @patch
-def run_edits(self:SteeringStudio):
+def run_edits(self:SteeringStudio, told:str=''): # said before what was done
     "Draw the picture with the edits"
-    if self.before is None: return self.run()
+    if self._waits(self.run_edits): return
     try: edits = self.build()
     except ValueError as e: self.edits.error = str(e); return
     self.edits.error = ''
-    if self.status.busy and self.status.message=='drawing': return # the picture before comes first, and brings this one with it
+    drawing,before = self.drawing,self.before
     def done(after):
-        self._show(after)
-        return f'steered with {len(edits)} edit{"s" if len(edits)!=1 else ""}'
-    self.worker.request(lambda say: self._draw(edits) if edits else self.before, done, 'steering')
+        with self.showing: self._show(after)
+        return self._told(f'{told}steered with {len(edits)} edit{"s" if len(edits)!=1 else ""}')
+    self.worker.request(lambda say: self._draw(drawing, edits) if edits else before, done, 'steering')
 @patch
-def run_sweep(self:SteeringStudio):
+def run_sweep(self:SteeringStudio, told:str=''):
     "Draw the recipe at several shares of its strength"
-    if self.before is None: return self.run()
+    if self._waits(self.run_sweep): return
     try: recipes = [self.build(s) for s in self.shares]
     except ValueError as e: self.edits.error = str(e); return
     if not recipes[-1]: self.edits.error = 'no edits to sweep: add a feature'; return
+    same = [r['name'] for r in self.edits.rows if r['on'] and (r['fixed'] or r['kind']=='Clamp')] # they have no strength to take a share of
+    if len(same)==len(recipes[-1]): self.edits.error = f'nothing to sweep: {", ".join(same)} cannot be taken by halves. Add, Scale and Ablate can'; return
     self.edits.error = ''
+    drawing,before = self.drawing,self.before
     def done(images):
         self.strip.load(images, [f'{s:g} x' for s in self.shares])
-        return f'swept {len(images)} strengths'
-    self.worker.request(lambda say: [self._draw(r) if s else self.before for s,r in zip(self.shares, recipes)], done, 'sweeping', passes=len(self.shares)-1)
+        return self._told(f'{told}swept {len(images)} strengths'+(f'; whole above 0 x: {", ".join(same)}' if same else ''))
+    self.worker.request(lambda say: [self._draw(drawing, r) if s else before for s,r in zip(self.shares, recipes)], done, 'sweeping', passes=len(self.shares)-1)
 
 # %% ../nbs/56_steering_studio.ipynb #ste00018
 @patch
@@ -160,16 +172,21 @@ def save_recipe(self:SteeringStudio):
 def load_recipe(self:SteeringStudio):
     "Read a recipe from the file in the field; the painted region becomes that of the recipe"
     try:
+        if self.before is None: raise ValueError('there is no picture yet, whose steps and tokens a recipe is read for: press Draw first')
         edits = load_recipe(self.file.value, [self.dictionary])
         rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
     except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return
-    rows,painted,self.kept_edits = list(rows),[r for r in regions if r is not None],{}
+    rows,painted,kept = list(rows),[r for r in regions if r is not None],{}
     grid = tuple(self.paint.grid)
     for i,(e,m) in enumerate(zip(edits, regions)):
         if m is not None and (m.shape!=grid or (m!=painted[0]).any()): rows[i] = dict(rows[i], fixed=repr(e)) # a second region, or one of another grid
         if rows[i]['fixed']:
             rows[i]['fixed'] = f'{i+1}: {rows[i]["fixed"]}'
-            self.kept_edits[rows[i]['fixed']] = e
-    if painted and painted[0].shape==grid: self.paint.region = painted[0]
-    self.edits.rows,self.kept.value = rows,f'{self.file.value}: {len(rows)} edit{"s" if len(rows)!=1 else ""}'
+            kept[rows[i]['fixed']] = e
+    self._loading,self.kept_edits = True,self.kept_edits|kept
+    try:
+        self.edits.rows = rows
+        if painted and painted[0].shape==grid: self.paint.region = painted[0]
+    finally: self._loading = False
+    self.kept_edits,self.kept.value = kept,f'{self.file.value}: {len(rows)} edit{"s" if len(rows)!=1 else ""}'
     self._changed()

@@ -49,7 +49,7 @@ class TimestepViewer(DrawingView):
                  seed:int=0, size:int=240,     # of the noise; of a map on the screen
                  form:bool=True, **call):      # show the fields; passed on to `record`
         super().__init__(pipe, dictionaries, prompt, seed, **call)
-        self.names = FeatureNames(atlases)
+        self.names = FeatureNames({n: a for n,a in (atlases or {}).items() if n not in self.dictionaries or not self.dictionaries[n].signed}) # an atlas counts the two sides of a signed one as two
         self.site = widgets.Dropdown(options=list(self.dictionaries), description='Site', layout=widgets.Layout(width='300px'))
         some = [] if features is None else [features] if isinstance(features, int) else list(features)
         self.features = widgets.Text(', '.join(map(str, some)), description='Features', continuous_update=False, placeholder='17, 20', layout=widgets.Layout(width='300px'))
@@ -64,28 +64,33 @@ class TimestepViewer(DrawingView):
         self.run()
 
     def _at(self, step, row, col):
-        site = self.site_record(self.site.value)
-        token = row*(site.grid or (1, site.x.shape[2]))[1]+col
-        return [(f, v, self.names(self.site.value, f)) for f,v in self.strongest(self.site.value, step, token)]
+        with self.showing:
+            site = self.site_record(self.site.value)
+            token = row*(site.grid or (1, site.x.shape[2]))[1]+col
+            return [(f, v, self.names(self.site.value, f)) for f,v in self.strongest(self.site.value, step, token)]
     def _add(self, change):
         if self._filling or change['new'] is None: return
         have = [p for p in re.split(r'[\s,;]+', self.features.value) if p]
         if str(change['new']) not in have: self.features.value = ', '.join([*have, str(change['new'])][-8:])
     def _site(self):
-        if self._filling or self.recording is None: return
-        self.features.value = '' # a number means another feature there
-        self.recorded()
+        with self.showing:
+            if self._filling or self.drawing is None: return
+            self._filling = True
+            self.features.value = '' # a number means another feature there
+            self._filling = False
+            self.recorded()
     def recorded(self):
         best = self.strongest(self.site.value, n=50)
         self._filling = True
-        self.top.options = [('', None), *((f'{self.names.full(self.site.value, f)} ({v:.0f})', f) for f,v in best)]
+        self.top.options = [('add one …', None), *((f'{self.names.full(self.site.value, f)} ({v:.0f})', f) for f,v in best)]
         if not self.features.value.strip(): self.features.value = ', '.join(str(f) for f,_ in best[:2])
         self._filling = False
         self.show()
     def show(self):
         "Put the chosen features into the player"
-        if self._filling or self.recording is None: return
-        name = self.site.value
+        with self.showing:
+            if not self._filling and self.drawing is not None: self._show(self.site.value)
+    def _show(self, name):
         try:
             if not self.features.value.strip() and not self.strongest(name, n=1): raise ValueError('no feature is active in this picture')
             fs = read_features(self.features.value, self.dictionaries[name].num_latents)

@@ -49,18 +49,19 @@ def tile_pictures(pictures:list,    # PIL pictures of one size
 
 # %% ../nbs/52_views.ipynb #vie00009
 def shown(f): # of a view; for callbacks, whose errors nobody would see
-    "The method, with errors put into `self.error`"
+    "The method, with errors told by `self.fail`"
     @wraps(f)
     def g(self, *args, **kwargs):
         try: res = f(self, *args, **kwargs)
-        except Exception as e: self.error = error_text(e); return None
-        self.error = ''
+        except Exception as e: self.fail(error_text(e)); return None
+        self.fail('')
         return res
     return g
 
 class Fallback:
     "Shows a picture where no widget lives"
     alt = 'a view of fluxinterp'
+    def fail(self, why:str): "Say what went wrong; '' when it is well again"; self.error = why
     def static(self): # PIL picture or matplotlib figure; None where there is nothing to show yet
         "What it shows, as a picture that stays"
         return None
