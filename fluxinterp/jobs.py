@@ -51,8 +51,11 @@ class Worker:
     def cancel(self, why:str=''): # an error to show
         "Stop at the next step, and drop what waits"
         with self._telling:
-            with self._guard: self._next,self._why = None,why; self._stop.set()
-            if why: self.on_change(False, 0., '', why)
+            with self._guard:
+                dropped = self._next is not None and self._job is None # nobody else will tell of it
+                self._next,self._why = None,why
+                self._stop.set()
+            if why or dropped: self.on_change(False, 0., '' if why else 'cancelled', why)
     def under_way(self, message:str)->bool: # as given with a request
         "Whether such a request waits, or runs and is not to stop"
         with self._guard: return any(j and j[2]==message for j in (self._next, None if self._stop.is_set() else self._job))
