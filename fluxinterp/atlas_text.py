@@ -44,11 +44,17 @@ def search_words(query:str)->list:
     "The words of a query, in lower case"
     return [w.lower() for w in re.findall(r'\w+', query)]
 
+def _read_uri(path:Path)->str: # a SQLite file; -> for `sqlite3.connect`
+    "How to open a file for reading alone: through the log beside it, where one is and can be used; as one that does not change otherwise, which needs nothing beside it and makes nothing"
+    log,index = Path(f'{path}-wal'),Path(f'{path}-shm')
+    logged = log.exists() and (index.exists() or os.access(log.parent, os.W_OK))
+    return f'{path.absolute().as_uri()}?mode=ro'+('' if logged else '&immutable=1')
+
 class AtlasText:
     "The SQLite file of an atlas; one connection per thread"
     def __init__(self, path, # the file
                  key:str=None, # of the atlas it must belong to
-                 readonly:bool=False, # a file nobody writes to, such as a packaged one
+                 readonly:bool=False, # whether it is not to be written to, as a packaged one
                 ):
         self.path,self.readonly,self._local = Path(path),readonly,threading.local()
         if not self.path.is_file(): raise AtlasError(f'{self.path} is missing')
@@ -80,11 +86,16 @@ class AtlasText:
         tmp.replace(path)
         return cls(path, key)
 
+    def _source(self): # URI; what a file that does not change must go on being
+        if not self.readonly: return f'{self.path.absolute().as_uri()}?mode=rw',None
+        uri,s = _read_uri(self.path),self.path.stat()
+        return uri,(s.st_ino, s.st_size, s.st_mtime_ns) if 'immutable' in uri else None
     @property
     def db(self)->sqlite3.Connection:
         "The connection of this thread"
-        if not hasattr(self._local, 'db'):
-            self._local.db = sqlite3.connect(f'{self.path.absolute().as_uri()}?'+('mode=ro&immutable=1' if self.readonly else 'mode=rw'), uri=True, timeout=30)
+        source = self._source()
+        if getattr(self._local, 'source', source)!=source: self.close() # its owner writes to it again
+        if not hasattr(self._local, 'db'): self._local.db,self._local.source = sqlite3.connect(source[0], uri=True, timeout=30),source
         return self._local.db
 
     @contextmanager
@@ -99,7 +110,7 @@ class AtlasText:
 
     def close(self):
         "Close this thread's connection"
-        if hasattr(self._local, 'db'): self._local.db.close(); del self._local.db
+        if hasattr(self._local, 'db'): self._local.db.close(); del self._local.db,self._local.source
 
 # %% ../nbs/44_atlas_text.ipynb #att00009
 nothing_said = ('no word of the captions', 'no known map', 'nothing in particular') # what explainers say of a feature they find nothing in

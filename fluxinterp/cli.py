@@ -247,7 +247,10 @@ def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atl
     "Serve a view of an atlas on this machine, to whoever has the address with its token; Ctrl-C ends it."
     from fluxinterp.core import default_device
     from fluxinterp.dashboards import serve_dashboard
-    try: serve_dashboard(atlas, pipeline, view, port, dark, str(default_device(device or None)), typer.echo, dictionary)
+    from fluxinterp.loading import check_placement
+    try:
+        check_placement(device or None)
+        serve_dashboard(atlas, pipeline, view, port, dark, device or str(default_device()), typer.echo, dictionary)
     except (ValueError, KeyError, OSError) as e: # clear by themselves
         typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)

@@ -21,16 +21,18 @@ from .atlas_text import AtlasError
 from .drawing_view import atlas_dictionary
 from .hub import load_dictionary
 from .pipelines import fingerprint, load_pipeline
+from .run_monitor import run_status
 
 # %% ../nbs/58_dashboards.ipynb #das00006
 class DashboardView(NamedTuple):
     "A view that can be served"
     call:str     # of `atlas`, `pipe` and its `dictionary`
     pipeline:str # 'needed', 'taken' or 'unused'
+    finished:bool=True # whether it shows finished atlases only; `atlas` may be a folder otherwise
 
 dashboard_views = dict(browser=DashboardView('fi.FeatureBrowser(atlas, pipe, dictionary)', 'taken'), steering=DashboardView('fi.SteeringStudio(atlas, pipe, dictionary)', 'needed'),
                        steps=DashboardView('fi.TimestepViewer(pipe, {atlas.site: dictionary}, atlases={atlas.site: atlas})', 'needed'),
-                       prompt=DashboardView('fi.PromptInspector(pipe, {atlas.site: dictionary}, atlases={atlas.site: atlas})', 'needed'), monitor=DashboardView('fi.RunMonitor(atlas)', 'unused'))
+                       prompt=DashboardView('fi.PromptInspector(pipe, {atlas.site: dictionary}, atlases={atlas.site: atlas})', 'needed'), monitor=DashboardView('fi.RunMonitor(atlas)', 'unused', False))
 
 class DashboardError(ValueError): "A dashboard that cannot be served; says what to do"
 
@@ -43,20 +45,24 @@ def free_port(port:int=0)->int: # 0 for any
         except OSError as e: raise DashboardError(f'port {port} cannot be used ({e.strerror}): choose another with --port, or --port 0 for any that is free') from None
         return s.getsockname()[1]
 
+def _begun(atlas): return any((Path(atlas)/n).is_file() for n in ('plan.json', 'atlas.json'))
+
 def check_dashboard(atlas:str,           # folder or packaged name
                     pipeline:str='',     # bundled name, folder or hub id
                     view:str='browser',  # of `dashboard_views`
                     dictionary:str='',   # of the atlas, for views that draw: folder or hub id; found by itself for packaged ones
-                   )->Atlas:
+                   )->Atlas: # a `RunStatus` where the view also shows what is not finished
     "The atlas, once all is there and belongs together; raises `DashboardError` or `AtlasError` with what to do"
     import fluxinterp as fi
     if view not in dashboard_views: raise DashboardError(f'{view!r} is no view: choose from {", ".join(dashboard_views)}')
-    call,wants = dashboard_views[view]
+    call,wants,finished = dashboard_views[view]
     if re.match(r'fi\.(\w+)', call)[1] not in dir(fi): raise DashboardError(f'the view {view!r} is not in this version of fluxinterp: it has no {call.split("(")[0]}')
     for package in ('voila', 'ipykernel'):
         if not find_spec(package): raise DashboardError(f'a dashboard is served by Voila, and {package} is not installed: pip install {package}')
     if wants=='needed' and not pipeline: raise DashboardError(f'the view {view!r} draws pictures: give the pipeline this atlas is of with --pipeline')
+    if not finished: return run_status(Path(atlas) if _begun(atlas) else Atlas(atlas)) # which says what to do where there is nothing
     a = Atlas(atlas)
+    if view=='browser' and pipeline and a.signed: raise DashboardError('features of a signed dictionary are its two sides, of which a viewer shows neither alone: leave --pipeline out, or take --view steps')
     try:
         for k in ('key', 'peak', 'at'): read_tensor(a.path/'examples.safetensors', f'pool/{k}')
         fired,pictures = a.array('totals/fired'),a.block_rows()
@@ -83,7 +89,8 @@ def dashboard_notebook(atlas:str, pipeline:str='', view:str='browser', # as in `
     pipe = f'fi.load_pipeline({_there(pipeline)!r}{f", device={device!r}" if device else ""})' if pipeline and dashboard_views[view].pipeline!='unused' else 'None'
     d = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
     d = f'fi.atlas_dictionary(atlas, {d})' if pipe!='None' else 'None'
-    cells = [f'import sys; sys.path.append({root!r}) # where a checkout that is not installed lies\nimport fluxinterp as fi', f'atlas = fi.Atlas({_there(atlas)!r})\npipe = {pipe}\ndictionary = {d}', dashboard_views[view].call]
+    a = repr(_there(atlas)) if _begun(atlas) and not dashboard_views[view].finished else f'fi.Atlas({_there(atlas)!r})'
+    cells = [f'import os, sys\nos.chdir({os.getcwd()!r})\nsys.path[:] = [*filter(None, sys.path), {root!r}] # no modules from there, but from a checkout that is not installed\nimport fluxinterp as fi', f'atlas = {a}\npipe = {pipe}\ndictionary = {d}', dashboard_views[view].call]
     return dict(cells=[dict(cell_type='code', id=f'cell{i}', metadata={}, execution_count=None, outputs=[], source=s) for i,s in enumerate(cells)],
                 metadata=dict(kernelspec=dict(name='fluxinterp', display_name='fluxinterp', language='python')), nbformat=4, nbformat_minor=5)
 
@@ -137,6 +144,16 @@ def _end(process): # a server and its kernels, which have process groups of thei
     process.wait()
     process.stdin.close()
 
+_stops = signal.SIGINT,signal.SIGTERM,signal.SIGHUP
+
+@contextmanager
+def _on_stop(handler): # of Ctrl-C, being ended and a closed terminal, inside; only the main thread hears them
+    here = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, handler) for s in _stops} if here else {}
+    try: yield
+    finally:
+        for s,h in before.items(): signal.signal(s, h)
+
 @contextmanager
 def served(notebook:dict,     # as JSON
            port:int=0,        # 0 for any that is free
@@ -159,8 +176,9 @@ def served(notebook:dict,     # as JSON
         if 200 in (status, _status_of(f'{base}/')): raise DashboardError('this Voila answers without asking for the token: it is not served. Upgrade it: pip install -U voila')
         yield Served(f'{base}/?token={token}', port, process, folder)
     finally:
-        if process is not None: _end(process)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _on_stop(signal.SIG_IGN): # a second Ctrl-C would leave kernels and the token behind
+            try: process is None or _end(process)
+            finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/58_dashboards.ipynb #das00017
 def serve_dashboard(atlas:str, pipeline:str='', view:str='browser', # as in `check_dashboard`
@@ -172,15 +190,14 @@ def serve_dashboard(atlas:str, pipeline:str='', view:str='browser', # as in `che
     "Serve a view of an atlas until Ctrl-C; raises `DashboardError` or `AtlasError` before anything is served"
     free_port(port)
     a = check_dashboard(atlas, pipeline, view, dictionary)
-    def stop(*_): raise KeyboardInterrupt
-    here = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)} if here else {}
-    try:
-        with served(dashboard_notebook(atlas, pipeline, view, device, dictionary), port, dark) as s:
-            say(f'{a!r}\nOpen {s.url}\nCtrl-C ends it. From another machine: ssh -L {s.port}:127.0.0.1:{s.port} and this machine\'s name, then the same address.')
-            try: s.process.wait()
-            except KeyboardInterrupt: say('ended')
-            else: raise DashboardError(f'Voila ended by itself: {(s.folder/"server.log").read_text(errors="replace")[-1500:].strip()}')
-    except KeyboardInterrupt: say('ended')
-    finally:
-        for k,v in before.items(): signal.signal(k, v)
+    def stop(*_):
+        for s in _stops: signal.signal(s, signal.SIG_IGN) # once is enough
+        raise KeyboardInterrupt
+    with _on_stop(stop):
+        try:
+            with served(dashboard_notebook(atlas, pipeline, view, device, dictionary), port, dark) as s:
+                say(f'{a!r}\nOpen {s.url}\nCtrl-C ends it. From another machine: ssh -L {s.port}:127.0.0.1:{s.port} and this machine\'s name, then the same address.')
+                try: s.process.wait()
+                except KeyboardInterrupt: say('ended')
+                else: raise DashboardError(f'Voila ended by itself: {(s.folder/"server.log").read_text(errors="replace")[-1500:].strip()}')
+        except KeyboardInterrupt: say('ended')

@@ -8,6 +8,7 @@ __all__ = ['match_features']
 # %% ../nbs/38_feature_matches.ipynb #fma00003
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -35,6 +36,7 @@ def _firing(code):
     return _Firing(fires, mean, sd, torch.zeros_like(mean).scatter_reduce_(0, i, v, 'amax'), sd>1e-6*square.sqrt()) # the same value everywhere correlates with nothing
 
 def _best(a, b, sa, sb, features, order=None, tick=lambda: None): # codes, their firings; numbers; which token of b stands for each -> best correlation, its feature
+    features,back = features.unique(return_inverse=True)
     t,k = (a.values!=0).nonzero(as_tuple=True)
     slot = torch.full((a.num_latents,), -1)
     slot[features] = torch.arange(len(features))
@@ -56,16 +58,24 @@ def _best(a, b, sa, sb, features, order=None, tick=lambda: None): # codes, their
         r = (cross.view(len(mine), m)/n-sa.mean[mine][:,None]*sb.mean)/(sa.sd[mine][:,None]*sb.sd.clamp_min(1e-300))
         r[:,~sb.live] = -2.
         found.append(r.max(1))
-    return (torch.cat([f.values for f in found]),torch.cat([f.indices for f in found])) if found else (torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    return (torch.cat([f.values for f in found])[back],torch.cat([f.indices for f in found])[back]) if found else (torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
-def _matched(a, b, sa, sb, rows, features=None, seed=0, tick=lambda: None): # codes of `rows` rows, and their firings -> `match_features`
+def _elsewhere(guidance): # of each row -> for each the row of another picture, of the same guidance; None where there is none
+    g,other = np.asarray(guidance),np.arange(len(guidance))
+    for kind in set(guidance):
+        i = np.flatnonzero(g==kind)
+        if len(i)<2: return None
+        other[i] = np.roll(i, len(i)//2)
+    return torch.from_numpy(other)
+
+def _matched(a, b, sa, sb, rows, features=None, seed=0, tick=lambda: None, guidance=None): # codes of `rows` rows, and their firings; guidance of each row, one kind when None -> `match_features`
     asked = torch.arange(a.num_latents) if features is None else torch.as_tensor(features, dtype=torch.int64)
     if not sb.live.any(): raise ValueError('none of the features to be matched with fires in this recording: record other or more prompts')
-    live,n = asked[sa.live[asked]],len(a)
+    live,n,other = asked[sa.live[asked]],len(a),_elsewhere(['']*rows if guidance is None else guidance)
     r,j = _best(a, b, sa, sb, live, tick=tick)
     chance = _best(a, b, sa, sb, live, torch.randperm(n, generator=torch.Generator().manual_seed(seed)), tick)[0]
-    other = _best(a, b, sa, sb, live, torch.arange(n).roll(n//rows*(rows//2)), tick)[0] if rows>1 else torch.full_like(r, float('nan'))
-    f = pd.DataFrame(dict(feature=live, match=j, correlation=r, chance=chance, elsewhere=other, fires=sa.fires[live], match_fires=sb.fires[j], largest=sa.largest[live]))
+    elsewhere = torch.full_like(r, float('nan')) if other is None else _best(a, b, sa, sb, live, torch.arange(n).view(rows, -1)[other].flatten(), tick)[0]
+    f = pd.DataFrame(dict(feature=live, match=j, correlation=r, chance=chance, elsewhere=elsewhere, fires=sa.fires[live], match_fires=sb.fires[j], largest=sa.largest[live]))
     f.attrs = dict(silent=len(asked)-len(live), silent_match=int((~sb.live).sum()), tokens=n)
     return f
 
@@ -82,4 +92,4 @@ def match_features(a:Dictionary, b:Dictionary, # of one site
     wrong = [f for f in ([] if features is None else features) if not 0<=int(f)<n]
     if wrong: raise ValueError(f'feature {wrong[0]} of a dictionary with {n} features: choose 0 to {n-1}')
     ca,cb = (_encoded(d, site_record, batch_size) for d in (a, b))
-    return _matched(ca, cb, _firing(ca), _firing(cb), len(site_record), features, seed)
+    return _matched(ca, cb, _firing(ca), _firing(cb), len(site_record), features, seed, guidance=site_record.rows.guidance)

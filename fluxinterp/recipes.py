@@ -10,8 +10,11 @@ import hashlib, json, os, reprlib
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
+from weakref import WeakKeyDictionary
+from zlib import crc32
 
 import numpy as np
+import torch
 
 from .core import atomic_path
 from .dictionary import Dictionary
@@ -21,15 +24,22 @@ from .schedule import Noise
 from .sites import Site
 
 # %% ../nbs/34_recipes.ipynb #eb781c91
+_fingerprints = WeakKeyDictionary() # dictionary -> what it was made of, its fingerprint
+
 def dictionary_fingerprint(dictionary:Dictionary)->str: # 16 hex digits
     "What tells one dictionary from another: its kind, its sizes, how it chooses its active latents, and every weight, as float32"
     d = dictionary
     k = getattr(d, 'k', None) or getattr(getattr(d, 'config', None), 'k', None)
-    h = hashlib.sha256(json.dumps([type(d).__name__, d.num_latents, k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None, *([c.method, c.nonneg, c.tolerance] if (c := getattr(d, 'config', None)) and hasattr(c, 'method') else [])]).encode())
-    for name,t in sorted(d.state_dict().items()):
-        h.update(f'{name}{tuple(t.shape)}'.encode())
-        h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:16]
+    about = json.dumps([type(d).__name__, d.num_latents, k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None, *([c.method, c.nonneg, c.tolerance] if (c := getattr(d, 'config', None)) and hasattr(c, 'method') else [])])
+    state = sorted(d.state_dict().items())
+    now = about,[(name, t.shape, t.dtype, crc32(t.detach().cpu().flatten().view(torch.uint8).numpy())) for name,t in state]
+    if _fingerprints.get(d, ('',))[0]!=now:
+        h = hashlib.sha256(about.encode())
+        for name,t in state:
+            h.update(f'{name}{tuple(t.shape)}'.encode())
+            h.update(t.detach().float().cpu().contiguous().numpy())
+        _fingerprints[d] = now,h.hexdigest()[:16]
+    return _fingerprints[d][1]
 
 # %% ../nbs/34_recipes.ipynb #602e2d65
 recipe_version = 1

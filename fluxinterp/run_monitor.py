@@ -17,7 +17,7 @@ import traitlets
 
 from .atlas import Atlas
 from .atlas_files import read_tensor
-from .atlas_text import statuses
+from .atlas_text import _read_uri, statuses
 from .core import error_text
 from .endpoint import Answerer
 from .page_parts import view_script
@@ -96,7 +96,10 @@ def _marks(own, seen, done): # (when, done) pairs; the same seen before; the new
 def _harvest_status(name, folder, seen): # `shards._Folder`
     s,sizes = RunStatus('harvest', name, unit='pictures'),folder.sizes()
     if not {'manifest.json', 'manifest.backup.json'}&set(sizes):
-        s.problem,s.changed = 'nothing is written yet: the first batch is drawn before anything is',_newest(Path(folder.root)) if folder.local else None
+        if not sizes: return RunStatus('run', name, problem=f'{name} is not there yet')
+        s.changed = _newest(Path(folder.root)) if folder.local else None
+        if any(n.endswith('.safetensors') for n in sizes): s.problem = f'{folder.root} has shards, but no manifest.json that says what they are: restore it from a copy'
+        else: s.numbers['now'] = 'the first batch is drawn, before anything is written'
         return s
     m = load_manifest(folder)
     images = m['rows_per_prompt']//(2 if m['settings'].get('guidance')=='both' else 1)
@@ -205,8 +208,7 @@ def _training_status(name, folder, logs, seen): # a folder, or None where there 
 
 # %% ../nbs/55_run_monitor.ipynb #rmo00014
 def _said(file): # the SQLite file of an atlas -> explanations by explainer, scores by explainer and scorer, as {status: n}
-    wal = Path(f'{file}-wal')
-    db = sqlite3.connect(f'{file.absolute().as_uri()}?'+('mode=ro' if wal.exists() and os.access(file.parent, os.W_OK) else 'mode=ro&immutable=1'), uri=True, timeout=5)
+    db = sqlite3.connect(_read_uri(file), uri=True, timeout=5)
     try:
         res = {}
         for e,st,n in db.execute('select explainer, status, count(*) from explanations group by 1, 2'): res.setdefault(f'explained by {e}', {})[st] = n

@@ -15,10 +15,10 @@ def ask(url): # -> status, text; being sent to the login page is an answer
         with urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=60) as r: return r.status,r.read().decode()
     except urllib.error.HTTPError as e: return e.code,''
 
-def start(tmp, *args):
+def start(tmp, *args, atlas='tiny-flux/double.1.image'):
     env = os.environ|dict(TMPDIR=str(tmp), PYTHONPATH=str(root), OMP_NUM_THREADS='1')
     log = tmp/'said.txt'
-    with log.open('w') as f: p = subprocess.Popen([sys.executable, '-m', 'fluxinterp.cli', 'dashboard', 'tiny-flux/double.1.image', '--view', 'monitor', '--port', '0', *args], cwd=tmp, env=env, stdout=f, stderr=f)
+    with log.open('w') as f: p = subprocess.Popen([sys.executable, '-m', 'fluxinterp.cli', 'dashboard', str(atlas), '--view', 'monitor', '--port', '0', *args], cwd=tmp, env=env, stdout=f, stderr=f)
     p.said,end = log.read_text,time.time()+120
     while time.time()<end and p.poll() is None and 'Ctrl-C' not in p.said(): time.sleep(.05)
     said = p.said()
@@ -70,3 +70,24 @@ def test_a_killed_command_leaves_no_server(tmp_path):
     try: server = psutil.Process(int(p.stdout.readline()))
     finally: p.kill(); p.wait(); p.stdout.close()
     server.wait(10)
+
+def test_an_atlas_under_construction_is_watched_and_a_second_ctrl_c_leaves_nothing(tmp_path):
+    half = tmp_path/'half'
+    half.mkdir()
+    (half/'plan.json').write_text('{"prompts": 7, "images": 1, "site": "double.1.image", "num_features": 64, "steps": [0]}')
+    p,url,_ = start(tmp_path, atlas=half)
+    everybody = []
+    try:
+        page = ask(url)[1]
+        assert 'under way' in page and '0 of 7 pictures' in page and 'Traceback' not in page, page[-2000:]
+        everybody = psutil.Process(p.pid).children(recursive=True)
+        p.send_signal(signal.SIGINT)
+        for _ in range(1000):
+            if 'ended' in p.said(): break
+            time.sleep(.01)
+        ends(p, everybody, signal.SIGINT)
+        assert not list(tmp_path.glob('fluxinterp-*'))
+    finally:
+        for q in everybody:
+            if q.is_running(): q.kill()
+        p.kill()
