@@ -267,7 +267,7 @@ class DictionaryCompare(WorkDashboard):
         def work(say):
             self._prepare(self.dictionaries, say)
             say(f'matching {a} with {b}')
-            return _matched(self.codes[a], self.codes[b], self.firing[a], self.firing[b], len(self.record), None, self.seed, lambda: say(f'matching {a} with {b}'))
+            return _matched(self.codes[a], self.codes[b], self.firing[a], self.firing[b], len(self.record), None, self.seed, lambda: say(f'matching {a} with {b}'), self.record.rows.guidance)
         self.worker.request(work, lambda frame: self._show(a, b, frame), f'matching {a} with {b}')
 
     def _summary(self, a, f):
