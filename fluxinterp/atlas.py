@@ -147,11 +147,12 @@ def build_atlas(dictionary:Dictionary,
 def block_rows(self:Atlas)->list: # (file, first picture, one after the last, where the thumbnails lie in it, with None for none)
     "The files of what fired, with the pictures they hold"
     if not hasattr(self, '_blocks'):
-        n,self._blocks = 0,[]
+        n,blocks = 0,[]
         for f in block_files(self.path):
             k = len(read_tensor(f, 'lengths'))
             with safe_open(f, 'pt') as t: ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()] if 'jpeg_lengths' in t.keys() else None
-            self._blocks.append((f, n, n+k, ends)); n += k
+            blocks.append((f, n, n+k, ends)); n += k
+        self._blocks = blocks # not before it is whole: a page's questions come in another thread
     return self._blocks
 
 @patch
@@ -205,8 +206,9 @@ def peaks(self:Atlas, features=None, # numbers; all when None
 def fires(self:Atlas, i:int)->np.ndarray: # (pictures,) bool
     "In which pictures a feature fires"
     first = self.check(i)//256*256 # its neighbours come with it: all features one after the other read the files once in 256
-    if getattr(self, '_fires', (-1,))[0]!=first: self._fires = first,self.peaks(range(first, min(first+256, self.num_features)))>0
-    return self._fires[1][:,i-first]
+    kept = getattr(self, '_fires', (-1, None))
+    if kept[0]!=first: self._fires = kept = first,self.peaks(range(first, min(first+256, self.num_features)))>0
+    return kept[1][:,i-first]
 
 @patch
 def silent_pictures(self:Atlas, i:int, n:int=10, half:str='score', seed:int=0)->list: # numbers of pictures

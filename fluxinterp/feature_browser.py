@@ -7,6 +7,7 @@ __all__ = ['FeatureBrowser']
 
 # %% ../nbs/56_feature_browser.ipynb #fbr00003
 import ipywidgets as widgets
+import numpy as np
 
 from .atlas import Atlas
 from .atlas_text import AtlasError
@@ -14,12 +15,13 @@ from .dictionary import Dictionary
 from .drawing_view import atlas_dictionary, check_atlas_pipeline
 from .feature_sheet import FeatureSheet
 from .feature_table import FeatureTable
-from .timestep_viewer import TimestepViewer
+from .timestep_viewer import FeatureNames, TimestepViewer
 from .views import Dashboard
 
 # %% ../nbs/56_feature_browser.ipynb #fbr00006
 class FeatureBrowser(Dashboard):
     "Look through the features of an atlas"
+    viewer = None # of the prompt, where there is a pipeline
     def __init__(self, atlas:Atlas,             # or the folder or name of one
                  pipe=None,                     # to see features on prompts
                  dictionary:Dictionary=None,    # the atlas's; found by itself for packaged ones
@@ -33,7 +35,6 @@ class FeatureBrowser(Dashboard):
         self.clear = widgets.Button(description='Clear', tooltip='all features again', layout=widgets.Layout(width='80px'))
         self.table = FeatureTable(self.atlas, lines=lines)
         self.sheet = FeatureSheet(self.atlas, n=examples)
-        self.viewer = None
         if pipe is not None:
             check_atlas_pipeline(self.atlas, pipe)
             d = atlas_dictionary(self.atlas, dictionary)
@@ -46,10 +47,23 @@ class FeatureBrowser(Dashboard):
         self.clear.on_click(lambda _: setattr(self.search, 'value', ''))
         self.sheet.observe(lambda c: setattr(self.table, 'selected', c['new']), 'feature') # a neighbour was chosen on the sheet
         self.sheet.observe(lambda c: self.table.step(c['new'][0]), 'move')
-        self.sheet.observe(lambda _: self.table.reload(), 'kept')
+        self.sheet.observe(lambda _: self.reload(), 'kept')
+        self.table.observe(lambda _: setattr(self.sheet, 'version', self.sheet.version+1), 'kept')
         if self.viewer: self.table.observe(lambda c: c['new']>=0 and setattr(self.viewer.features, 'value', str(c['new'])), 'selected')
         if feature is not None: self.table.selected = self.atlas.check(feature)
         else: self.table.step(1)
+
+    def reload(self):
+        "Read the atlas again: labels, explanations and scores may have changed"
+        was = self.table.names
+        self.table.reload()
+        self.sheet.version += 1
+        if self.viewer is None or np.array_equal(was, self.table.names): return
+        self.viewer.names = FeatureNames(self.viewer.names.atlases)
+        if self.viewer.recording is not None: self.viewer.recorded()
+    def close(self):
+        if self.viewer: self.viewer.close()
+        super().close()
 
     def _search(self, change):
         words = change['new'].strip()

@@ -27,19 +27,21 @@ const render = ({ model, el }) => {
   let card = null, shown = null, tiles = new Tiles();
   const fetchCard = newest((f) => ask(model, "card", { feature: f })), fetchList = newest((f, kind) => ask(model, "pictures", { feature: f, kind })), fetchSteps = newest((f, kind) => ask(model, "steps", { feature: f, kind }));
   const move = (by) => { model.set("move", [by, Math.random()]); model.save_changes(); };
-  const keep = (what) => ask(model, "keep", { feature: card.feature, ...what }).then((r) => { Object.assign(card, r); box.fail(""); heading(); }, (e) => { box.fail(e); heading(); });
-  const heading = () => {
-    const c = card, label = make("input", { type: "text", id: fresh(), value: c.label, size: 24, onchange: (e) => keep({ label: e.target.value }) }), note = make("textarea", { id: fresh(), rows: 1, cols: 36, value: c.note, onchange: (e) => keep({ note: e.target.value }) });
-    const flagged = button(c.flagged ? "⚑ flagged" : "⚐ flag", () => keep({ flagged: !c.flagged }), { "aria-pressed": c.flagged, title: "flag (f)" });
-    head.replaceChildren(make("div", { class: "flx-row" }, button("◀ previous", () => move(-1), { title: "previous (p)" }), button("next ▶", () => move(1), { title: "next (n)" }), make("b", { class: "flx-title" }, `feature ${c.feature}`, c.label ? `: ${c.label}` : ""), flagged),
-      make("div", { class: "flx-row" }, make("label", { for: label.id }, "label"), label, make("label", { for: note.id }, "note"), note));
-  };
+  const keep = (feature, what) => ask(model, "keep", { feature, ...what }).then((r) => { box.fail(""); if (feature === card?.feature) { Object.assign(card, r); entitle(); } }, box.fail);
+  const alone = !model.widget_manager, needs = (title) => alone ? { disabled: true, title: "needs a kernel" } : { title }, title = make("b", { class: "flx-title" });
+  let label, note, flagged;
+  const heading = () => { const f = card.feature;
+    label = make("input", { type: "text", id: fresh(), value: card.label, size: 24, ...needs(), onchange: (e) => keep(f, { label: e.target.value }) }); note = make("textarea", { id: fresh(), rows: 1, cols: 36, value: card.note, ...needs(), onchange: (e) => keep(f, { note: e.target.value }) });
+    flagged = button("", () => keep(f, { flagged: !card.flagged }), needs("flag (f)"));
+    head.replaceChildren(make("div", { class: "flx-row" }, button("◀ previous", () => move(-1), needs("previous (p)")), button("next ▶", () => move(1), needs("next (n)")), title, flagged),
+      make("div", { class: "flx-row" }, make("label", { for: label.id }, "label"), label, make("label", { for: note.id }, "note"), note)); entitle(); };
+  const entitle = () => { title.textContent = `feature ${card.feature}${card.label ? `: ${card.label}` : ""}`; flagged.textContent = card.flagged ? "⚑ flagged" : "⚐ flag"; flagged.setAttribute("aria-pressed", card.flagged); };
   const pick = (f) => { model.set("feature", f); model.save_changes(); };
   const near = (name, pairs, unit) => pairs.length ? make("div", {}, make("span", { class: "flx-quiet" }, `${name}: `), pairs.map(([f, v, n]) => button(`${f} · ${show(v)}`, () => pick(f), { title: `${n || `feature ${f}`}, ${unit} ${show(v)}`, class: "flx-near" }))) : null;
   const evidence = (e, s) => { const d = make("details", {}, make("summary", {}, "evidence")); let done = false;
     d.addEventListener("toggle", () => { if (!d.open || done) return; done = true; ask(model, "evidence", { feature: card.feature, explainer: e.explainer, scorer: s.scorer }).then((r) => { const t = new Tiles(r.tiles);
       t.load(r.buffers[0]).then(() => { d.append(make("table", {}, make("thead", {}, make("tr", {}, ["picture", "shown as", "truth", "verdict", "caption"].map((w) => make("th", {}, w)))), make("tbody", {}, r.rows.map(([p, kind, truth, verdict, caption], i) => { const c = make("canvas", { width: 64, height: 64, role: "img", "aria-label": `picture ${p}` }); if (r.tiles.count) t.draw(c.getContext("2d"), i, 0);
-        return make("tr", {}, make("td", {}, r.tiles.count ? c : String(p)), make("td", {}, kind), make("td", {}, truth ? "fires" : "silent"), make("td", {}, verdict == null ? "no answer" : show(verdict)), make("td", {}, caption)); })))); t.close(); }); }, (x) => { done = false; box.fail(x); }); });
+        return make("tr", {}, make("td", {}, r.tiles.count ? c : p < 0 ? "–" : String(p)), ...[kind, truth, verdict, caption].map((w) => make("td", {}, w))); })))); t.close(); }); }, (x) => { done = false; box.fail(x); }); });
     return d; };
   const said = () => card.explanations.length ? make("div", {}, make("b", {}, "what is said about it"), card.explanations.map((e) => make("div", { class: "flx-said" }, make("div", {}, make("span", { class: "flx-quiet" }, `${e.explainer}: `), e.status === "ok" ? `“${e.text}”` : `none (${e.status})`),
     e.detail ? make("div", { class: "flx-quiet" }, e.detail) : null,
@@ -50,7 +52,7 @@ const render = ({ model, el }) => {
       make("div", { class: "flx-row flx-top" }, c.dead ? null : chart({ label: "when: mean activation by noise level", series: [{ kind: "bars", x: c.levels.map((_, i) => i), y: c.profile, text: (i) => `noise ${c.levels[i].toFixed(2)}: ${show(c.profile[i])}` }], x: "noise level, first step left", y: "mean", xTicks: c.levels.map((_, i) => i).filter((i) => c.levels.length < 9 || i % Math.ceil(c.levels.length / 6) === 0), xText: (i) => c.levels[i]?.toFixed(2) ?? "" }),
         c.dead ? null : chart({ label: "how strongly: activations where it fires", series: [{ kind: "bars", x: c.histogram.map((_, i) => i), y: c.histogram.map(([, n]) => n), text: (i) => `from ${show(c.histogram[i][0])}: ${c.histogram[i][1]}` }], x: "activation", y: "how many", xTicks: c.histogram.map((_, i) => i).filter((i) => i % Math.ceil(c.histogram.length / 5) === 0), xText: (i) => show(c.histogram[i]?.[0]) }),
         icons, make("div", { class: "flx-column flx-words" }, said(), near("like it in direction", c.near, "cosine"), near("fires together with", c.together, "Jaccard index"))));
-    card.kept.forEach((k, i) => createImageBitmap(new Blob([card.buffers[i]])).then((b) => { const cv = make("canvas", { width: 128, height: 128 * b.height / b.width, role: "img", "aria-label": `${k} of the feature` }); cv.getContext("2d").drawImage(b, 0, 0, cv.width, cv.height); icons.append(make("figure", {}, make("figcaption", {}, k), cv)); }));
+    card.kept.forEach((k, i) => createImageBitmap(new Blob([card.buffers[i]])).then((b) => { const cv = make("canvas", { width: 128, height: 128 * b.height / b.width, role: "img", "aria-label": `${k} of the feature` }); cv.getContext("2d").drawImage(b, 0, 0, cv.width, cv.height); b.close(); icons.append(make("figure", {}, make("figcaption", {}, k), cv)); }));
   };
   const grid = make("div", { class: "flx-gallery", role: "tabpanel", tabindex: 0, "aria-label": "pictures" }), scale = make("div");
   const paint = () => { if (!shown) return; const { examples, rows, cols, maps, steps } = shown, n = rows * cols;
@@ -68,22 +70,32 @@ const render = ({ model, el }) => {
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; paint(); } });
   gallery.append(make("div", { class: "flx-row", role: "tablist", "aria-label": "which pictures" }, tabs), make("div", { class: "flx-row" }, time.el, strength.el, choice({ label: "colours", options: colourNames, value: look.colours, onchange: (v) => { look.colours = v; paint(); } }).el,
     choice({ label: "scale", options: [["feature", "feature max"], ["picture", "each picture's max"]], value: look.scale, onchange: (v) => { look.scale = v; paint(); } }).el, choice({ label: "size", options: sizes, value: look.size, onchange: (v) => { look.size = v; lay_out(); } }).el, scale), grid);
+  const facts_of = ({ label, note, flagged, buffers, ...rest }) => JSON.stringify(rest);
   const draw = () => { const f = model.get("feature"); if (f < 0) { head.replaceChildren(make("p", { class: "flx-quiet" }, model.get("empty"))); facts.replaceChildren(); gallery.hidden = true; return; }
-    fetchCard(f).then((r) => { const same = card?.feature === r.feature; card = r; gallery.hidden = false; box.fail(""); heading(); numbers(); look.step = Math.min(look.step, card.levels.length - 1); time.set(look.step, card.levels.length - 1); load(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
+    fetchCard(f).then((r) => { const was = card, same = !gallery.hidden && was?.feature === r.feature; card = r; gallery.hidden = false; box.fail("");
+      if (same) { for (const [field, k] of [[label, "label"], [note, "note"]]) if (field.value === was[k]) field.value = r[k]; entitle(); if (facts_of(was) !== facts_of(r)) numbers(); return; } // the atlas has changed, in words only
+      heading(); numbers(); look.step = Math.min(look.step, card.levels.length - 1); time.set(look.step, card.levels.length - 1); load(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
   box.append(head, facts, gallery);
-  box.addEventListener("keydown", (e) => { if (e.ctrlKey || e.metaKey || e.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(e.target.tagName) || !card) return; const by = { n: 1, p: -1 }[e.key];
-    if (by) { e.preventDefault(); e.stopPropagation(); move(by); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); keep({ flagged: !card.flagged }); } });
+  box.addEventListener("keydown", (e) => { if (alone || e.ctrlKey || e.metaKey || e.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(e.target.tagName) || !card) return; const by = { n: 1, p: -1 }[e.key];
+    if (by) { e.preventDefault(); e.stopPropagation(); move(by); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); keep(card.feature, { flagged: !card.flagged }); } });
   draw();
   const off = listen(model, { feature: draw, version: draw });
   return () => { off(); box.done(); tiles.close(); };
 };
 '''
 _style = '''
-.flx-title { font-size: 16px; } .flx-words { max-width: 560px; flex: 1 1 300px; } .flx-said { margin: 2px 0 6px; overflow-wrap: anywhere; } .flx .flx-near { margin: 1px 3px; padding: 0 6px; min-height: 22px; } .flx-gallery { display: flex; flex-wrap: wrap; gap: 8px; } .flx-gallery figcaption { overflow-wrap: anywhere; }
+.flx-sheet :disabled { opacity: .55; } .flx-title { font-size: 16px; } .flx-words { max-width: 560px; flex: 1 1 300px; } .flx-said { margin: 2px 0 6px; overflow-wrap: anywhere; } .flx-said table { overflow-wrap: break-word; } .flx .flx-near { margin: 1px 3px; padding: 0 6px; min-height: 22px; } .flx-gallery { display: flex; flex-wrap: wrap; gap: 8px; } .flx-gallery figcaption { overflow-wrap: anywhere; }
 '''
 
 # %% ../nbs/54_feature_sheet.ipynb #fsh00007
 def _clean(v): return None if v is None or v!=v else float(v)
+def _second(v): return 'neither' if v==.5 else f'the second, {v:.3g}' if v>.5 else f'the first, {1-v:.3g}'
+# scorer -> what was true, what the verdict says, in words; numbers as they are for a scorer of one's own
+_evidence = dict(detection=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'),
+                 localisation=(lambda t: f'its own map is the {"second" if t else "first"}', _second),
+                 intervention=(lambda t: f'the steered one is the {"second" if t else "first"}', _second),
+                 intruder=(lambda t: f'picture {int(t)+1} is another feature\'s', lambda v: f'picture {int(v)+1}'),
+                 generation=(lambda t: 'drawn from the description' if t else 'drawn from other words', lambda v: f'fires up to {v:.3g}'))
 
 class FeatureSheet(View):
     "One feature of an atlas"
@@ -143,9 +155,10 @@ class FeatureSheet(View):
     def answer_evidence(self, feature, explainer, scorer):
         "What a judge was shown and said"
         t = self.atlas.text.frame('select v.picture, kind, truth, verdict, caption from verdicts v join scores s on s.id=v.score left join pictures p on p.id=v.picture where s.feature=? and explainer=? and scorer=? order by example', (self.atlas.check(feature), explainer, scorer))
-        thumbs = [self.atlas.thumbnail(int(p)) for p in t.picture]
+        thumbs = [self.atlas.thumbnail(int(p)) if p>=0 else None for p in t.picture] # none of a picture drawn for the question
+        truth,verdict = _evidence.get(scorer.split('/')[0], ('{:g}'.format, '{:.3g}'.format))
         jpeg,tiles = tile_pictures([] if any(p is None for p in thumbs) else thumbs, 64)
-        return dict(rows=[[int(r.picture), r.kind, bool(r.truth), _clean(r.verdict), r.caption or ''] for r in t.itertuples()], tiles=tiles),[jpeg]
+        return dict(rows=[[int(r.picture), r.kind, truth(r.truth), 'no answer' if _clean(r.verdict) is None else verdict(r.verdict), r.caption or ''] for r in t.itertuples()], tiles=tiles),[jpeg]
     def answer_keep(self, feature, label=None, note=None, flagged=None):
         "Write a label, a note or a flag into the atlas"
         if label is not None: self.atlas.label(feature, label)

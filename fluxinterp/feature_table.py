@@ -39,14 +39,15 @@ _script = r'''
 const columns = { feature: ["feature", 64], name: ["label or explanation", 180], score: ["score", 60], rate: ["firing rate", 100], area: ["area", 66], level: ["noise level", 96], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
 const high = 26, chunk = 100;
 const render = ({ model, el }) => {
-  const box = root(el, model, "flx-table", "features"), kept = new Map(), id = fresh();
+  const box = root(el, model, "flx-table", "features"), kept = new Map(), id = fresh(), alone = !model.widget_manager;
   let version = -1, active = 0, asked = new Set();
   const grid = `grid-template-columns: ${Object.values(columns).map(([, w], i) => i === 1 ? `minmax(${w}px, 1fr)` : `${w}px`).join(" ")}`;
   const sortBy = (k) => { const [was, down] = model.get("sort"); model.set("sort", [k, was === k ? !down : k !== "feature" && k !== "name"]); model.save_changes(); };
-  const heads = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span", { class: "flx-cell" }, t) : button(t, () => sortBy(k), { "data-sort": k, title: `sort by ${t}` }));
-  const wanted = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span") : k === "flagged" ? make("input", { type: "checkbox", "aria-label": "flagged only", title: "flagged only", onchange: (e) => filter(k, e.target.checked ? "yes" : "") })
-    : make("input", { type: "text", "aria-label": `filter by ${t}`, placeholder: k === "name" ? "words" : "> <", title: k === "name" ? "words of the label or explanation" : `for example >0.1, <=3 or 0.1-0.5${k === "rate" || k === "area" ? ", in per cent" : ""}`, onchange: (e) => filter(k, e.target.value) }));
+  const heads = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span", { class: "flx-cell" }, t) : button(t, () => sortBy(k), { "data-sort": k, disabled: alone, title: alone ? "sorting needs a kernel" : `sort by ${t}` }));
+  const wanted = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span") : k === "flagged" ? make("input", { type: "checkbox", "aria-label": "flagged only", disabled: alone, title: "flagged only", onchange: (e) => filter(k, e.target.checked ? "yes" : "") })
+    : make("input", { type: "text", "aria-label": `filter by ${t}`, placeholder: k === "name" ? "words" : "> <", disabled: alone, title: alone ? "filtering needs a kernel" : k === "name" ? "words of the label or explanation" : `for example >0.1, <=3 or 0.1-0.5${k === "rate" || k === "area" ? ", in per cent" : ""}`, onchange: (e) => filter(k, e.target.value) }));
   const filter = (k, v) => { const f = { ...model.get("filters") }; if (v) f[k] = v; else delete f[k]; model.set("filters", f); model.save_changes(); };
+  const fill = () => Object.keys(columns).forEach((k, i) => { const field = wanted[i], v = model.get("filters")[k] ?? ""; if (k === "flagged") field.checked = !!v; else if (k !== "profile" && field !== document.activeElement) field.value = v; }); // what is being typed stays
   const says = make("div", { class: "flx-quiet", role: "status" }), list = make("div", { class: "flx-lines" });
   const body = make("div", { class: "flx-scroll", role: "listbox", tabindex: 0, "aria-label": "features, one a line", style: `height: ${high * model.get("lines")}px` }, list);
   box.append(make("div", { class: "flx-grid-line flx-heads", style: grid }, heads), make("div", { class: "flx-grid-line", style: grid }, wanted), body, says);
@@ -68,22 +69,26 @@ const render = ({ model, el }) => {
   }); };
   const fetch = (n) => { const v = model.get("version"), key = `${v}:${n}`; if (asked.has(key)) return; asked.add(key);
     ask(model, "lines", { version: v, first: n * chunk }).then((r) => { if (v === model.get("version")) { kept.set(n, r.lines); draw(); } }, (e) => { asked.delete(key); box.fail(e); }); };
+  const have = (then, i = active) => { const r = line(i), n = Math.floor(i / chunk), v = model.get("version"); // what a line says, which may be on its way
+    if (r) then(r, i); else if (!kept.has(n)) ask(model, "lines", { version: v, first: n * chunk }).then((a) => { if (v === model.get("version")) kept.set(n, a.lines); else if (!model.get("keeps")) return; have(then, i); }, box.fail); };
   const choose = (i, scroll) => { const count = model.get("count"); if (!count) return; active = Math.max(0, Math.min(count - 1, i)); if (scroll) { const top = active * high; if (top < body.scrollTop) body.scrollTop = top; else if (top + high > body.scrollTop + body.clientHeight) body.scrollTop = top + high - body.clientHeight; }
-    const take = () => { const r = line(active); if (r) { model.set("selected", r[0]); model.save_changes(); draw(); } }; const n = Math.floor(active / chunk); if (kept.has(n)) take(); else ask(model, "lines", { version: model.get("version"), first: n * chunk }).then((r) => { kept.set(n, r.lines); take(); }, box.fail); draw(); };
-  const flag = () => { const r = line(active); if (r) ask(model, "flag", { feature: r[0], on: !r[9] }).then((x) => { r[9] = x.on; box.fail(""); draw(); }, box.fail); };
+    have((r, at) => { if (at !== active) return; own = r[0]; model.set("selected", r[0]); model.save_changes(); draw(); }); draw(); };
+  const flag = () => have((r) => ask(model, "flag", { feature: r[0], on: !r[9] }).then((x) => { r[9] = x.on; box.fail(""); draw(); }, box.fail));
   body.addEventListener("keydown", (e) => { const page = Math.floor(body.clientHeight / high), to = { ArrowDown: active + 1, n: active + 1, j: active + 1, ArrowUp: active - 1, p: active - 1, k: active - 1, PageDown: active + page, PageUp: active - page, Home: 0, End: model.get("count") - 1 }[e.key];
     if (e.ctrlKey || e.metaKey || e.altKey) return; if (to != null) { e.preventDefault(); e.stopPropagation(); choose(to, true); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); flag(); } });
   body.addEventListener("scroll", draw);
   const into = () => { const top = active * high; if (top < body.scrollTop || top + high > body.scrollTop + body.clientHeight) body.scrollTop = Math.max(0, top - 4 * high); };
-  const reset = () => { if (version === model.get("version")) return; version = model.get("version"); kept.clear(); asked.clear(); active = Math.max(0, model.get("place")); if (!model.get("keeps")) body.scrollTop = 0; draw(); }; // another order is read from its top
-  let seen = model.get("selected"); const moved = () => { active = Math.max(0, model.get("place")); list.style.height = `${model.get("count") * high}px`; if (seen !== model.get("selected")) { seen = model.get("selected"); into(); } draw(); };
-  reset(); requestAnimationFrame(() => { list.style.height = `${model.get("count") * high}px`; into(); draw(); });
-  const off = listen(model, { version: reset, selected: draw, place: moved, message: draw, sort: draw });
+  const reset = () => { if (version === model.get("version")) return; version = model.get("version"); kept.clear(); asked.clear(); active = Math.max(0, model.get("place")); own = null; if (!model.get("keeps")) body.scrollTop = 0; draw(); }; // another order is read from its top
+  // own: the feature the page itself went to last; what the kernel says of its line comes late, when the page may be further
+  let seen = model.get("selected"), own = null; const moved = () => { if (model.get("selected") !== own) active = Math.max(0, model.get("place")); list.style.height = `${model.get("count") * high}px`; if (seen !== model.get("selected")) { seen = model.get("selected"); into(); } draw(); };
+  const picked = () => { if (model.get("selected") !== own) own = null; draw(); };
+  fill(); reset(); requestAnimationFrame(() => { list.style.height = `${model.get("count") * high}px`; into(); draw(); });
+  const off = listen(model, { version: reset, selected: picked, place: moved, message: draw, sort: draw, filters: fill });
   return () => { off(); box.done(); };
 };
 '''
 _style = '''
-.flx-grid-line { display: grid; gap: 4px; align-items: center; min-width: 800px; } .flx-grid-line > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; } .flx .flx-heads button { text-align: left; padding: 2px 4px; font-size: 12px; } .flx-table .flx-grid-line input[type=text] { width: 100%; padding: 1px 4px; min-height: 22px; } .flx-cell { font-size: 12px; }
+.flx-table :disabled { opacity: .55; } .flx-grid-line { display: grid; gap: 4px; align-items: center; min-width: 800px; } .flx-grid-line > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; } .flx .flx-heads button { text-align: left; padding: 2px 4px; font-size: 12px; } .flx-table .flx-grid-line input[type=text] { width: 100%; padding: 1px 4px; min-height: 22px; } .flx-cell { font-size: 12px; }
 .flx-scroll { overflow: auto; border: 1px solid var(--line); position: relative; margin: 4px 0; min-width: 802px; } .flx-lines { position: relative; } .flx-line { position: absolute; left: 0; right: 0; height: 26px; cursor: pointer; padding: 0 2px; border-bottom: 1px solid var(--line); } .flx-line[aria-selected=true] { background: var(--raised); box-shadow: inset 3px 0 var(--accent); font-weight: 600; } .flx-active { outline: 1px dotted var(--fg); outline-offset: -2px; }
 '''
 
@@ -101,6 +106,7 @@ class FeatureTable(View):
     message = traitlets.Unicode('').tag(sync=True)
     lines = traitlets.Int(12).tag(sync=True)    # on the screen
     query = traitlets.Unicode('')
+    kept = traitlets.Int(0)                     # counts what was written: flags
     def __init__(self, atlas:Atlas, **kwargs):
         super().__init__(**kwargs)
         self.atlas,self.order = atlas,np.zeros(0, int)
@@ -164,6 +170,7 @@ class FeatureTable(View):
         "Flag a feature, or take the flag away"
         self.atlas.flag(feature, on)
         self.numbers['flagged'][feature] = on
+        self.kept += 1
         return dict(on=on)
     def replies(self): return [('lines', dict(version=self.version, first=i)) for i in range(0, min(len(self.order), 1000), 100)]
     @property

@@ -83,6 +83,31 @@ def test_browser_sorts_and_filters(lab_page):
     b.locator('.flx-scroll').evaluate('(e) => { e.scrollTop = e.scrollHeight; }') # lines come as they are looked at
     expect(b.locator('.flx-line').last).to_have_attribute('aria-posinset', '2048')
 
+def test_browser_shows_the_filters_it_has(lab_page):
+    b = view(lab_page, 'browser')
+    kernel_value(lab_page, 'setattr(browser.table, "filters", dict(rate=">1", flagged="yes"))')
+    expect(b.get_by_label('filter by firing rate')).to_have_value('>1')
+    expect(b.get_by_label('flagged only')).to_be_checked()
+    kernel_value(lab_page, 'setattr(browser.table, "filters", {})')
+    expect(b.get_by_label('filter by firing rate')).to_have_value('')
+    expect(b.get_by_label('flagged only')).not_to_be_checked()
+
+def test_browser_cursor_keeps_up_with_a_held_key(lab_page):
+    "Answers of the kernel come late, and take it back to no line"
+    b = view(lab_page, 'browser')
+    b.locator('.flx-scroll').press('Home')
+    expect(b.locator('.flx-active')).to_have_attribute('aria-posinset', '1')
+    lab_page.evaluate('() => { window.lines = []; new MutationObserver(() => { const a = document.querySelector(".try-browser .flx-active"); if (a) window.lines.push(+a.ariaPosInSet); }).observe(document.querySelector(".try-browser .flx-lines"), { childList: true }); }')
+    for _ in range(40): lab_page.keyboard.press('ArrowDown')
+    expect(b.locator('.flx-active')).to_have_attribute('aria-posinset', '41')
+    expect(b.locator('.flx-title')).to_have_text(re.compile(r'feature '+kernel_value(lab_page, 'int(browser.table.order[40])')+r'\b'))
+    lines = lab_page.evaluate('() => window.lines')
+    assert len(lines)>5 and lines==sorted(lines), lines
+    b.get_by_role('button', name='previous').click() # what the kernel chooses is followed, back to where the page has been too
+    expect(b.locator('.flx-active')).to_have_attribute('aria-posinset', '40')
+    b.get_by_role('button', name='next').click()
+    expect(b.locator('.flx-active')).to_have_attribute('aria-posinset', '41')
+
 def test_browser_keeps_flags_and_notes(lab_page):
     b = view(lab_page, 'browser')
     kernel_value(lab_page, 'setattr(browser.table, "selected", 5)')
@@ -96,6 +121,33 @@ def test_browser_keeps_flags_and_notes(lab_page):
     b.get_by_label('note', exact=True).press('Tab')
     expect(b.locator('.flx-line[aria-selected=true]')).to_contain_text('a star of mine')
     assert kernel_value(lab_page, "fi.Atlas('own').table().loc[5, ['label', 'note', 'flagged']].astype(str).tolist()")=="['a star of mine', 'look again', 'True']"
+    b.locator('.flx-scroll').press('f') # in the list: the sheet knows
+    expect(b.get_by_role('button', name='⚐ flag')).to_have_attribute('aria-pressed', 'false')
+    expect(b.locator('.flx-line[aria-selected=true]')).not_to_contain_text('⚑')
+    b.get_by_role('button', name='⚐ flag').click()
+    expect(b.locator('.flx-line[aria-selected=true]')).to_contain_text('⚑')
+    expect(b.get_by_role('button', name='⚑ flagged')).to_be_focused()
+
+def test_sheet_keeps_what_is_being_typed(lab_page):
+    "A label is answered while somebody is at the note"
+    b = view(lab_page, 'browser')
+    label,note = (b.get_by_label(k, exact=True) for k in ('label', 'note'))
+    label.fill('a star')
+    label.press('Tab')
+    lab_page.keyboard.type(', and ag')
+    expect(b.locator('.flx-title')).to_have_text('feature 5: a star')
+    kernel_value(lab_page, 'browser.reload()')
+    expect(b.locator('.flx-line[aria-selected=true]')).to_contain_text('a star')
+    expect(note).to_be_focused()
+    lab_page.keyboard.type('ain')
+    expect(note).to_have_value(re.compile('look again')); expect(note).to_have_value(re.compile(', and again'))
+    kernel_value(lab_page, '(atlas.label(5, "told otherwise"), browser.reload())')
+    expect(label).to_have_value('told otherwise') # nobody was typing there
+    label.fill('a star of mine')
+    label.press('Tab')
+    note.fill('look again')
+    note.press('Tab')
+    expect(b.locator('.flx-title')).to_have_text('feature 5: a star of mine')
 
 def test_sheet_steps_come_when_asked_for(lab_page):
     b = view(lab_page, 'browser')
@@ -109,6 +161,45 @@ def test_sheet_steps_come_when_asked_for(lab_page):
         b.get_by_role('tab', name=tab, exact=True).click()
         expect(b.locator('.flx-gallery canvas').first).to_be_visible()
     assert before.shape==pixels(b.locator('.flx-gallery canvas').first).shape
+
+def test_browser_page_without_a_kernel(browser, tmp_path):
+    "What needs one is switched off; the rest works"
+    import fluxinterp as fi
+    fi.FeatureBrowser(fi.Atlas('tiny-flux/double.1.image')).to_html(tmp_path/'page.html', features=3)
+    with open_page(browser, height=1400) as page:
+        page.goto((tmp_path/'page.html').as_uri())
+        expect(page.locator('.flx-gallery canvas').first).to_be_visible()
+        for off in (page.locator('.flx-heads button'), page.locator('.flx-table input'), page.get_by_role('button', name=re.compile('previous|next|flag')), page.locator('.flx-sheet').get_by_label(re.compile('^(label|note)$'))):
+            assert off.count()>1
+            for o in off.all(): expect(o).to_be_disabled()
+        page.locator('.flx-scroll').press('ArrowDown')
+        expect(page.locator('.flx-line[aria-selected=true]')).to_have_attribute('aria-posinset', '2')
+        expect(page.locator('.flx-title')).to_have_text(re.compile('feature '+page.locator('.flx-line[aria-selected=true] .flx-number').first.inner_text()))
+        check_view(page, shot='browser_page')
+
+def test_browser_judge_takes_a_double_click_for_one(browser, lab):
+    "The second would answer a question nobody has seen"
+    name = notebook(lab.folder, 'judge.ipynb', setup, """from fluxinterp.scorers import Localisation
+judge = fi.HumanJudge(fi.Atlas('tiny-flux/double.1.image').copy('judged'), Localisation(3), features=[int(atlas.search('red star').index[0])])
+judge.add_class('try-judge')
+judge""")
+    with open_page(browser) as page:
+        open_notebook(page, lab, name)
+        v = view(page, 'judge')
+        left,cannot,back = (v.get_by_role('button', name=n) for n in ('Left', 'Cannot say', 'Back'))
+        def answered(n): kernel_value(page, '0'); expect(v).to_contain_text(f'{n} of ')
+        expect(back).to_be_disabled()
+        v.screenshot(path=shot_path('judge'))
+        left.dblclick(); answered(1)
+        expect(left).to_be_focused()
+        left.evaluate('(b) => { b.click(); b.nextSibling.click(); b.click(); }'); answered(2) # before the page has the next question
+        cannot.dblclick(); answered(3)
+        back.dblclick(); answered(2)
+        total = int(kernel_value(page, 'len(judge.tasks)'))
+        for n in range(3, total+1): cannot.click(); answered(n)
+        expect(v).to_contain_text('thank you')
+        expect(left).to_be_disabled()
+        assert not page.errors, page.errors
 
 def test_viewer(lab_page):
     v = view(lab_page, 'viewer')
