@@ -59,8 +59,9 @@ class FeatureBrowser(Dashboard):
         self.table.reload()
         self.sheet.version += 1
         if self.viewer is None or np.array_equal(was, self.table.names): return
-        self.viewer.names = FeatureNames(self.viewer.names.atlases)
-        if self.viewer.recording is not None: self.viewer.recorded()
+        with self.viewer.showing:
+            self.viewer.names = FeatureNames(self.viewer.names.atlases)
+            if self.viewer.drawing is not None: self.viewer.recorded()
     def close(self):
         if self.viewer: self.viewer.close()
         super().close()
