@@ -154,7 +154,8 @@ _script = r'''
 const sides = { small: 32, medium: 56, large: 96 };
 const render = ({ model, el }) => {
   const get = (k) => model.get(k), box = root(el, model, "flx-matrix", get("title"));
-  let tiles = new Tiles(), maps, rows = [], here = null, backdrop, picks = 0, ratio = 1;
+  const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
+  let maps, rows = [], here = null, backdrop, picks = 0, ratio = 1;
   const look = { alpha: get("alpha"), colours: get("colours"), scale: get("scale"), side: get("side") };
   const steps = () => get("levels").length, where = (s) => `step ${s + 1} of ${steps()}, noise ${get("levels")[s].toFixed(2)}`;
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
@@ -193,7 +194,7 @@ const render = ({ model, el }) => {
   const chosen = () => { const c = get("chosen"); place(picked, c.row == null ? null : c); rows.forEach(label); open.textContent = rows[c.row] ? `Open below: ${rows[c.row].name}, ${where(Math.min(c.step, steps() - 1))}.` : ""; };
   const choose = () => { if (!here) return; const { row, step } = here, r = rows[row]; picks = Math.max(picks, get("chosen").n || 0) + 1; model.set("chosen", { row, step, n: picks });
     if (!model.widget_manager) { // nobody else will
-      const hand = { maps: maps.subarray(r.at, r.at + r.n * steps()), shape: [1, steps(), ...r.grid], features: [{ id: 0, name: r.title, peak: r.peak, largest: null }], signed: r.signed };
+      const hand = { maps: maps.subarray(r.at, r.at + r.n * steps()), shape: [1, steps(), ...r.grid], features: [{ id: 0, name: r.title, peak: r.peak, largest: null, top: r.top }], signed: r.signed };
       for (const [k, v] of Object.entries(hand)) model.set(`handed_${k}`, v);
       model.set("handed_step", (step + 1) % steps()); model.set("handed_step", step); // it may have moved on by itself
     }
@@ -219,11 +220,10 @@ const render = ({ model, el }) => {
     else { ratio = rows.length * steps() * sides[look.side] ** 2 < 2e6 ? Math.min(2, Math.ceil(devicePixelRatio || 1)) : 1; frame.replaceChildren(head(), ...rows.map(add)); restyle(); }
     chosen(); tell(); box.dataset.ready = rows.length; };
   let waits; const soon = () => { cancelAnimationFrame(waits); waits = requestAnimationFrame(build); };
-  const again = async () => { const next = await new Tiles(get("tiles")).load(bytes(get("pictures"))).catch(() => new Tiles()); tiles.close(); tiles = next; soon(); };
   box.append(controls, frame, says, open, note);
-  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: again, chosen, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
-  again();
-  return () => { off(); box.done(); sight.disconnect(); cancelAnimationFrame(waits); tiles.close(); };
+  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
+  load();
+  return () => { off(); box.done(); sight.disconnect(); cancelAnimationFrame(waits); done(); };
 };
 '''
 _style = '''
@@ -260,9 +260,10 @@ class MapMatrix(View):
     def load(self, maps:SiteMaps,
              after:dict=None,    # site -> said beside its name
              words:dict=None,    # site -> said below
-             signed=(),          # sites whose maps have negative values
+             signed=(),          # sites whose maps may be negative, beside those that are
              note:str=''):
         "Show the maps of a picture"
+        signed = {s for s,v in maps.maps.items() if s in signed or (v<0).any()} # a measure of one's own may be negative anywhere
         data = {s: map_bytes(v, s in signed) for s,v in maps.maps.items()}
         about = []
         for s,v in maps.maps.items():

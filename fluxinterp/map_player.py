@@ -18,41 +18,46 @@ from .views import View, map_bytes, tile_pictures
 _script = r'''
 const render = ({ model, el }) => {
   const get = (k) => model.get(k), box = root(el, model, "flx-player", get("title") || "feature maps");
-  let tiles = new Tiles(), step = get("step"), playing = null, at = null, panels = [], maps = bytes(get("maps"));
+  const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
+  let step = get("step"), playing = null, at = null, panels = [], maps = bytes(get("maps")), due = 0;
   const look = { alpha: get("alpha"), colours: get("colours"), scale: get("scale"), fixed: get("fixed"), smooth: get("smooth") };
   const stage = make("div", { class: "flx-row flx-top" }), says = make("div", { class: "flx-says", "aria-live": "polite" });
   const many = () => get("shape")[1], words = () => get("words");
   const where = (s) => `${s + 1} of ${many()}` + (get("levels")[s] != null ? `, noise ${get("levels")[s].toFixed(2)}` : "");
   const time = slider({ label: "step", max: 1, value: 0, text: where, oninput: (v) => { step = v; draw(); } });
   time.el.classList.add("flx-long");
-  const play = button("▶ play", () => playing ? halt() : run(), { "aria-pressed": "false", title: "play the steps (space)" });
+  const play = button("▶ play", () => { if (playing) { halt(); inquire(); } else run(); }, { "aria-pressed": "false", title: "play the steps (space)" });
   const halt = () => { clearInterval(playing); playing = null; play.textContent = "▶ play"; play.setAttribute("aria-pressed", "false"); };
-  const run = () => { if (calm()) { go((step + 1) % many()); return; } playing = setInterval(() => go((step + 1) % many()), Math.max(120, 2400 / many())); play.textContent = "❚❚ pause"; play.setAttribute("aria-pressed", "true"); };
+  const next = () => many() ? go((step + 1) % many()) : halt();
+  const run = () => { if (calm()) { next(); return; } playing = setInterval(next, Math.max(120, 2400 / many())); play.textContent = "❚❚ pause"; play.setAttribute("aria-pressed", "true"); };
   const go = (s) => { step = s; time.set(step); draw(); };
-  const restyle = () => { strips(); draw(); bars(); };
+  const restyle = () => { if (due || !panels.length) return; strips(); draw(); bars(); };
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
   const colours = choice({ label: "colours", options: colourNames, value: look.colours, onchange: (v) => { look.colours = v; restyle(); } });
   const fixed = make("input", { type: "number", min: 0, step: "any", value: look.fixed, "aria-label": "value drawn in full colour", onchange: () => { look.fixed = +fixed.value || 1; restyle(); } });
   const scale = choice({ label: "scale", options: [["feature", "feature max"], ["picture", "picture max"], ["fixed", "fixed"]], value: look.scale, onchange: (v) => { look.scale = v; fixed.hidden = v !== "fixed"; restyle(); } });
   fixed.hidden = look.scale !== "fixed";
   const smooth = tick({ label: "smooth", value: look.smooth, onchange: (v) => { look.smooth = v; restyle(); } });
+  const shows = () => { strength.set(look.alpha); colours.select.value = look.colours; scale.select.value = look.scale; fixed.value = look.fixed; fixed.hidden = look.scale !== "fixed"; smooth.input.checked = look.smooth; };
+  const looks = Object.fromEntries(Object.keys(look).map((k) => [k, () => { look[k] = get(k); shows(); restyle(); }])); // what the kernel says holds for one of them
   const slice = (f, s) => { const [, S, R, C] = get("shape"), n = R * C; return maps.subarray((f * S + s) * n, (f * S + s + 1) * n); };
   const value = (f, s, i) => { const b = slice(f, s)[i], p = get("features")[f].peak; return get("signed") ? (b - 128) / 127 * p : b / 255 * p; };
   const full = (f) => { const { peak, largest } = get("features")[f]; return look.scale === "fixed" ? look.fixed : look.scale === "picture" ? peak : largest || peak; };
   const dye = (f) => palette(look.colours, full(f) ? get("features")[f].peak / full(f) : 0, look.alpha, get("signed"));
   const paint = (p, canvas, s) => { const ctx = canvas.getContext("2d"); tiles.draw(ctx, p.f == null || tiles.about.count === 1 && !get("levels").length ? Math.min(s, Math.max(0, tiles.about.count - 1)) : s, p.f == null ? 0 : look.alpha);
     if (p.f != null) { cells(p.off, slice(p.f, s), get("shape")[2], get("shape")[3], p.dye); lay(ctx, p.off, look.smooth); } };
-  const busy = (f, s) => { const v = slice(f, s), zero = get("signed") ? 128 : 0; let n = 0, top = 0; for (const b of v) { if (b !== zero) n++; top = Math.max(top, Math.abs(b - zero)); } return [n / v.length, top / (get("signed") ? 127 : 255) * get("features")[f].peak]; };
+  const busy = (f, s) => { const v = slice(f, s), zero = get("signed") ? 128 : 0, { peak, top } = get("features")[f]; let n = 0, most = 0; for (const b of v) { if (b !== zero) n++; most = Math.max(most, Math.abs(b - zero)); } return [n / v.length, top ? top[s] : most / (get("signed") ? 127 : 255) * peak]; }; // a byte says 0 of what is small beside the peak
   const ring = (canvas) => { if (!at || words().length) return; const [, , R, C] = get("shape"), ctx = canvas.getContext("2d"), w = canvas.width / C, h = canvas.height / R; ctx.lineWidth = 3; ctx.strokeStyle = "#000"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); ctx.lineWidth = 1.5; ctx.strokeStyle = "#fff"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); };
   const draw = () => {
+    if (due) return; // half of a change
     for (const p of panels) {
       if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colours, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
       else { paint(p, p.canvas, step); ring(p.canvas); if (p.at !== step) { p.strip[p.at]?.setAttribute("aria-pressed", false); p.strip[step]?.setAttribute("aria-pressed", true); p.at = step; } }
-      if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !share ? "not active at this step" : `largest here ${show(top)}, on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens`;
+      if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !top ? "not active at this step" : `largest here ${show(top)}, ` + (share ? `on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens` : "too weak to be drawn");
         p.canvas?.setAttribute("aria-label", `${name.name}, step ${where(step)}: ${p.note.textContent}`); }
       else p.canvas.setAttribute("aria-label", `the picture as predicted at step ${where(step)}`);
     }
-    tell();
+    tell(); inquire();
     box.dataset.drawn = +(box.dataset.drawn || 0) + 1; box.dataset.step = step;
   };
   const strips = () => { for (const p of panels) { if (p.f != null) p.dye = dye(p.f); if (p.f != null && p.words) continue; p.strip.forEach((b, s) => paint(p, b.firstChild, s)); } };
@@ -60,18 +65,22 @@ const render = ({ model, el }) => {
   const tell = () => {
     if (!at || !panels.length) { says.textContent = "Point at a map, or use its arrow keys, for a token's value."; return; }
     const [r, c] = at, [, , , C] = get("shape"), i = r * C + c;
-    says.textContent = (words().length ? `token ${i} “${words()[i]}”` : `row ${r}, column ${c}`) + ": " + get("features").map((f, k) => `${f.name} ${show(value(k, step, i))}`).join(", ") + (at.more ? ` · strongest here: ${at.more}` : "");
+    says.textContent = (words().length ? `token ${i} “${words()[i]}”` : `row ${r}, column ${c}`) + ": " + get("features").map((f, k) => `${f.name} ${show(value(k, step, i))}`).join(", ") + (at.more?.step === step ? ` · strongest here: ${at.more.says}` : "");
   };
   let waiting = null; const latest = newest((q) => ask(model, "strongest", q));
-  const point = (r, c) => { const [, , R, C] = get("shape"); if (r < 0 || c < 0 || r >= R || c >= C || at && at[0] === r && at[1] === c && at.step === step) return; at = [r, c]; at.step = step; draw();
-    if (!get("asks")) return; clearTimeout(waiting); const mine = at; waiting = setTimeout(() => latest({ step, row: r, col: c }).then((x) => { mine.more = x.strongest.map(([f, v, n]) => `${f}${n ? ` (${n})` : ""} ${show(v)}`).join(", ") || "nothing"; tell(); }, (e) => { if (e.message !== "outdated") { mine.more = e.message; tell(); } }), 120); };
+  const inquire = () => { // once token and step rest
+    clearTimeout(waiting); if (!get("asks") || !at || playing || at.asked === step) return;
+    const mine = at, q = { step, row: at[0], col: at[1] }, more = (says) => { mine.more = { step: q.step, says }; tell(); };
+    waiting = setTimeout(() => { mine.asked = q.step; latest(q).then((x) => more(x.strongest.map(([f, v, n]) => `${f}${n ? ` (${n})` : ""} ${show(v)}`).join(", ") || "nothing"), (e) => { if (e.message !== "outdated") more(e.message); }); }, 120); };
+  const point = (r, c) => { const [, , R, C] = get("shape"); if (r < 0 || c < 0 || r >= R || c >= C || at && at[0] === r && at[1] === c) return; at = [r, c]; draw(); };
   const choose = () => { if (at) { model.set("cell", { row: at[0], col: at[1], step }); model.save_changes(); } };
   const place = (e, canvas) => { const b = canvas.getBoundingClientRect(), [, , R, C] = get("shape"); return [Math.floor((e.clientY - b.top) / b.height * R), Math.floor((e.clientX - b.left) / b.width * C)]; };
-  const keys = (e) => { const d = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
-    if (d) { e.preventDefault(); e.stopPropagation(); const [r, c] = at || [-1, -1]; at ? point(r + d[0], c + d[1]) : point(0, 0); } else if (e.key === "Enter") choose(); else if (e.key === " ") { e.preventDefault(); play.click(); } };
+  const keys = (e) => { if (e.ctrlKey || e.metaKey || e.altKey) return; const d = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
+    if (d) at ? point(at[0] + d[0], at[1] + d[1]) : point(0, 0); else if (e.key === "Enter") choose(); else if (e.key === " ") play.click(); else return;
+    e.preventDefault(); e.stopPropagation(); };
   const panel = (f) => { const [, S, R, C] = get("shape"), p = { f, off: document.createElement("canvas"), strip: [], scale: make("div") }, name = f == null ? "forming picture" : get("features")[f].name;
     p.note = make("span", { class: "flx-quiet" }, f == null ? "as predicted at this step" : "");
-    if (f != null && words().length) { p.words = words().map((w) => make("span", { class: "flx-word" }, w)); p.words.forEach((w, i) => w.addEventListener("pointerenter", () => point(0, i))); p.el = make("figure", { class: "flx-text" }, make("figcaption", {}, make("b", {}, name), " ", p.note), make("div", { tabindex: 0, role: "group", "aria-label": `${name}, tokens of the text: arrow keys choose one`, onkeydown: keys }, p.words), p.scale); return p; }
+    if (f != null && words().length) { p.words = words().map((w) => make("span", { class: "flx-word" }, w)); p.words.forEach((w, i) => { w.addEventListener("pointerenter", () => point(0, i)); w.addEventListener("click", () => { point(0, i); choose(); }); }); p.el = make("figure", { class: "flx-text" }, make("figcaption", {}, make("b", {}, name), " ", p.note), make("div", { tabindex: 0, role: "group", "aria-label": `${name}, tokens of the text: arrow keys choose one`, onkeydown: keys }, p.words), p.scale); return p; }
     const size = get("size"), ratio = words().length ? (tiles.about.height || 1) / (tiles.about.width || 1) : R / C, w = Math.round(size), h = Math.round(size * ratio);
     p.canvas = make("canvas", { width: w, height: h, role: "img", tabindex: f == null ? null : 0, style: `width: ${w}px; height: ${h}px` });
     if (f != null) { p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas))); p.canvas.addEventListener("click", (e) => { point(...place(e, p.canvas)); choose(); }); p.canvas.addEventListener("keydown", keys); }
@@ -80,22 +89,20 @@ const render = ({ model, el }) => {
     p.strip.forEach((b) => b.append(make("canvas", { width: small * 2, height: Math.round(small * 2 * ratio), style: `width: ${small}px; height: ${Math.round(small * ratio)}px`, "aria-hidden": "true" })));
     p.el = make("figure", { style: `width: ${w}px` }, make("figcaption", {}, make("b", {}, name), make("br"), p.note), p.canvas, make("div", { class: "flx-strip" }, p.strip), p.scale);
     return p; };
-  const build = () => { const [F, S] = get("shape"); maps = bytes(get("maps")); step = step < 0 ? S - 1 : Math.min(step, S - 1); time.set(step, Math.max(0, S - 1)); box.classList.toggle("flx-one", S < 2);
+  const build = () => { due = 0; const [F, S] = get("shape"); if (!F) halt(); maps = bytes(get("maps")); step = step < 0 ? S - 1 : Math.min(step, S - 1); time.set(step, Math.max(0, S - 1)); box.classList.toggle("flx-one", S < 2);
     at = null; panels = F ? [...(tiles.about.count ? [null] : []), ...Array.from({ length: F }, (_, f) => f)].map(panel) : [];
     stage.replaceChildren(...(panels.length ? panels.map((p) => p.el) : [make("p", { class: "flx-quiet" }, get("empty"))])); controls.hidden = !panels.length; if (panels.length) restyle(); else says.textContent = ""; box.dataset.ready = F; };
-  const frame = () => { let f; return () => { cancelAnimationFrame(f); f = requestAnimationFrame(build); }; };
-  const soon = frame(), again = async () => { const next = await new Tiles(get("tiles")).load(bytes(get("pictures"))).catch(() => new Tiles()); tiles.close(); tiles = next; soon(); };
+  const soon = () => { cancelAnimationFrame(due); due = requestAnimationFrame(build); };
   const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colours.el, scale.el, fixed, smooth.el));
   box.append(stage, controls, says);
-  box.addEventListener("keydown", (e) => { if (e.target === box || e.key !== " " || ["INPUT", "SELECT", "BUTTON", "TEXTAREA", "CANVAS"].includes(e.target.tagName)) return; e.preventDefault(); play.click(); });
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: again, step: () => { step = get("step"); if (panels.length) go(step < 0 ? many() - 1 : Math.min(step, many() - 1)); } });
-  again();
-  return () => { halt(); off(); box.done(); tiles.close(); };
+  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: load, ...looks, step: () => { step = get("step"); if (many()) go(step < 0 ? many() - 1 : Math.min(step, many() - 1)); } });
+  load();
+  return () => { halt(); clearTimeout(waiting); cancelAnimationFrame(due); off(); box.done(); done(); };
 };
 '''
 _style = '''
 .flx-strip { display: flex; flex-wrap: wrap; gap: 3px; } .flx .flx-frame { padding: 0; border: 2px solid transparent; min-height: 0; background: none; line-height: 0; } .flx .flx-frame[aria-pressed=true] { border-color: var(--accent); box-shadow: none; }
-.flx-one .flx-strip { display: none; } .flx-text { max-width: 640px; } .flx-word { display: inline-block; padding: 2px 5px; margin: 1px; border: 1px solid var(--line); border-radius: 3px; } .flx-word[data-at] { outline: 2px solid var(--accent); }
+.flx-one .flx-strip { display: none; } .flx-text { max-width: 640px; } .flx-word { display: inline-block; padding: 2px 5px; margin: 1px; border: 1px solid var(--line); border-radius: 3px; cursor: pointer; } .flx-word[data-at] { outline: 2px solid var(--accent); }
 '''
 
 # %% ../nbs/53_map_player.ipynb #mpl00008
@@ -104,7 +111,7 @@ class MapPlayer(View):
     script,_css = view_script(_script),View._css+_style
     maps = traitlets.Bytes(b'').tag(sync=True)      # (feature, step, row, col), see `map_bytes`
     shape = traitlets.List([0, 0, 0, 0]).tag(sync=True)
-    features = traitlets.List([]).tag(sync=True)    # of each: id, name, peak (of what is shown), largest (ever seen, or None)
+    features = traitlets.List([]).tag(sync=True)    # of each: id, name, peak (of what is shown), largest (ever seen, or None), top (largest of each step; from the bytes where it is not given)
     signed = traitlets.Bool(False).tag(sync=True)
     pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_pictures`
     tiles = traitlets.Dict({}).tag(sync=True)
@@ -132,19 +139,22 @@ class MapPlayer(View):
             ):
         "Show maps; the pictures are sent only when they are others than before"
         first,self.shown,self.prompt = maps[0],tuple(maps),prompt
-        data,peaks = map_bytes(np.stack([m.values[prompt] for m in maps]), first.signed, 1)
+        values = np.stack([m.values[prompt] for m in maps])
+        signed = first.signed or bool((values<0).any()) # a measure of one's own may be negative anywhere
+        data,peaks = map_bytes(values, signed, 1)
         pictures = tuple(first.previews[prompt]) if first.previews else ()
         if not pictures and first.images: pictures = (first.images[prompt],)*len(first.levels)
         names = names or [f'feature {m.feature}' for m in maps]
-        about = [dict(id=int(m.feature), name=str(n), peak=p, largest=float(l) if l else None) for m,n,p,l in zip(maps, names, peaks, largest or [None]*len(maps))]
+        about = [dict(id=int(m.feature), name=str(n), peak=p, largest=float(l) if l else None, top=t) for m,n,p,l,t in zip(maps, names, peaks, largest or [None]*len(maps), np.abs(values).max((2, 3)).astype(float).tolist())]
         with self.hold_sync():
             if getattr(self, '_pictures', None)!=tuple(map(id, pictures)):
                 self._kept,self._pictures = pictures,tuple(map(id, pictures)) # kept, so that an id means one picture
                 self.pictures,self.tiles = tile_pictures(list(pictures))
-            self.signed,self.levels,self.words,self.features = first.signed,[float(l) for l in first.levels],list(words or []),about
+            self.signed,self.levels,self.words,self.features = signed,[float(l) for l in first.levels],list(words or []),about
             self.maps,self.shape = data,[len(maps), *maps[0].values.shape[1:]]
     def clear(self, words:str='Nothing to show yet.'):
         "Show nothing, and why"
+        self.shown = ()
         with self.hold_sync(): self.maps,self.shape,self.features,self.empty = b'',[0, 0, 0, 0],[],words
     def answer_strongest(self, step, row, col):
         "What fires most at a token"
@@ -161,4 +171,4 @@ class MapPlayer(View):
         ms,p = self.shown,self.prompt
         blank = [[Image.new('RGB', (8*m.values.shape[3], 8*m.values.shape[2]), '#777')]*len(m.levels) for m in ms[:1]][0]
         top = [f['largest'] or f['peak'] or 1 for f in self.features]
-        return map_figure(np.stack([m.values[p]/t for m,t in zip(ms, top)]), [m.previews[p] if m.previews else blank for m in ms], ms[0].levels, [f"{f['name']} 1 = {t:.2f}" for f,t in zip(self.features, top)], None, ms[0].captions[p][:90], 1., self.signed)
+        return map_figure(np.stack([m.values[p]/t for m,t in zip(ms, top)]), [m.previews[p] if m.previews and not self.words else blank for m in ms], ms[0].levels, [f"{f['name']} 1 = {t:.2f}" for f,t in zip(self.features, top)], None, ms[0].captions[p][:90], 1., self.signed)

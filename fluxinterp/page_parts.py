@@ -124,6 +124,13 @@ class Tiles { // many pictures in one JPEG: {count, columns, width, height}
     if (alpha) { ctx.globalAlpha = Math.min(1, alpha / .85); ctx.drawImage(this.gray(i), 0, 0, W, H); ctx.globalAlpha = 1; }
   }
 }
+const tileLoader = (model, name, then) => { // the pictures of a trait; of several changes under way only the last counts
+  const tiles = new Tiles(); let turn = 0;
+  const load = async () => { const mine = ++turn, next = await new Tiles(model.get("tiles")).load(bytes(model.get(name))).catch(() => new Tiles());
+    if (mine !== turn) { next.close(); return; }
+    tiles.close(); Object.assign(tiles, next); then(); };
+  return { tiles, load, done() { turn++; tiles.close(); } };
+};
 const lay = (ctx, map, smooth) => { ctx.imageSmoothingEnabled = !!smooth; ctx.drawImage(map, 0, 0, ctx.canvas.width, ctx.canvas.height); };
 const scaleBar = (low, high, name, alpha, signed) => { // the colours as they look over a mid-grey picture
   const c = make("canvas", { width: 160, height: 12, role: "img", "aria-label": `colour scale from ${show(low)} to ${show(high)}` }), ctx = c.getContext("2d");

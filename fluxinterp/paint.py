@@ -17,8 +17,8 @@ from .views import View, tile_pictures
 # %% ../nbs/54_paint.ipynb #pai00006
 _script = r'''
 const render = ({ model, el }) => {
-  const box = root(el, model, "flx-paint", "region to steer"), past = [], future = [];
-  let tiles = new Tiles(), mask = new Uint8Array(0), cursor = null, down = false, stripes = null, keyed = false;
+  const box = root(el, model, "flx-paint", "region to steer"), past = [], future = [], { tiles, load, done } = tileLoader(model, "picture", () => draw());
+  let mask = new Uint8Array(0), cursor = null, down = false, stripes = null, keyed = false;
   const grid = () => model.get("grid"), canvas = make("canvas", { role: "img", tabindex: 0, class: "flx-brush" }), says = make("div", { class: "flx-says", role: "status" });
   const state = { erase: false, size: model.get("brush") };
   const tools = [["paint", false], ["erase", true]].map(([t, e]) => button(t, () => { state.erase = e; mark(); }, { "data-erase": e, title: e ? "erase (e)" : "paint (e)" }));
@@ -58,11 +58,10 @@ const render = ({ model, el }) => {
     keyed = true; if (d) cursor = cursor ? [Math.max(0, Math.min(R - 1, cursor[0] + d[0])), Math.max(0, Math.min(C - 1, cursor[1] + d[1]))] : [0, 0]; else if (e.key === " " || e.key === "Enter") { cursor ||= [0, 0]; change(() => dab(cursor)); } else if (e.key === "e") { state.erase = !state.erase; mark(); } else if (e.key === "z") step(past, future); else if (e.key === "y") step(future, past); else if (e.key === "+" || e.key === "-") { state.size = Math.max(1, Math.min(8, state.size + (e.key === "+" ? 1 : -1))); size.set(state.size); } else return;
     e.preventDefault(); e.stopPropagation(); draw(); });
   const take = () => { const [R, C] = grid(), m = bytes(model.get("mask")); const next = m.length === R * C ? m.slice() : new Uint8Array(R * C); if (next.length !== mask.length) { past.length = future.length = 0; } mask = next; draw(); };
-  const load = async () => { const next = await new Tiles(model.get("tiles")).load(bytes(model.get("picture"))).catch(() => new Tiles()); tiles.close(); tiles = next; draw(); };
   box.append(make("div", { class: "flx-row" }, tools, size.el, undo, redo, whole), canvas, says);
   mark(); take(); load();
   const off = listen(model, { picture: load, tiles: load, mask: take, grid: take });
-  return () => { off(); box.done(); tiles.close(); };
+  return () => { off(); box.done(); done(); };
 };
 '''
 

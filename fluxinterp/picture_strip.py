@@ -17,7 +17,8 @@ from .views import View, map_bytes, tile_pictures
 _script = r'''
 const render = ({ model, el }) => {
   const box = root(el, model, "flx-pictures", model.get("title")), stage = make("div", { class: "flx-row flx-top" }), bar = make("div", { class: "flx-row" });
-  let tiles = new Tiles(), cut = .5, canvases = [];
+  const { tiles, load, done } = tileLoader(model, "pictures", () => build());
+  let cut = .5, canvases = [];
   const wipe = slider({ label: "wipe: before | after", max: 100, value: 50, text: (v) => `${v} %`, oninput: (v) => { cut = v / 100; draw(); } }); wipe.el.classList.add("flx-long");
   const side = () => [model.get("size"), Math.round(model.get("size") * (tiles.about.height || 1) / (tiles.about.width || 1))];
   const draw = () => canvases.forEach(({ c, kind, i }) => { const ctx = c.getContext("2d"), [w, h] = [c.width, c.height];
@@ -29,11 +30,10 @@ const render = ({ model, el }) => {
     canvases = []; const n = tiles.about.count || 0, pair = diff.length === 2 && n === 2;
     stage.replaceChildren(...(n ? [...Array.from({ length: n }, (_, i) => one("picture", i, names[i] ?? "")), ...(pair ? [one("difference", 0, peak ? "difference" : "no difference: not a pixel changed", scaleBar(0, peak, "viridis", 1, false)), one("wipe", 0, "one over the other")] : [])] : [make("p", { class: "flx-quiet" }, model.get("empty"))]));
     bar.replaceChildren(...(pair ? [wipe.el] : [])); draw(); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
-  const load = async () => { const next = await new Tiles(model.get("tiles")).load(bytes(model.get("pictures"))).catch(() => new Tiles()); tiles.close(); tiles = next; build(); };
   let f; const soon = () => { cancelAnimationFrame(f); f = requestAnimationFrame(load); };
   box.append(stage, bar); load();
   const off = listen(model, { pictures: soon, tiles: soon, captions: soon, difference: soon, empty: soon });
-  return () => { off(); box.done(); tiles.close(); };
+  return () => { off(); box.done(); cancelAnimationFrame(f); done(); };
 };
 '''
 

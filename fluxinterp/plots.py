@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .maps import overlay
+from .maps import overlay, plain_text
 
 # %% ../nbs/51_plots.ipynb #plo00006
 def _figure(width, height):
@@ -27,18 +27,18 @@ def table_figure(lines:list, # as of `feature_table.FeatureTable.line`
     ax = fig.subplots()
     ax.axis('off')
     if title: ax.set_title(title, fontsize=8, loc='left')
-    if not lines: return fig
+    if not lines: return plain_text(fig)
     cells = [[str(f), name[:58] or '–', _say(score), _say(rate, True), _say(area, True), _say(level), _say(peak), '', '⚑' if flagged else ''] for f,name,_,score,rate,area,level,peak,_,flagged in lines]
     widths = np.array([7, 42, 7, 10, 8, 9, 8, 9, 5])/105
     table = ax.table(cells, colLabels=['feature', 'label or explanation', 'score', 'firing rate', 'area', 'noise', 'largest', 'steps', 'flag'], colWidths=widths.tolist(), cellLoc='left', colLoc='left', bbox=[0, 0, 1, 1])
     table.auto_set_font_size(False); table.set_fontsize(7)
-    for c in table.get_celld().values(): c.set_linewidth(.3)
+    for c in table.get_celld().values(): c.set_linewidth(.3); c.get_text().set_parse_math(False) # `plain_text` does not find them
     x,h = widths[:7].sum(),1/(len(lines)+1)
     for i,line in enumerate(lines):
         p = line[8]
         small = ax.inset_axes([x+.005, 1-(i+2)*h+.12*h, widths[7]-.01, .76*h])
         small.bar(range(len(p)), p, color='#2f7fc1'); small.set_ylim(0, 1); small.axis('off')
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plo00008
 def sheet_figure(title:str, profile, histogram, # pandas Series: noise level -> mean; lower edge -> count
@@ -62,7 +62,7 @@ def sheet_figure(title:str, profile, histogram, # pandas Series: noise level -> 
             ax.set_title(caption[:26]+('...' if len(caption)>26 else ''), fontsize=4.5)
         if not rows: axs[0].text(0, .5, 'none', fontsize=7)
     fig.suptitle(title[:150], fontsize=8)
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plo00010
 def token_figure(entries:list, # of each feature: name, steps (a value for each)
@@ -77,7 +77,7 @@ def token_figure(entries:list, # of each feature: name, steps (a value for each)
     ax.set_xlabel('noise level', fontsize=7); ax.set_ylabel('activation', fontsize=7); ax.tick_params(labelsize=6)
     ax.legend(fontsize=6, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     ax.set_title(title, fontsize=8)
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plo00012
 def strip_figure(pictures:list, captions:list, # PIL pictures of one size
@@ -93,7 +93,7 @@ def strip_figure(pictures:list, captions:list, # PIL pictures of one size
         axs[-1].set_title('difference', fontsize=7)
         fig.colorbar(im, ax=axs[-1], shrink=.7).ax.tick_params(labelsize=6)
     for ax in axs: ax.set(xticks=[], yticks=[])
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plo00014
 def edits_figure(edits:list, # (what, first step, last step)
@@ -106,7 +106,7 @@ def edits_figure(edits:list, # (what, first step, last step)
         ax.text(.55, i, what[:100], fontsize=6.5, va='center')
     ax.set(xlim=(.5, steps+.5), yticks=[], xticks=range(1, steps+1)); ax.invert_yaxis()
     ax.set_xlabel('step', fontsize=7); ax.tick_params(labelsize=6)
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plo0mat2
 def matrix_figure(maps:list,          # of each row, (step, row, col); grids may differ
@@ -144,7 +144,7 @@ def matrix_figure(maps:list,          # of each row, (step, row, col); grids may
     ax.tick_params(length=0)
     for s in ax.spines.values(): s.set_visible(False)
     if title: fig.suptitle(title, fontsize=8, y=1-.1/height)
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #cmpplo06
 def comparison_figure(points:pd.DataFrame,  # a line per dictionary: L0, FVU
@@ -172,12 +172,13 @@ def comparison_figure(points:pd.DataFrame,  # a line per dictionary: L0, FVU
     shown = {k: np.asarray(v, float)[(np.asarray(v, float)>0) if log else np.isfinite(v)] for k,v in values.items()}
     shown = {k: v for k,v in shown.items() if len(v)}
     if shown:
-        axs[2].boxplot([np.log10(v) if log else v for v in shown.values()], vert=False, showfliers=False, tick_labels=list(shown))
+        axs[2].boxplot([np.log10(v) if log else v for v in shown.values()], vert=False, showfliers=False)
+        axs[2].set_yticks(range(1, len(shown)+1), list(shown))
         if chance is not None: axs[2].axvline(chance, color='.4', ls='--', lw=1); axs[2].text(chance, .99, ' chance', transform=axs[2].get_xaxis_transform(), va='top', fontsize=6)
     axs[2].set(xlabel=f'{what} (powers of ten)' if log else what, title=f'{what}, median and quartiles')
     for ax in axs: ax.tick_params(labelsize=7); ax.title.set_fontsize(8); ax.xaxis.label.set_fontsize(7); ax.yaxis.label.set_fontsize(7)
     if title: fig.suptitle(title, fontsize=8)
-    return fig
+    return plain_text(fig)
 
 # %% ../nbs/51_plots.ipynb #plm00002
 def progress_figure(runs:pd.DataFrame, # name; share, 0 to 1 or NaN where the end is not known; says, words beside it
@@ -205,4 +206,4 @@ def progress_figure(runs:pd.DataFrame, # name; share, 0 to 1 or NaN where the en
         ax.set_title(t, fontsize=8)
         ax.tick_params(labelsize=7)
         if len(ax.lines)>1: ax.legend(fontsize=6)
-    return fig
+    return plain_text(fig)

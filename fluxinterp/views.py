@@ -76,10 +76,11 @@ class Fallback:
         p.save(b, 'JPEG', quality=62)
         return Shown(b.getvalue(), format='jpeg', alt=self.alt)
     def _static_html(self):
-        try: p = self.static()
+        try:
+            p = self.static()
+            if p is not None and not isinstance(p, Image.Image): p = figure_picture(p)
         except Exception as e: return f'<p>{html.escape(error_text(e))}</p>'
         if p is None: return f'<p>{html.escape(self.alt)}: nothing to show yet</p>'
-        if not isinstance(p, Image.Image): p = figure_picture(p)
         if max(p.size)>1000: p.thumbnail((1000, 1000))
         return f'<figure><img alt="{html.escape(self.alt)}" src="data:image/jpeg;base64,{base64.b64encode(image_bytes(p, "JPEG")).decode()}"><figcaption>{html.escape(self.alt)}</figcaption></figure>'
     def _repr_mimebundle_(self, **kwargs):
@@ -135,21 +136,22 @@ widgets.forEach(({ kind }, i) => views[kind].render({ model: models[i], el: docu
 
 def _frozen(v): return dict(b64=base64.b64encode(bytes(v)).decode()) if isinstance(v, (bytes, bytearray, memoryview)) else v
 
-def _layout(w, found): # widget -> HTML
+def _layout(w, found, links): # widget -> HTML
     if isinstance(w, View):
         found.append(w)
         return f'<div id="view-{len(found)-1}"></div>'
     if isinstance(w, widgets.Box):
+        links.extend(getattr(w, 'links', ()))
         row = isinstance(w, widgets.HBox)
-        return f'<div class="{"row" if row else "column"}">'+''.join(_layout(c, found) for c in w.children)+'</div>'
+        return f'<div class="{"row" if row else "column"}">'+''.join(_layout(c, found, links) for c in w.children)+'</div>'
     if isinstance(w, (widgets.HTML, widgets.Label)): return f'<div>{w.value if isinstance(w, widgets.HTML) else html.escape(w.value)}</div>'
     if isinstance(w, (widgets.Text, widgets.Textarea, widgets.IntText, widgets.BoundedIntText)) and w.description: return f'<div>{html.escape(w.description)}: <b>{html.escape(str(w.value))}</b></div>'
     return ''
 
 def page_of(view)->str: # a `View` or a box of some
     "A page with the view in it"
-    found = []
-    body = _layout(view, found)
+    found,links = [],[]
+    body = _layout(view, found, links)
     own = ('_esm', '_css', '_anywidget_id', 'layout', 'tabbable', 'tooltip')
     def about(w):
         state = {k: _frozen(getattr(w, k)) for k in w.traits(sync=True) if k not in own and not k.startswith('_')}
@@ -157,12 +159,12 @@ def page_of(view)->str: # a `View` or a box of some
         for what,data in w.replies():
             try: d,files = w.answer(what, **data)
             except ValueError: continue # a feature that has nothing to show says so by having no answer
-            replies[what+json.dumps(data, separators=(',', ':'))] = dict(data=d, files=[base64.b64encode(f).decode() for f in files])
+            replies[what+json.dumps(data, separators=(',', ':'), ensure_ascii=False)] = dict(data=d, files=[base64.b64encode(f).decode() for f in files]) # JSON.stringify escapes no letters
         return dict(kind=type(w).__name__, state=state, replies=replies)
     kinds = {type(w).__name__: w.script for w in found}
     at = {id(w): i for i,w in enumerate(found)}
-    links = [(at[id(a)], s, at[id(b)], t) for a,s,b,t in getattr(view, 'links', []) if id(a) in at and id(b) in at]
-    data = lambda v: json.dumps(v).replace('</', '<\\/')
+    links = [(at[id(a)], s, at[id(b)], t) for a,s,b,t in links if id(a) in at and id(b) in at]
+    data = lambda v: json.dumps(v).replace('<', '\\u003c') # neither a tag nor a comment begins there
     title = html.escape(getattr(view, 'alt', 'fluxinterp'))
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>'+title+'</title><style>'
             ':root { color-scheme: light dark; } body { margin: 16px; font-family: system-ui, sans-serif; background: Canvas; color: CanvasText; } .row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; } .column { display: flex; flex-direction: column; gap: 8px; }'

@@ -2,16 +2,20 @@
 import re
 from contextlib import contextmanager
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
+import traitlets
 from PIL import Image
 from playwright.sync_api import expect
 
 from browser import check_view, open_page, pixels
 from fluxinterp.feature_maps import FeatureMaps
+from fluxinterp.layer_step_matrix import MapMatrix, SiteMaps
 from fluxinterp.map_player import MapPlayer
 from fluxinterp.maps import overlay
-from fluxinterp.views import Dashboard, StatusBar, map_bytes
+from fluxinterp.page_parts import view_script
+from fluxinterp.views import Dashboard, StatusBar, View, map_bytes, write_page
 
 pytestmark = pytest.mark.browser
 hostile = '<img src=x onerror="window.harmed=1"></script><script>window.harmed=1</script>'
@@ -39,7 +43,7 @@ def shown(browser, tmp_path):
     "Opens views in a page from a file"
     @contextmanager
     def f(view, clock=False, **kwargs):
-        view.to_html(tmp_path/'page.html')
+        write_page(view, tmp_path/'page.html')
         with open_page(browser, **kwargs) as page:
             if clock: page.clock.install()
             page.goto((tmp_path/'page.html').as_uri())
@@ -119,6 +123,35 @@ def test_keys(shown):
         expect(page.locator('.flx-says')).to_have_text(re.compile(r'^row 0, column 2: ')) # and not outside
         page.keyboard.press('Enter')
 
+def words_player(**kwargs): return player(values(2., shape=(4, 1, 4)), load=dict(words=['a', 'red', 'circle', '</s>']), **kwargs)
+def test_keys_over_words(shown):
+    "Space plays and Enter chooses, once, and nobody outside hears of it; with Ctrl they are the page's"
+    for name,view in (('tokens of the text', words_player()), ('feature 17', player(values()))):
+        with shown(view, still=True) as page:
+            page.evaluate('() => { window.heard = []; document.addEventListener("keydown", (e) => heard.push(e.key)); }')
+            page.locator('.flx-player figure [tabindex="0"]').focus()
+            for s in (1, 2):
+                page.keyboard.press(' ')
+                expect(box(page)).to_have_attribute('data-step', str(s))
+            page.keyboard.press('ArrowLeft')
+            page.keyboard.press('Enter')
+            assert page.evaluate('heard')==[]
+            page.keyboard.press('Control+Enter')
+            assert page.evaluate('heard')==['Control', 'Enter']
+
+def test_word_is_chosen(shown):
+    "A click on a word is a choice, as one on a map"
+    class Told(View): # what the player says, in the page
+        script = view_script('const render = ({ model, el }) => { const p = make("p", { class: "told" }); el.append(p); return listen(model, { cell: () => { p.textContent = JSON.stringify(model.get("cell")); } }); };')
+        cell = traitlets.Dict({}).tag(sync=True)
+    told,m = Told(),words_player(step=2)
+    both = Dashboard([m, told])
+    both.links = [(m, 'cell', told, 'cell')]
+    with shown(widgets.VBox([both])) as page: # links hold in a box too
+        page.wait_for_selector('.flx-player[data-ready]')
+        page.locator('.flx-word').nth(1).click()
+        expect(page.locator('.told')).to_have_text('{"row":0,"col":1,"step":2}')
+
 @pytest.mark.parametrize('signed', [False, True])
 def test_values_of_every_token(shown, signed):
     "Bytes there and numbers back: under the pointer stands what numpy has"
@@ -187,6 +220,16 @@ def test_dead(shown):
         assert np.abs(got-want).mean()<2 and np.ptp(got, axis=-1).max()<=2
         check_view(page, shot='dead')
 
+def test_weak_is_not_silent(shown):
+    "Below what a byte holds there is still a value, and it is said"
+    v = values(3.)
+    v[1],v[2] = v[1]*1e-4,0
+    with shown(player(v)) as page:
+        step_to(page, 1)
+        expect(note(page)).to_have_text(f'largest here {digits(v[1].max()):.1e}, too weak to be drawn'.replace('e-04', 'e-4'))
+        step_to(page, 2)
+        expect(note(page)).to_have_text('not active at this step')
+
 def test_words(shown):
     "Maps over the tokens of a text"
     words,v = ['a', 'red', 'circle', '</s>'],values(2., shape=(4, 1, 4))
@@ -254,6 +297,117 @@ def test_answers_without_a_kernel(shown):
         canvases(page).press('ArrowDown')
         expect(page.locator('.flx-says')).to_contain_text('row 1, column 0')
         expect(page.locator('.flx-says')).to_contain_text('this page has no kernel')
+
+def test_strongest_is_that_of_the_step(shown):
+    "Another step, another list: the old one is gone at once, the new one is asked for when the step rests"
+    class Kept(MapPlayer):
+        def replies(self): return [('strongest', dict(step=s, row=0, col=0)) for s in (0, 2, 3)]
+    m = Kept(asks=True, size=192, step=0)
+    m.strongest = lambda step,row,col: [(step, 1., '')]
+    m.load([maps(values())])
+    with shown(m, clock=True) as page:
+        line = page.locator('.flx-says')
+        canvases(page).press('ArrowDown')
+        page.clock.run_for(1000)
+        expect(line).to_contain_text('strongest here: 0 1')
+        page.clock.pause_at(page.evaluate('Date.now()')+60_000)
+        for s in (1, 2, 3):
+            step_to(page, s)
+            expect(line).not_to_contain_text('strongest here')
+        page.clock.run_for(1000)
+        expect(line).to_contain_text('strongest here: 3 1')
+        page.get_by_role('button', name='play').click()
+        page.clock.run_for(1800) # three steps
+        expect(box(page)).to_have_attribute('data-step', '2')
+        expect(line).not_to_contain_text('strongest here')
+        page.get_by_role('button', name='pause').click()
+        page.clock.run_for(1000)
+        expect(line).to_contain_text('strongest here: 2 1')
+
+def driven(m, **acts): # of each: trait -> value
+    "A player with buttons that do to it what a kernel does"
+    class Kernel(View):
+        script = view_script('const render = ({ model, el }) => { for (const [name, traits] of Object.entries(model.get("acts"))) el.append(button(name, () => { for (const [k, v] of Object.entries(traits)) model.set(k, v); })); };')
+        acts = traitlets.Dict({}).tag(sync=True)
+    names,k = list(dict.fromkeys(t for a in acts.values() for t in a)),Kernel(acts=acts)
+    k.add_traits(**{t: traitlets.Any(getattr(m, t)).tag(sync=True) for t in names})
+    both = Dashboard([k, m])
+    both.links = [(k, t, m, t) for t in names]
+    return both
+
+def test_look_follows_the_kernel(shown):
+    m = player(values())
+    with shown(driven(m, weaker=dict(alpha=.5), other=dict(colours='viridis', scale='fixed', fixed=6., smooth=True))) as page:
+        page.wait_for_selector('.flx-player[data-ready]')
+        page.get_by_label('colours').select_option('cividis')
+        before = pixels(canvases(page))
+        page.get_by_role('button', name='weaker').click()
+        expect(page.get_by_role('slider', name='overlay')).to_have_value('0.5')
+        expect(page.get_by_label('colours')).to_have_value('cividis') # the page's own stays
+        assert (pixels(canvases(page))!=before).any()
+        page.get_by_role('button', name='other').click()
+        for label,value in (('colours', 'viridis'), ('scale', 'fixed'), ('value drawn in full colour', '6')): expect(page.get_by_label(label, exact=True)).to_have_value(value)
+        expect(page.get_by_label('smooth')).to_be_checked()
+        expect(page.locator('.flx-scale')).to_have_text('06')
+
+def test_cleared_while_it_plays(shown):
+    m = player(values())
+    with shown(driven(m, clear=dict(shape=[0, 0, 0, 0], features=[]), fill=dict(shape=m.shape, features=m.features))) as page:
+        page.wait_for_selector('.flx-player[data-ready]')
+        page.get_by_role('button', name='play').click()
+        expect(box(page)).to_have_attribute('data-step', '1')
+        page.get_by_role('button', name='clear').click()
+        expect(page.get_by_text('Nothing to show yet.')).to_be_visible()
+        page.wait_for_timeout(700)
+        page.get_by_role('button', name='fill').click()
+        expect(canvases(page)).to_have_count(1)
+        expect(box(page)).to_have_attribute('data-step', '3')
+        expect(page.get_by_role('button', name='play')).to_be_visible()
+        expect(page.locator('output').first).to_have_text('4 of 4, noise 0.25')
+
+def test_matrix_hands_a_negative_map_over(shown):
+    "Values below zero are drawn and told as such, also in the player that a click opens without a kernel"
+    v,m,p = abs(values(5., True)),MapMatrix(),player(values())
+    v[2] = 0
+    m.load(SiteMaps('a red circle', {'down.0': values(3., seed=1), 'mid.0': -v}, p.levels, [picture(s) for s in range(4)]))
+    p.clear()
+    both = Dashboard([m, p])
+    both.links = [(m, f'handed_{k}', p, k) for k in ('maps', 'shape', 'features', 'signed', 'step')]
+    with shown(both) as page:
+        page.wait_for_selector('.flx-matrix[data-ready="2"]')
+        row = page.locator('.flx-matrix canvas[data-row="1"]')
+        row.click(position=dict(x=97+2.5*6, y=3.5*6)) # maps of 96 pixels with one between: step 1, row 3, column 2
+        expect(page.locator('.flx-matrix .flx-says')).to_contain_text(f'row 3, column 2: {-digits(v[1,3,2]):g}')
+        expect(note(page)).to_have_text(f'largest here {digits(v[1].max()):g}, on {100*(v[1]>0).mean():.0f} % of tokens')
+        step_to(page, 2)
+        expect(note(page)).to_have_text('not active at this step')
+        step_to(page, 0)
+        canvases(page).press('ArrowDown')
+        expect(page.locator('.flx-player .flx-says')).to_have_text('row 0, column 0: mid.0 -5')
+        check_view(page, shot='matrix_negative')
+
+def test_last_pictures_win(shown):
+    "Of two sheets under way the later one is kept, however long each takes to be decoded"
+    class Loads(View):
+        script = view_script(r'''const render = ({ model, el }) => { const p = make("p", { class: "flx" }); el.append(p); let shown = 0;
+          const sheet = tileLoader(model, "pictures", () => { shown++; }), closed = [], waiting = [], first = window.createImageBitmap;
+          window.createImageBitmap = () => new Promise((done) => waiting.push(done));
+          const late = (k) => { waiting[k]({ close: () => closed.push(k) }); return new Promise((r) => setTimeout(r)); };
+          (async () => { const all = [sheet.load(), sheet.load(), sheet.load()]; await Promise.resolve(); await late(1); await late(2); await late(0); await Promise.all(all);
+            const kept = [shown, String(closed)]; const last = sheet.load(); await Promise.resolve(); sheet.done(); await late(3); await last; window.createImageBitmap = first; p.textContent = [...kept, shown, String(closed)].join(" | "); })(); };''')
+        tiles = traitlets.Dict(dict(count=1, columns=1, width=1, height=1)).tag(sync=True)
+        pictures = traitlets.Bytes(b'x').tag(sync=True)
+    with shown(Loads()) as page: expect(page.locator('.flx')).to_have_text('1 | 1,0 | 1 | 1,0,2,3')
+
+def test_any_words_in_a_page(shown):
+    "Letters of any language in a question, and what would begin a script or a comment"
+    class Word(View):
+        script = view_script('const render = ({ model, el }) => { const p = make("p", { class: "flx" }); el.append(p); ask(model, "word", { of: model.get("word") }).then((r) => { p.textContent = r.is; }, (e) => { p.textContent = e.message; }); };')
+        word = traitlets.Unicode('').tag(sync=True)
+        def answer_word(self, of): return {'is': f'{of}!'}
+        def replies(self): return [('word', dict(of=self.word))]
+    for words in ('grüße, 赤い丸 🔴', '<!--<script>'):
+        with shown(Word(word=words)) as page: expect(page.locator('.flx')).to_have_text(f'{words}!')
 
 def test_nothing_to_show(shown):
     with shown(MapPlayer(empty=f'Choose a feature {hostile}')) as page:
