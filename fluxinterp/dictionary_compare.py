@@ -305,8 +305,8 @@ def _load(self:DictionaryCompare):
     f = self.pairs.feature
     if f<0 or self.matches is None: return
     s = self.pair(f)
-    self.player.step = int(np.abs(s.maps[0].values[0]).max((1, 2)).argmax()) # where there is something to see
     self.player.load(s.maps, 0, s.largest, s.names)
+    self.player.go(int(np.abs(s.maps[0].values[0]).max((1, 2)).argmax())) # where there is something to see
 
 @patch
 def pair(self:DictionaryCompare, feature:int)->_Shown: # of the left dictionary
@@ -336,7 +336,7 @@ def _page_maps(self:DictionaryCompare, feature): # for a page without a kernel
     first = s.maps[0]
     jpeg,tiles = tile_pictures(first.previews[0] if first.previews else [first.images[0]]*len(first.levels))
     return dict(signed=False, levels=[float(l) for l in first.levels], shape=list(values.shape), tiles=tiles,
-                features=[dict(id=int(m.feature), name=n, peak=p, largest=l or None) for m,n,p,l in zip(s.maps, s.names, peaks, s.largest)]),[data, jpeg]
+                features=[dict(id=int(m.feature), name=n, peak=p, largest=l or None, top=t) for m,n,p,l,t in zip(s.maps, s.names, peaks, s.largest, np.abs(values).max((2, 3)).tolist())]),[data, jpeg]
 
 # %% ../nbs/55_dictionary_compare.ipynb #cmp00028
 @patch(as_prop=True)

@@ -221,7 +221,7 @@ const render = ({ model, el }) => {
     chosen(); tell(); box.dataset.ready = rows.length; };
   let waits; const soon = () => { cancelAnimationFrame(waits); waits = requestAnimationFrame(build); };
   box.append(controls, frame, says, open, note);
-  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
+  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, alpha: () => { look.alpha = get("alpha"); strength.set(look.alpha); restyle(); }, colours: () => { look.colours = get("colours"); colours.select.value = look.colours; restyle(); }, scale: () => { look.scale = get("scale"); scale.select.value = look.scale; restyle(); }, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
   load();
   return () => { off(); box.done(); sight.disconnect(); cancelAnimationFrame(waits); done(); };
 };
@@ -371,7 +371,7 @@ class LayerStepMatrix(WorkDashboard):
         if not (0<=c['row']<len(self.matrix.rows) and 0<=c['step']<len(maps.levels)): raise ValueError(f'no map at row {c["row"]}, step {c["step"]}')
         row = self.matrix.rows[c['row']]
         self.player.load([self._feature_maps(maps, row['name'])], names=[row['title']])
-        for s in ((c['step']+1)%len(maps.levels), c['step']): self.player.step = s # it may have moved on by itself
+        self.player.go(c['step'])
     @property
     def alt(self): return self.matrix.alt
     def static(self): return self.matrix.static()

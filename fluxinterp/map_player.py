@@ -152,6 +152,9 @@ class MapPlayer(View):
                 self.pictures,self.tiles = tile_pictures(list(pictures))
             self.signed,self.levels,self.words,self.features = signed,[float(l) for l in first.levels],list(words or []),about
             self.maps,self.shape = data,[len(maps), *maps[0].values.shape[1:]]
+    def go(self, step:int):
+        "Show a step, also where somebody has moved away from it"
+        for s in ((step+1)%max(1, self.shape[1]), step): self.step = s # the page hears of changes only
     def clear(self, words:str='Nothing to show yet.'):
         "Show nothing, and why"
         self.shown = ()

@@ -28,8 +28,8 @@ def launched():
         try: yield b
         finally: b.close()
 
-# the hosts' own troubles: icons that Voila's template takes from a CDN, an extension of Notebook that does not load in Voila
-theirs = re.compile(r'cdn\.jsdelivr\.net/npm/@fortawesome/|module-federation\.io|/favicon\.ico')
+# the hosts' own troubles: icons that Voila's template takes from a CDN, an extension of Notebook that does not load in Voila, JupyterLab's debugger asking a kernel that is being restarted
+theirs = re.compile(r'cdn\.jsdelivr\.net/npm/@fortawesome/|module-federation\.io|/favicon\.ico|Could not restore the debugger state')
 def own_error(e): # not one from deep inside Notebook 7, which has two at every start
     at = re.findall(r'https?://\S+', e.stack or '')
     return not at or not all('/static/notebook/' in u for u in at)
