@@ -145,7 +145,7 @@ def _layout(w, found, links): # widget -> HTML
         row = isinstance(w, widgets.HBox)
         return f'<div class="{"row" if row else "column"}">'+''.join(_layout(c, found, links) for c in w.children)+'</div>'
     if isinstance(w, (widgets.HTML, widgets.Label)): return f'<div>{w.value if isinstance(w, widgets.HTML) else html.escape(w.value)}</div>'
-    if isinstance(w, (widgets.Text, widgets.Textarea, widgets.IntText, widgets.BoundedIntText)) and w.description: return f'<div>{html.escape(w.description)}: <b>{html.escape(str(w.value))}</b></div>'
+    if isinstance(w, (widgets.Text, widgets.Textarea, widgets.IntText, widgets.BoundedIntText)) and w.description and str(w.value): return f'<div>{html.escape(w.description)}: <b>{html.escape(str(w.value))}</b></div>'
     return ''
 
 def page_of(view)->str: # a `View` or a box of some
