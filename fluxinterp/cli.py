@@ -245,12 +245,14 @@ def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atl
                       dark:Annotated[bool, typer.Option(help='light on dark')]=False,
                       device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
     "Serve a view of an atlas on this machine, to whoever has the address with its token; Ctrl-C ends it."
+    import signal
     from fluxinterp.core import default_device
     from fluxinterp.dashboards import serve_dashboard
     from fluxinterp.loading import check_placement
     try:
         check_placement(device or None)
         serve_dashboard(atlas, pipeline, view, port, dark, device or str(default_device()), typer.echo, dictionary)
+        signal.signal(signal.SIGINT, signal.SIG_IGN) # it has ended: a second Ctrl-C finds nothing to end
     except (ValueError, KeyError, OSError) as e: # clear by themselves
         typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
         raise typer.Exit(1)

@@ -144,7 +144,7 @@ def _end(process): # a server and its kernels, which have process groups of thei
     process.wait()
     process.stdin.close()
 
-_stops = signal.SIGINT,signal.SIGTERM,signal.SIGHUP
+_stops = [getattr(signal, n) for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
 
 @contextmanager
 def _on_stop(handler): # of Ctrl-C, being ended and a closed terminal, inside; only the main thread hears them

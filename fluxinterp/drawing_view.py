@@ -10,7 +10,6 @@ __all__ = ['unread_text', 'token_texts', 'read_prompt', 'name_dictionaries', 'at
 import inspect, threading
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 
 from .atlas import Atlas
@@ -41,7 +40,7 @@ def unread_text(pipe, prompt:str, max_sequence_length:int=None)->str: # as given
 def token_texts(pipe, site_record:SiteRecord, prompt:str)->list: # one for each token; its number where the text is not known
     "What stands at the tokens of a text stream"
     try: pieces = site_tokens(pipe, site_record.site, prompt).piece.tolist()
-    except (ValueError, AttributeError): pieces = []
+    except Exception: pieces = [] # whatever an encoder has against it, the drawing is there
     return [pieces[i] if i<len(pieces) else str(i) for i in range(site_record.x.shape[2])]
 
 def read_prompt(text:str)->str:

@@ -27,7 +27,7 @@ const render = ({ model, el }) => {
   let card = null, shown = null, tiles = new Tiles();
   const fetchCard = newest((f) => ask(model, "card", { feature: f })), fetchList = newest((f, kind) => ask(model, "pictures", { feature: f, kind })), fetchSteps = newest((f, kind) => ask(model, "steps", { feature: f, kind }));
   const move = (by) => { model.set("move", [by, Math.random()]); model.save_changes(); };
-  const keep = (feature, what) => ask(model, "keep", { feature, ...what }).then((r) => { box.fail(""); if (feature === card?.feature) { Object.assign(card, r); entitle(); } }, box.fail);
+  const keep = (feature, what) => ask(model, "keep", { feature, ...what }).then((r) => { box.fail(""); if (feature === card?.feature) { Object.assign(card, r); for (const [field, k] of [[label, "label"], [note, "note"]]) if (k in what && field.value === what[k]) field.value = r[k]; entitle(); } }, box.fail); // as it was kept
   const alone = !model.widget_manager, needs = (title) => alone ? { disabled: true, title: "needs a kernel" } : { title }, title = make("b", { class: "flx-title" });
   let label, note, flagged;
   const heading = () => { const f = card.feature;
@@ -62,7 +62,7 @@ const render = ({ model, el }) => {
       if (!e.silent && rows) { c.off ||= document.createElement("canvas"); cells(c.off, at, rows, cols, palette(look.colours, top(e) ? peak / top(e) : 0, look.alpha, false)); lay(ctx, c.off, false); } });
     scale.replaceChildren(...(card.dead || look.kind === "silent" || look.scale === "picture" ? [] : [scaleBar(0, card.largest, look.colours, look.alpha, false)])); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
   const lay_out = () => { if (!shown) return; const s = +look.size; grid.replaceChildren(...(shown.examples.length ? shown.examples.map((e) => make("figure", { style: `width: ${s}px` }, make("canvas", { width: s, height: Math.round(s * (shown.tiles.height || 1) / (shown.tiles.width || 1)), role: "img", "aria-label": `${e.caption}: ${e.silent ? "silent" : `largest ${show(e.peak)}`}` }), make("figcaption", {}, make("span", { class: "flx-number" }, e.silent ? "silent" : show(e.peak)), e.half === "score" ? " · held out" : "", make("br"), e.caption))) : [make("p", { class: "flx-quiet" }, card.dead && look.kind !== "silent" ? "It fires in no picture of this atlas." : "No picture of this kind.")])); paint(); };
-  const load = () => { const f = card.feature, kind = look.kind; fetchList(f, kind).then(async (r) => { const next = await new Tiles(r.tiles).load(r.buffers[0]); tiles.close(); tiles = next; shown = { ...r, maps: r.buffers[1] }; lay_out(); if (look.step >= 0) every(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
+  const load = () => { const f = card.feature, kind = look.kind; fetchList(f, kind).then(async (r) => { const next = await new Tiles(r.tiles).load(r.buffers[0]); tiles.close(); tiles = next; shown = { ...r, feature: f, maps: r.buffers[1] }; lay_out(); if (look.step >= 0) every(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
   const every = () => { if (!shown || shown.steps || shown.asking || look.kind === "silent") return paint(); const mine = shown; mine.asking = true; fetchSteps(card.feature, look.kind).then((r) => { mine.steps = { maps: r.buffers[0], peaks: r.peaks }; paint(); }).catch((e) => { mine.asking = false; if (e.message !== "outdated") box.fail(e); }); };
   const tabs = lists.map(([k, t]) => button(t, () => { look.kind = k; mark(); load(); }, { role: "tab", "aria-selected": k === look.kind, "data-kind": k }));
   const mark = () => tabs.forEach((t) => t.setAttribute("aria-selected", t.dataset.kind === look.kind));
@@ -73,7 +73,7 @@ const render = ({ model, el }) => {
   const facts_of = ({ label, note, flagged, buffers, ...rest }) => JSON.stringify(rest);
   const draw = () => { const f = model.get("feature"); if (f < 0) { head.replaceChildren(make("p", { class: "flx-quiet" }, model.get("empty"))); facts.replaceChildren(); gallery.hidden = true; return; }
     fetchCard(f).then((r) => { const was = card, same = !gallery.hidden && was?.feature === r.feature; card = r; gallery.hidden = false; box.fail("");
-      if (same) { for (const [field, k] of [[label, "label"], [note, "note"]]) if (field.value === was[k]) field.value = r[k]; entitle(); if (facts_of(was) !== facts_of(r)) numbers(); return; } // the atlas has changed, in words only
+      if (same) { for (const [field, k] of [[label, "label"], [note, "note"]]) if (field.value === was[k]) field.value = r[k]; entitle(); if (facts_of(was) !== facts_of(r)) numbers(); if (shown?.feature !== r.feature) load(); return; } // the atlas has changed, in words only
       heading(); numbers(); look.step = Math.min(look.step, card.levels.length - 1); time.set(look.step, card.levels.length - 1); load(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
   box.append(head, facts, gallery);
   box.addEventListener("keydown", (e) => { if (alone || e.ctrlKey || e.metaKey || e.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(e.target.tagName) || !card) return; const by = { n: 1, p: -1 }[e.key];

@@ -8,7 +8,6 @@ __all__ = ['HumanVerdicts', 'AnswerButtons', 'task_picture', 'HumanJudge']
 # %% ../nbs/49_human_judge.ipynb #hum00003
 import hashlib, html, io, json
 from collections import Counter
-from pathlib import Path
 
 import anywidget
 import ipywidgets as widgets

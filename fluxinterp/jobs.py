@@ -45,7 +45,7 @@ class Worker:
         with self._guard:
             self._next,self._why = (work, done, message, passes),''
             self._stop.set()
-            if self._thread is None or not self._thread.is_alive(): # it dies when somebody who is told raises
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
     def cancel(self, why:str=''): # an error to show
@@ -74,6 +74,11 @@ class Worker:
     def _tell(self, *how):
         with self._telling: self.on_change(*((False, 0., '', self._why) if self._why else how))
     def _run(self):
+        try: self._work()
+        except BaseException: # somebody who was told raises: the next request gets a new thread
+            with self._guard: self._job,self._thread = None,None
+            raise
+    def _work(self):
         while (job := self._take()) is not None:
             try: result,error = self._do(*job),''
             except Cancelled: result,error = None,None

@@ -7,7 +7,6 @@ __all__ = ['PlaceFeatures', 'PromptInspector']
 
 # %% ../nbs/56_prompt_inspector.ipynb #pin00003
 import ipywidgets as widgets
-import numpy as np
 import traitlets
 
 from .page_parts import view_script

@@ -99,8 +99,9 @@ class SteeringStudio(DrawingView):
         super().run()
     def _waits(self, then): # whether there is no picture without edits yet; the rest is done when it is there
         if self.before is None and not self.worker.under_way('drawing'): self.run()
-        if self.worker.under_way('drawing'): self._then = then
-        return self.before is None or self.worker.under_way('drawing')
+        waits = self.worker.under_way('drawing')
+        if waits: self._then = then
+        return waits or self.before is None
     def recorded(self): # the picture without edits is new
         rec,site = self.recording,self.site_record('features')
         self.before = rec.images[0]
@@ -134,28 +135,35 @@ class SteeringStudio(DrawingView):
 @patch
 def run_edits(self:SteeringStudio, told:str=''): # said before what was done
     "Draw the picture with the edits"
-    if self._waits(self.run_edits): return
+    with self.showing:
+        if self._waits(self.run_edits): return
+        drawing,before = self.drawing,self.before
     try: edits = self.build()
     except ValueError as e: self.edits.error = str(e); return
     self.edits.error = ''
-    drawing,before = self.drawing,self.before
     def done(after):
-        with self.showing: self._show(after)
+        with self.showing:
+            if drawing is not self.drawing: return self.run_edits('drawn, ') # that one came in between
+            self._show(after)
         return self._told(f'{told}steered with {len(edits)} edit{"s" if len(edits)!=1 else ""}')
     self.worker.request(lambda say: self._draw(drawing, edits) if edits else before, done, 'steering')
 @patch
 def run_sweep(self:SteeringStudio, told:str=''):
     "Draw the recipe at several shares of its strength"
-    if self._waits(self.run_sweep): return
+    with self.showing:
+        if self._waits(self.run_sweep): return
+        drawing,before = self.drawing,self.before
     try: recipes = [self.build(s) for s in self.shares]
     except ValueError as e: self.edits.error = str(e); return
     if not recipes[-1]: self.edits.error = 'no edits to sweep: add a feature'; return
     same = [r['name'] for r in self.edits.rows if r['on'] and (r['fixed'] or r['kind']=='Clamp')] # they have no strength to take a share of
     if len(same)==len(recipes[-1]): self.edits.error = f'nothing to sweep: {", ".join(same)} cannot be taken by halves. Add, Scale and Ablate can'; return
     self.edits.error = ''
-    drawing,before = self.drawing,self.before
     def done(images):
-        self.strip.load(images, [f'{s:g} x' for s in self.shares])
+        with self.showing:
+            if drawing is not self.drawing: return self.run_sweep('drawn, ')
+            self.strip.load(images, [f'{s:g} x' for s in self.shares])
+            if self.after is None and self.live.value and 1. in self.shares: self._show(images[self.shares.index(1.)]) # it is drawn already
         return self._told(f'{told}swept {len(images)} strengths'+(f'; whole above 0 x: {", ".join(same)}' if same else ''))
     self.worker.request(lambda say: [self._draw(drawing, r) if s else before for s,r in zip(self.shares, recipes)], done, 'sweeping', passes=len(self.shares)-1)
 

@@ -15,7 +15,7 @@ from .families import family_of
 from .pipelines import check_pipeline, denoiser_of
 from .recordings import SiteRecord
 from .schedule import text_encoders
-from .sites import Site, resolve_site
+from .sites import Site
 
 # %% ../nbs/15_words.ipynb #e7c57b84
 def _encoded_ids(pipe, prompt, part): # the ids that reach an encoder

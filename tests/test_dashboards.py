@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from browser import asked, axe, check_view, command, kernel_messages, kernel_value, lab_theme, notebook, open_notebook, open_page, pixels, shot_path
+from browser import asked, axe, check_view, command, kernel_messages, kernel_until, kernel_value, lab_theme, notebook, open_notebook, open_page, pixels, shot_path
 
 pytestmark = pytest.mark.browser
 
@@ -120,7 +120,7 @@ def test_browser_keeps_flags_and_notes(lab_page):
     b.get_by_label('note', exact=True).fill('look again')
     b.get_by_label('note', exact=True).press('Tab')
     expect(b.locator('.flx-line[aria-selected=true]')).to_contain_text('a star of mine')
-    assert kernel_value(lab_page, "fi.Atlas('own').table().loc[5, ['label', 'note', 'flagged']].astype(str).tolist()")=="['a star of mine', 'look again', 'True']"
+    kernel_until(lab_page, "fi.Atlas('own').table([5]).loc[5, ['label', 'note', 'flagged']].astype(str).tolist()==['a star of mine', 'look again', 'True']")
     b.locator('.flx-scroll').press('f') # in the list: the sheet knows
     expect(b.get_by_role('button', name='⚐ flag')).to_have_attribute('aria-pressed', 'false')
     expect(b.locator('.flx-line[aria-selected=true]')).not_to_contain_text('⚑')
@@ -263,13 +263,15 @@ def test_studio_paints_and_steers(lab_page):
     expect(v.locator('.flx-paint .flx-says')).not_to_contain_text(' 0 of')
     lab_page.wait_for_function('() => document.querySelector(".try-studio .flx-paint").dataset.cells > 5')
     cells = int(v.locator('.flx-paint').get_attribute('data-cells'))
-    assert kernel_value(lab_page, 'int(studio.paint.region.sum())')==str(cells)
+    kernel_until(lab_page, f'studio.paint.region.sum()=={cells}')
     v.get_by_label(re.compile('where')).select_option('painted')
+    kernel_until(lab_page, "studio.edits.rows[0]['where']=='painted'")
     kernel_value(lab_page, 'studio.wait()')
-    assert kernel_value(lab_page, 'studio.build()[0].region.sum()==studio.paint.region.sum()') in ('True', 'np.True_')
+    assert kernel_value(lab_page, 'bool(studio.build()[0].region.sum()==studio.paint.region.sum())')=='True'
     after = pixels(v.locator('.flx-pictures canvas').nth(1))
     v.get_by_label(re.compile('strength, as a number')).fill('25')
     v.get_by_label(re.compile('strength, as a number')).press('Tab')
+    kernel_until(lab_page, 'studio.build()[0].strength==25')
     kernel_value(lab_page, 'studio.wait()')
     expect(said(lab_page, 'studio')).to_contain_text('steered with 1 edit')
     assert after.shape==pixels(v.locator('.flx-pictures canvas').nth(1)).shape
@@ -290,7 +292,7 @@ def test_studio_keyboard_brush(lab_page):
     lab_page.keyboard.press('-') # one token wide
     for k in ('ArrowUp',)*20+('ArrowLeft',)*20+('ArrowDown', 'ArrowRight', 'ArrowRight', ' '): lab_page.keyboard.press(k)
     expect(v.locator('.flx-paint')).to_have_attribute('data-cells', str(before+1))
-    assert float(kernel_value(lab_page, 'float(studio.paint.region[1,2])'))==1
+    kernel_until(lab_page, 'studio.paint.region[1,2]==1')
     lab_page.keyboard.press('z')
     expect(v.locator('.flx-paint')).to_have_attribute('data-cells', str(before))
 
@@ -308,8 +310,7 @@ def test_studio_saves_and_loads_a_recipe(lab_page, lab):
     press(v, 'Load')
     expect(v.locator('.flx-edit')).to_have_count(1)
     expect(v.get_by_label(re.compile('strength, as a number'))).to_have_value('25')
-    kernel_value(lab_page, 'studio.wait()')
-    assert kernel_value(lab_page, 'studio.recipe.value==open("mine.json").read()')=='True'
+    kernel_until(lab_page, 'studio.recipe.value==open("mine.json").read()')
     (Path(lab.folder)/'mine.json').write_text('{"format": "something"}')
     press(v, 'Load')
     expect(v.locator('.flx-edits .flx-error')).to_contain_text('no recipe')
@@ -384,8 +385,8 @@ def test_forms_are_labelled(lab_page):
 def test_two_dashboards_share_a_pipeline(lab_page):
     "Both are asked at once; each gets its picture"
     kernel_value(lab_page, '(viewer.prompt.set_trait("value", "a blue star"), inspector.prompt.set_trait("value", "a blue star"))')
+    kernel_until(lab_page, 'viewer.caption==inspector.caption=="a blue star"', 60_000)
     for name in ('viewer', 'inspector'): expect(said(lab_page, name)).to_have_text('drawn', timeout=60_000)
-    assert kernel_value(lab_page, 'viewer.caption==inspector.caption=="a blue star"')=='True'
 
 def test_closed_page_and_reload(browser, lab, lab_page):
     "A page that is closed in mid-run: the run ends in the kernel, and the page opened again shows what came of it"
@@ -396,7 +397,7 @@ def test_closed_page_and_reload(browser, lab, lab_page):
     expect(said(lab_page, 'studio')).to_contain_text('drawn', timeout=60_000)
     expect(view(lab_page, 'browser').locator('.flx-line').first).to_be_visible()
     expect(view(lab_page, 'browser').locator('.flx-title')).to_contain_text('feature 5')
-    assert kernel_value(lab_page, 'studio.caption')=="'a green square'"
+    kernel_until(lab_page, 'studio.caption=="a green square"')
     field(lab_page, 'studio', 'Prompt').fill('a red circle')
     field(lab_page, 'studio', 'Prompt').press('Enter')
     expect(said(lab_page, 'studio')).to_contain_text('drawn', timeout=60_000)
