@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['nothing_said', 'statuses', 'AtlasError', 'search_words', 'AtlasText', 'set_label', 'set_note', 'kept_notes',
-           'add_explanations', 'add_scores', 'keep_shown', 'shown_pictures', 'find_pictures', 'find_features']
+           'add_explanations', 'forget_score', 'add_scores', 'keep_shown', 'shown_pictures', 'find_pictures',
+           'find_features']
 
 # %% ../nbs/44_atlas_text.ipynb #att00003
 import json, os, re, sqlite3, threading
@@ -149,6 +150,14 @@ def add_explanations(text:AtlasText, rows): # (feature, explainer, status, text,
             for table in ('scores', 'explanations'): text.db.execute(f'delete from {table} where feature=? and explainer=?', key)
             text.db.execute('insert into explanations(feature, explainer, status, text, detail) values (?, ?, ?, ?, ?)', (*key, status, words or '', json.dumps(detail, ensure_ascii=False)))
 
+def _forget(db, key): # feature, explainer, scorer
+    db.execute('delete from verdicts where score in (select id from scores where feature=? and explainer=? and scorer=?)', key)
+    db.execute('delete from scores where feature=? and explainer=? and scorer=?', key)
+
+def forget_score(text:AtlasText, feature:int, explainer:str, scorer:str):
+    "Take a score away, with its verdicts"
+    with text.writing() as db: _forget(db, (int(feature), explainer, scorer))
+
 def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, value or None, detail, verdicts); a verdict is (picture, kind, truth, verdict, detail)
     "Keep scores with their verdicts; one of the same explanation and scorer is replaced"
     with text.writing():
@@ -156,8 +165,7 @@ def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, val
             _check_status(status)
             if (status=='ok')!=(value is not None): raise ValueError(f'a score has a value where its status is ok, and none elsewhere: {status}, {value}')
             key = int(f),explainer,scorer
-            text.db.execute('delete from verdicts where score in (select id from scores where feature=? and explainer=? and scorer=?)', key)
-            text.db.execute('delete from scores where feature=? and explainer=? and scorer=?', key)
+            _forget(text.db, key)
             i = text.db.execute('insert into scores(feature, explainer, scorer, status, value, detail) values (?, ?, ?, ?, ?, ?)', (*key, status, value, json.dumps(detail, ensure_ascii=False))).lastrowid
             text.db.executemany('insert into verdicts values (?, ?, ?, ?, ?, ?, ?)', ((i, n, int(p), kind, int(truth), verdict, json.dumps(d, ensure_ascii=False)) for n,(p,kind,truth,verdict,d) in enumerate(verdicts)))
 

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from .core import error_text
+
 # %% ../nbs/60_cli.ipynb #3d22d982
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='Take text-to-image diffusion models apart into sparse features.')
 
@@ -150,7 +152,7 @@ def train_command(store:Annotated[str, typer.Argument(help='folder or URL of a s
             typer.echo(f'{out}: {sae!r}')
             if split!='test' and (acts.split_of==2).any(): typer.echo(repr(evaluate(sae.to(device), data, split='test')))
     except (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError) as e: # clear by themselves
-        typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
+        typer.echo(error_text(e), err=True)
         raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #cli00021
@@ -187,7 +189,7 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
             from fluxinterp.atlas_icons import add_icons
             add_icons(atlas, pipe, d)
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as e: # clear by themselves
-        typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
+        typer.echo(error_text(e), err=True)
         raise typer.Exit(1)
     typer.echo(f'{out}: {atlas!r}')
 
@@ -248,13 +250,11 @@ def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atl
     import signal
     from fluxinterp.core import default_device
     from fluxinterp.dashboards import serve_dashboard
-    from fluxinterp.loading import check_placement
     try:
-        check_placement(device or None)
-        serve_dashboard(atlas, pipeline, view, port, dark, device or str(default_device()), typer.echo, dictionary)
+        serve_dashboard(atlas, pipeline, view, port, dark, str(default_device(device or None)), typer.echo, dictionary)
         signal.signal(signal.SIGINT, signal.SIG_IGN) # it has ended: a second Ctrl-C finds nothing to end
     except (ValueError, KeyError, OSError) as e: # clear by themselves
-        typer.echo(e.args[0] if e.args and isinstance(e, KeyError) else str(e), err=True)
+        typer.echo(error_text(e), err=True)
         raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #1af2f9d6

@@ -16,7 +16,7 @@ import traitlets
 from PIL import Image
 
 from .atlas import Atlas
-from .atlas_text import AtlasError
+from .atlas_text import AtlasError, forget_score
 from .endpoint import Answer
 from .explainers import explanations
 from .maps import image_bytes, image_grid
@@ -164,15 +164,10 @@ class HumanJudge(widgets.VBox):
         self.judge.withdraw(t)
         for g,u in self.tasks:
             if self.judge.key(u)!=k: continue
-            if not self.left[g]: self._unsettle(g)
+            if not self.left[g]: forget_score(self.atlas.text, g, self.explainer, f'{self.scorer.name}/{self.judge.name}') # it counts the answer
             self.left[g] += 1
         self.next()
 
     def _settle(self, f): score(self.atlas, self.scorer, self.explainer, [f], self.judge, again=True, seed=self.seed, progress=False)
-    def _unsettle(self, f): # the score counts an answer that was taken back
-        key = f,self.explainer,f'{self.scorer.name}/{self.judge.name}'
-        with self.atlas.text.writing() as db:
-            db.execute('delete from verdicts where score in (select id from scores where feature=? and explainer=? and scorer=?)', key)
-            db.execute('delete from scores where feature=? and explainer=? and scorer=?', key)
     @property
     def scores(self): "What has been settled, as `fluxinterp.scorers.scores`"; return scores(self.atlas, self.explainer, f'{self.scorer.name}/{self.judge.name}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['quantizations', 'offloads', 'named_parts', 'check_checkpoint', 'quantized_parts', 'quantization_config',
-           'compute_device', 'check_placement', 'has_blocks', 'place', 'stored_parameter', 'stored_parameters']
+           'check_placement', 'has_blocks', 'place', 'stored_parameter', 'stored_parameters']
 
 # %% ../nbs/04_loading.ipynb #875598f9
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 from accelerate import cpu_offload
+
+from .core import compute_device
 
 # %% ../nbs/04_loading.ipynb #8531ca22
 _weights,_with_weights = ('.safetensors', '.bin'),('transformer', 'unet', 'vae', 'text_encoder', 'image_encoder')
@@ -66,17 +68,6 @@ def quantization_config(quantize,          # '8bit', '4bit', or a `PipelineQuant
 
 # %% ../nbs/04_loading.ipynb #1fabfa11
 offloads = ('model', 'sequential', 'group')
-
-def compute_device(device,            # 'cpu', 'cuda', 'cuda:1', 'mps', a torch device, or None
-                   why:str='device',  # for the error
-                  )->torch.device:
-    "A device that is there; raises `ValueError` for one that is not"
-    try: d = torch.device(device)
-    except (RuntimeError, TypeError): raise ValueError(f"{why}={device!r} is no device: 'cpu', 'cuda', 'cuda:1', 'mps', or 'balanced' for several GPUs") from None
-    there = {'cuda': torch.cuda.device_count() if torch.cuda.is_available() else 0, 'mps': int(torch.backends.mps.is_available())}.get(d.type)
-    if there==0: raise ValueError(f"{why}={str(device)!r}, but torch {torch.__version__} sees no such device on this machine: look at nvidia-smi and at the build of torch, or stay on the CPU with device='cpu'")
-    if there and (d.index or 0)>=there: raise ValueError(f'{why}={str(device)!r}, but there are {there}: 0 to {there-1}')
-    return d
 
 def check_placement(device=None,   # as for `load_pipeline`
                     offload:str=None, # one of `offloads`
