@@ -6,7 +6,7 @@ import pytest, torch
 from safetensors.torch import load_file
 
 import fluxinterp as fi
-from fluxinterp.atlas_text import AtlasError
+from fluxinterp.atlases.annotations import AtlasError
 
 # One process imports everything, once; every scan is a fork of it
 SCRIPT = '''
@@ -16,7 +16,7 @@ import torch, tqdm
 torch.set_num_threads(1)
 tqdm.tqdm.set_lock(threading.RLock()) # not shared with a fork that is killed while it holds it
 import fluxinterp as fi
-from fluxinterp.atlas import build_atlas
+from fluxinterp.atlases.atlas import build_atlas
 root = Path(sys.argv[1])
 store = fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(40), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', shard_mb=.3, progress=False)
 d = fi.train(fi.SAEConfig(num_latents=96, k=4, steps=40, batch_size=256), store.site('double.0.image'), progress=False)
@@ -32,7 +32,7 @@ def fork(f, *args, **env): # -> process id
     os._exit(0)
 def build(out):
     if out=='torn': # slow enough to be killed in the middle
-        from fluxinterp.atlas_pass import FeaturePass
+        from fluxinterp.atlases.scan_statistics import FeaturePass
         update = FeaturePass.update
         def slow(self, *args): time.sleep(.03); return update(self, *args)
         FeaturePass.update = slow

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.hooks import hooked
-from fluxinterp.miniatures import miniature, miniature_call
-from fluxinterp.pipelines import denoiser_of, picture_generators
+from fluxinterp.activations.recording import hooked
+from fluxinterp.models.miniatures import miniature, miniature_call
+from fluxinterp.models.pipelines import denoiser_of, picture_generators
 
 def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=picture_generators(0, range(1)), output_type='latent').images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in denoiser_of(pipe).modules())

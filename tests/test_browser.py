@@ -11,8 +11,8 @@ ready = '.flx-player[data-ready]'
 
 # A new view: a cell here that ends in it (views of one notebook share the import), and a test that takes `lab_page`, does something to it and ends in `check_view`.
 cells = ["""import fluxinterp as fi
-from fluxinterp.map_player import MapPlayer
-from fluxinterp.views import StatusBar
+from fluxinterp.widgets.map_player import MapPlayer
+from fluxinterp.widgets.base import StatusBar
 pipe,sae = fi.load_pipeline('tiny-flux'),fi.load_dictionary('tiny-flux/double.1.image')""",
 """maps = [fi.activation_map(pipe, sae, f, ['a red circle on the left'], seed=0) for f in (7, 17)]
 player = MapPlayer(asks=True, step=0)
@@ -28,8 +28,8 @@ bar"""]
 light = ["""import numpy as np
 from types import SimpleNamespace
 from PIL import Image
-from fluxinterp.map_player import MapPlayer
-from fluxinterp.views import StatusBar
+from fluxinterp.widgets.map_player import MapPlayer
+from fluxinterp.widgets.base import StatusBar
 v = np.random.default_rng(0).random((1, 4, 8, 8))
 player = MapPlayer(asks=True, step=0)
 player.strongest = lambda step,row,col: [(7, v[0,step,row,col], 'seven')]

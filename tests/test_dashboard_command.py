@@ -65,7 +65,7 @@ def test_served_to_the_token_alone_and_ended(tmp_path):
         p.kill()
 
 def test_a_killed_command_leaves_no_server(tmp_path):
-    code = "import sys, time; from fluxinterp.dashboards import dashboard_notebook, served; s = served(dashboard_notebook('x', view='monitor')); u = s.__enter__(); print(u.process.pid, flush=True); time.sleep(60)"
+    code = "import sys, time; from fluxinterp.dashboards.serving import dashboard_notebook, served; s = served(dashboard_notebook('x', view='monitor')); u = s.__enter__(); print(u.process.pid, flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, '-c', code], env=os.environ|dict(TMPDIR=str(tmp_path), PYTHONPATH=str(root)), stdout=subprocess.PIPE, text=True)
     try: server = psutil.Process(int(p.stdout.readline()))
     finally: p.kill(); p.wait(); p.stdout.close()

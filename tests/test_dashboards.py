@@ -179,7 +179,7 @@ def test_browser_page_without_a_kernel(browser, tmp_path):
 
 def test_browser_judge_takes_a_double_click_for_one(browser, lab):
     "The second would answer a question nobody has seen"
-    name = notebook(lab.folder, 'judge.ipynb', setup, """from fluxinterp.scorers import Localisation
+    name = notebook(lab.folder, 'judge.ipynb', setup, """from fluxinterp.autointerp.scorers import Localisation
 judge = fi.HumanJudge(fi.Atlas('tiny-flux/double.1.image').copy('judged'), Localisation(3), features=[int(atlas.search('red star').index[0])])
 judge.add_class('try-judge')
 judge""")

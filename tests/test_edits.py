@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.dictionary import LinearDictionary
-from fluxinterp.edits import EditPlan, edit_kinds
-from fluxinterp.recipes import parse_recipe
-from fluxinterp.sae import SAEConfig, TopKSAE
+from fluxinterp.dictionaries.dictionary import LinearDictionary
+from fluxinterp.steering.edits import EditPlan, edit_kinds
+from fluxinterp.steering.recipes import parse_recipe
+from fluxinterp.dictionaries.sae import SAEConfig, TopKSAE
 
 captions = ['a large red striped circle on the left and a small white star on the right', 'a blue heart, beige background']
 grid,guidance = (4, 5),['unconditional', 'conditional', 'conditional']

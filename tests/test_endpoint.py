@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import fluxinterp as fi
-from fluxinterp.endpoint import BudgetSpent, EndpointError
+from fluxinterp.autointerp.endpoint import BudgetSpent, EndpointError
 
 SCRIPT = '''
 import sys, fluxinterp as fi

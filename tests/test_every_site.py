@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.dictionary import LinearDictionary
-from fluxinterp.hooks import hooked
-from fluxinterp.pipelines import denoiser_of, prompt_generators
-from fluxinterp.sites import list_sites
+from fluxinterp.dictionaries.dictionary import LinearDictionary
+from fluxinterp.activations.recording import hooked
+from fluxinterp.models.pipelines import denoiser_of, prompt_generators
+from fluxinterp.models.sites import list_sites
 
 models = ['tiny-flux', 'tiny-sdxl-turbo']
 call = dict(num_inference_steps=2, output_type='latent')

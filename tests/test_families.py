@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.hooks import hooked
-from fluxinterp.miniatures import miniature, miniature_call, miniatures
-from fluxinterp.pipelines import denoiser_of, picture_generators
-from fluxinterp.sites import list_sites, resolve_site
+from fluxinterp.activations.recording import hooked
+from fluxinterp.models.miniatures import miniature, miniature_call, miniatures
+from fluxinterp.models.pipelines import denoiser_of, picture_generators
+from fluxinterp.models.sites import list_sites, resolve_site
 
 names = list(miniatures)
 guided = [n for n in names if n!='flux2']
@@ -251,7 +251,7 @@ def test_nothing_stays_behind(name, error):
 
 def fallback(kind):
     import diffusers
-    from fluxinterp.miniatures import _autoencoder, _scheduler
+    from fluxinterp.models.miniatures import _autoencoder, _scheduler
     torch.manual_seed(0)
     heads = dict(sample_size=32, patch_size=2, in_channels=4, out_channels=4, attention_head_dim=16, num_attention_heads=2)
     if kind=='aura':

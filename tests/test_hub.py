@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import fluxinterp as fi
 from fluxinterp.core import save_json, save_tensors
-from fluxinterp.dictionary import DictionaryMeta
-from fluxinterp.recipes import dictionary_fingerprint
-from fluxinterp.sae import architectures, make_sae
+from fluxinterp.dictionaries.dictionary import DictionaryMeta
+from fluxinterp.steering.recipes import dictionary_fingerprint
+from fluxinterp.dictionaries.sae import architectures, make_sae
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here/'peers'))
@@ -62,7 +62,7 @@ def test_an_itda_keeps_its_fingerprint(normalizer, tmp_path):
     assert dictionary_fingerprint(again)!=dictionary_fingerprint(d)
 
 def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
-    import fluxinterp.saving as saving
+    import fluxinterp.dictionaries.files as saving
     sae = small()
     fi.save_dictionary(sae, tmp_path)
     def full(*args, **kwargs): raise OSError(28, 'No space left on device')
@@ -232,7 +232,7 @@ def test_published_dictionaries_through_the_hubs_client(tmp_path, monkeypatch):
     import io
     import huggingface_hub
     from huggingface_hub import HfApi
-    from fluxinterp.published import published
+    from fluxinterp.dictionaries.published import published
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'cache'))
     def files(d, n, k, extra=None):
         g,out,mean = torch.Generator().manual_seed(k),io.BytesIO(),io.BytesIO()

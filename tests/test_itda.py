@@ -12,9 +12,9 @@ from pathlib import Path
 import torch, tqdm
 torch.set_num_threads(1)
 tqdm.tqdm.set_lock(threading.RLock())
-from fluxinterp.itda import ITDAConfig
-from fluxinterp.growing import fit_itda
-from fluxinterp.store import Store
+from fluxinterp.dictionaries.itda import ITDAConfig
+from fluxinterp.training.itda_growth import fit_itda
+from fluxinterp.activations.store import Store
 kind,root = sys.argv[1],Path(sys.argv[2])
 
 def fork(f, *args): # -> process id
@@ -25,8 +25,8 @@ def fork(f, *args): # -> process id
     os._exit(0)
 
 def harvested():
-    from fluxinterp.harvesting import harvest
-    from fluxinterp.pipelines import load_pipeline, scene_prompts
+    from fluxinterp.activations.harvesting import harvest
+    from fluxinterp.models.pipelines import load_pipeline, scene_prompts
     harvest(load_pipeline('random-flux'), scene_prompts(16), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', progress=False)
 
 def grow(out):

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip('triton', reason='Triton is for Linux; `pip install triton`')
 code = '''
 import torch
-from fluxinterp import kernels
-from fluxinterp.sparse_ops import _dots, _sum_by_latent, _weighted_rows, sort_by_latent
+from fluxinterp.dictionaries import kernels
+from fluxinterp.dictionaries.sparse_ops import _dots, _sum_by_latent, _weighted_rows, sort_by_latent
 
 def draw(n, k, d, num, kind, dtype, seed=0):
     g = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ def test_a_training_step_through_the_kernels():
     "Every gradient of an SAE's loss, with the kernels in the place of torch's operations, is the same"
     step = '''
 import torch
-from fluxinterp import kernels, sparse_ops
+from fluxinterp.dictionaries import kernels, sparse_ops
 def grads():
     g = torch.Generator().manual_seed(0)
     draw = lambda *s: torch.randn(*s, generator=g).requires_grad_()
@@ -73,7 +73,7 @@ def test_kernels_compile_for_gpus(tmp_path):
 import re, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fluxinterp import kernels
+from fluxinterp.dictionaries import kernels
 for capability in (80, 90):
     for kind in ('fp32', 'bf16', 'fp16'):
         x,v,i,n = '*'+kind,'*fp32','*i64','i32'

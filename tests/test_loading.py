@@ -7,10 +7,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 import fluxinterp as fi
-from fluxinterp.hooks import hooked
-from fluxinterp.loading import offloads, place
-from fluxinterp.miniatures import miniature, miniature_call
-from fluxinterp.pipelines import denoiser_of, fingerprint, picture_generators
+from fluxinterp.activations.recording import hooked
+from fluxinterp.models.loading import offloads, place
+from fluxinterp.models.miniatures import miniature, miniature_call
+from fluxinterp.models.pipelines import denoiser_of, fingerprint, picture_generators
 
 def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=picture_generators(0, range(1)), output_type='latent').images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for p in pipe.components.values() if isinstance(p, torch.nn.Module) for m in p.modules())
@@ -82,7 +82,7 @@ def test_parts_that_are_missing(name, tmp_path):
 
 def test_what_the_hub_is_asked_for(monkeypatch):
     "Arguments that reach diffusers: the quantisation of the denoiser and of T5, the device map, the dtype"
-    import fluxinterp.loading as loading
+    import fluxinterp.models.loading as loading
     asked = {}
     monkeypatch.setattr(loading, 'find_spec', lambda name: True) # as if bitsandbytes were installed; nothing is loaded
     monkeypatch.setattr(DiffusionPipeline, 'load_config', classmethod(lambda cls, name, **kwargs: dict(_class_name='FluxPipeline', transformer=['diffusers', 'FluxTransformer2DModel'], text_encoder=['transformers', 'CLIPTextModel'],

@@ -10,12 +10,12 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from browser import check_view, open_page, pixels
-from fluxinterp.feature_maps import FeatureMaps
-from fluxinterp.layer_step_matrix import MapMatrix, SiteMaps
-from fluxinterp.map_player import MapPlayer
-from fluxinterp.maps import overlay
-from fluxinterp.page_parts import view_script
-from fluxinterp.views import Dashboard, StatusBar, View, map_bytes, write_page
+from fluxinterp.features.feature_maps import FeatureMaps
+from fluxinterp.dashboards.layer_step_matrix import MapMatrix, SiteMaps
+from fluxinterp.widgets.map_player import MapPlayer
+from fluxinterp.overlays import overlay
+from fluxinterp.widgets.page import view_script
+from fluxinterp.widgets.base import Dashboard, StatusBar, View, map_bytes, write_page
 
 pytestmark = pytest.mark.browser
 hostile = '<img src=x onerror="window.harmed=1"></script><script>window.harmed=1</script>'
@@ -473,8 +473,8 @@ def test_the_check_itself(browser):
 def test_styles_keep_apart():
     "Views share a page, and so their style sheets: no view restyles what another has named"
     import fluxinterp as fi
-    from fluxinterp.page_parts import page_style
-    from fluxinterp.views import View
+    from fluxinterp.widgets.page import page_style
+    from fluxinterp.widgets.base import View
     for name in ('FeatureBrowser', 'PromptInspector', 'SteeringStudio', 'DictionaryCompare', 'LayerStepMatrix', 'RunMonitor'): getattr(fi, name)
     def kinds(c): return [k for s in c.__subclasses__() for k in (s, *kinds(s)) if k.__module__.startswith('fluxinterp.')]
     named = {}

@@ -6,7 +6,9 @@ import pytest
 
 root = Path(__file__).resolve().parents[1]
 notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-rooms = [p for p in notebooks if re.match(r'\d\d_', p.name)]
+rooms = [p for p in notebooks if re.match(r'\d\d_', p.relative_to(root/'nbs').parts[0])]
+def place(p): return tuple(int(o[:2]) for o in p.relative_to(root/'nbs').parts)
+def scripts(of): return [p for p in sorted((of/'fluxinterp').rglob('*.py')) if 'weights' not in p.parts]
 def cells(p): return json.loads(p.read_text(encoding='utf-8'))['cells']
 def source(c): return ''.join(c['source'])
 def room_module(p):
@@ -24,9 +26,9 @@ def copy(tmp_path_factory):
     return to
 
 def test_exported_modules_are_in_sync(copy):
-    before = {p.name: p.read_text() for p in (copy/'fluxinterp').glob('*.py')}
+    before = {p: p.read_text() for p in scripts(copy)}
     run(Path(sys.executable).with_name('nbdev_export'), cwd=copy)
-    after = {p.name: p.read_text() for p in (copy/'fluxinterp').glob('*.py')}
+    after = {p: p.read_text() for p in scripts(copy)}
     assert after==before, 'run nbdev_export'
 
 def test_notebooks_are_clean(copy):
@@ -50,26 +52,39 @@ def test_room_sizes(path):
     assert sum(c['cell_type']=='code' for c in cells(path))<=60, 'two chapters?'
 
 def test_module_names_follow_notebooks():
-    for p in rooms: assert room_module(p) in (p.stem[3:], '__init__'), p.name
+    for p in rooms: assert room_module(p).rsplit('.', 1)[-1] in (p.stem[3:], '__init__'), p.name
+
+def test_numbers_are_unique_in_a_folder():
+    folders = {}
+    for p in rooms: folders.setdefault(p.parent, []).append(p.name[:2])
+    for folder,numbers in folders.items(): assert len(set(numbers))==len(numbers), folder
+
+def test_no_path_contains_auto():
+    "nbdev's index leaves out the cells of a notebook whose path contains `auto`"
+    assert not [p for p in rooms if 'auto' in str(p.relative_to(root))]
+
+def imported(node):
+    "The modules of this library that an import statement names, without the first part"
+    if isinstance(node, ast.Import): return [a.name[11:] for a in node.names if a.name.startswith('fluxinterp.')]
+    if not isinstance(node, ast.ImportFrom) or not (node.module or '').startswith('fluxinterp'): return []
+    modules = {room_module(p) for p in rooms}
+    inside = node.module[11:]
+    return [inside] if inside in modules else ['.'.join(filter(None, [inside, a.name])) for a in node.names]
 
 def test_imports_come_from_lower_numbers():
-    number = {room_module(p): p.name[:2] for p in rooms}
+    number = {room_module(p): place(p) for p in rooms}
     for p in rooms:
         for s in exported(p):
             for node in ast.walk(ast.parse(s)):
-                names = []
-                if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('fluxinterp'):
-                    names = [node.module.split('.')[1]] if '.' in node.module else [a.name for a in node.names]
-                if isinstance(node, ast.Import): names = [a.name.split('.')[1] for a in node.names if a.name.startswith('fluxinterp.')]
-                for n in names:
+                for n in imported(node):
                     if n=='_modidx': continue
                     assert n in number, f'{p.name} imports {n}, which no notebook exports'
-                    assert number[n]<p.name[:2], f'{p.name} imports {n} from {number[n]}'
+                    assert number[n]<place(p), f'{p.name} imports {n} from {number[n]}'
                 if isinstance(node, ast.ImportFrom): assert not any(a.name=='*' for a in node.names), f'{p.name}: star import'
 
 def test_no_orphan_modules():
-    modules = {p.stem for p in (root/'fluxinterp').glob('*.py')}-{'_modidx'}
-    assert modules=={room_module(p) for p in rooms}
+    modules = {'.'.join(p.relative_to(root/'fluxinterp').with_suffix('').parts) for p in scripts(root) if p.name!='__init__.py'}-{'_modidx'}
+    assert modules=={room_module(p) for p in rooms}-{'__init__'}
 
 def test_public_names():
     sys.path.insert(0, str(root))

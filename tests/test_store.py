@@ -26,8 +26,8 @@ from tqdm import tqdm
 tqdm.set_lock(threading.RLock()) # its own is shared by forks, and whoever is killed holding it stops them all
 torch.set_num_threads(1)
 import fluxinterp as fi
-from fluxinterp.harvesting import harvest
-from fluxinterp.shards import StoreError
+from fluxinterp.activations.harvesting import harvest
+from fluxinterp.activations.store_files import StoreError
 sys.path.insert(0, sys.argv[2])
 from test_store import files
 out,sites = Path(sys.argv[1]),['double.0.image', 'double.0.image.mlp', 'single.0.image']
@@ -94,7 +94,7 @@ def at_most(seconds):
 def test_mutated_stores(world, tmp_path):
     "Damage to a file of a store: a clear error, or exactly the right numbers"
     import torch
-    from fluxinterp.shards import StoreError, seal_manifest
+    from fluxinterp.activations.store_files import StoreError, seal_manifest
     fi,pipe,prompts = world
     fi.harvest(pipe, prompts[:6], sites[:1], tmp_path/'acts', tokens=3, **args|dict(shard_mb=.001))
     def read(path, split=None):
@@ -136,7 +136,7 @@ def test_mutated_stores(world, tmp_path):
 def test_mutated_shards_whose_checksums_fit(world, tmp_path):
     "Headers that lie, with checksums made to fit: an error or numbers, never a crash"
     import torch
-    from fluxinterp.shards import StoreError, load_manifest, save_manifest
+    from fluxinterp.activations.store_files import StoreError, load_manifest, save_manifest
     fi,pipe,prompts = world
     fi.harvest(pipe, prompts[:2], sites[:1], tmp_path/'acts', tokens=2, dtype='int8', **args)
     file,manifest = tmp_path/'acts'/sites[0]/'00000.safetensors',load_manifest(tmp_path/'acts')

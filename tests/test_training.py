@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest, torch
 
 import fluxinterp as fi
-from fluxinterp.training import _Run
+from fluxinterp.training.sae_training import _Run
 
 here = Path(__file__).parent
 WORKER = '''
 import sys, torch
-from fluxinterp.sae import SAEConfig
-from fluxinterp.training import train
+from fluxinterp.dictionaries.sae import SAEConfig
+from fluxinterp.training.sae_training import train
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 x = torch.randn(4000, 12, generator=g)@torch.randn(12, 24, generator=g)+5
@@ -70,7 +70,7 @@ def test_two_processes(tmp_path, shard):
     for p in ps:
         out,_ = p.communicate(timeout=240)
         assert p.returncode==0, out
-    from fluxinterp.hub import load_dictionary
+    from fluxinterp.dictionaries.hub import load_dictionary
     a,b = ({k: v for k,v in load_dictionary(next((tmp_path/n).rglob('cfg.json')).parent).state_dict().items()} for n in ('one', 'two'))
     assert a.keys()==b.keys() and 'W_dec' in a
     for k in a: assert float((a[k]-b[k]).norm())<=2e-3*float(a[k].norm())+1e-5, (k, float((a[k]-b[k]).norm()/a[k].norm()))
@@ -146,7 +146,7 @@ def test_bad_calls(tmp_path):
 def test_another_run_leaves_the_checkpoints_alone(tmp_path, monkeypatch):
     "Another width, other data, another configuration: refused; then the run goes on to the bit"
     with monkeypatch.context() as m:
-        m.setattr('fluxinterp.training._Run', stopping(35))
+        m.setattr('fluxinterp.training.sae_training._Run', stopping(35))
         train(out=tmp_path, checkpoint_every=10)
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
     assert checkpoints(tmp_path)==['step-00000030', 'step-00000035']
@@ -174,7 +174,7 @@ def test_full_disk(tmp_path, monkeypatch):
             def update(self, x):
                 if self.step==30: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
                 super().update(x)
-        m.setattr('fluxinterp.training._Run', Filling)
+        m.setattr('fluxinterp.training.sae_training._Run', Filling)
         with pytest.raises(OSError, match='the checkpoint of step 40 could not be written .*step-00000020 is whole'): train(out=out, checkpoint_every=20)
     assert checkpoints(out)==['step-00000020'] and sorted(p.name for p in out.iterdir())==['checkpoints']
     with full_disk(2000), pytest.raises(OSError, match='could not be written .*step-00000020, stays'): train(out=out, checkpoint_every=500) # the dictionary itself
@@ -208,7 +208,7 @@ def log_twice(logger_of, tmp_path):
     from unittest.mock import patch
     long = replace(config, steps=300)
     class Killed(BaseException): pass
-    with patch('fluxinterp.training._Run', stopping(280, Killed)), pytest.raises(Killed): train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()])
+    with patch('fluxinterp.training.sae_training._Run', stopping(280, Killed)), pytest.raises(Killed): train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()])
     train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()], validation=x[:500], eval_every=150)
 
 def test_tensorboard(tmp_path):

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fluxinterp as fi
-from fluxinterp.dictionary import DictionaryMeta, normalizers
-from fluxinterp.saving import save_dictionary
-from fluxinterp.sae import architectures, make_sae
+from fluxinterp.dictionaries.dictionary import DictionaryMeta, normalizers
+from fluxinterp.dictionaries.files import save_dictionary
+from fluxinterp.dictionaries.sae import architectures, make_sae
 
 limit = 1e-5
 same = lambda a,b: float((a.double()-b.double()).norm()/b.double().norm())
