@@ -21,8 +21,8 @@ from .batching import _batched, _Encoder, _repeat_call, _rows, _slice_call
 from ..models.families import family_of
 from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, pipeline_lock, token_pixels
 from ..models.previews import decode_latents, predicted_clean
-from .site_records import Recording, SiteRecord, TokenBatch, prompt_split, splits, token_batches
-from ..models.clock import Clock, _watch, count_steps, guidance_kinds, noise, step_window
+from .site_records import Recording, SiteRecord
+from ..models.clock import Clock, _watch, count_steps, guidance_kinds, step_window
 from ..models.sites import ModuleCall, Site, resolve_site
 
 # %% ../../nbs/20_activations/20_recording.ipynb #0bbbf789

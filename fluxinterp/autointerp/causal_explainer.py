@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..atlases.atlas import Atlas
 from ..steering.block_roles import feature_pictures
 from ..dictionaries.dictionary import Dictionary
 from .explainers import Explainer

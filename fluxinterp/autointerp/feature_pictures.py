@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..atlases.atlas import Atlas, build_atlas
 from ..atlases.annotations import keep_shown
-from .causal_explainer import feature_pictures
+from ..steering.block_roles import feature_pictures
 from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary
 from .explainers import PromptStatistics, explain

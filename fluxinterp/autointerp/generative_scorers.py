@@ -9,7 +9,6 @@ __all__ = ['SceneWriter', 'ModelWriter', 'Generation', 'Intervention']
 import numpy as np
 import torch
 
-from ..atlases.atlas import Atlas
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json

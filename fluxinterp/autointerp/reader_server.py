@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..atlases.atlas import Atlas
 from .generative_scorers import SceneWriter
-from ..overlays import spotlight
+
 from ..worlds.reader import read_images
 from ..worlds.scenes import concepts
 from .judges import ReaderVerdicts, Task

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .concepts import SceneActivations, auroc, best_concepts, best_threshold, f1_score, find_concepts
+from fluxinterp.evaluation.concepts import (SceneActivations, auroc, best_concepts, best_threshold,
+    find_concepts)
 from ..dictionaries.dictionary import Dictionary
 from ..activations.site_records import Recording
 from ..worlds.scenes import concepts, object_factors

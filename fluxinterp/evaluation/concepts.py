@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from ..dictionaries.dictionary import Dictionary, SparseCode, two_sided
-from ..activations.recording import Recording, SiteRecord, record
+from ..activations.site_records import Recording
+from ..activations.recording import record
 from ..worlds.scenes import concepts, factors, make_scene, object_factors, pool_map
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #8c371324

@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..dictionaries.dictionary import check_belongs
-from ..activations.recording import Recording, record_batches
+from ..activations.site_records import Recording
+from ..activations.recording import record_batches
 from ..dictionaries.itda import ITDA, Thumbnails
 from ..overlays import image_bytes
 from ..models.pipelines import fingerprint

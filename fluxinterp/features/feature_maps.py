@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from ..dictionaries.dictionary import Dictionary
-from ..activations.recording import Recording, SiteRecord, record
+from ..activations.site_records import Recording, SiteRecord
+from ..activations.recording import record
 from ..overlays import map_figure
 
 # %% ../../nbs/35_features/00_feature_maps.ipynb #ecf07eeb

@@ -11,7 +11,7 @@ import inspect
 import torch
 
 from ..worlds import scenes
-from .families import family_of
+
 from ..worlds.flux import _specials, _tokenizer
 
 # %% ../../nbs/15_models/10_miniatures.ipynb #0499185d

@@ -22,7 +22,7 @@ from .edits import Add, Scale
 from ..models.families import family_of, unet_stacks
 from ..activations.recording import hooked
 from .image_judges import pairwise_agreement, pixel_distance, reader_judge
-from ..overlays import image_bytes, image_grid
+from ..overlays import image_grid
 from ..models.pipelines import check_prompts, denoiser_of, fingerprint, prompt_generators
 from ..activations.site_records import SiteRecord
 from ..models.clock import step_window

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device
-from ..dictionaries.dictionary import DictionaryMeta, RunningMoments, check_finite, data_site, empty_data, meta_of, sparse_decode, token_batches
+from ..dictionaries.dictionary import (DictionaryMeta, RunningMoments, check_finite, data_site,
+    empty_data, meta_of, sparse_decode)
+from ..activations.site_records import token_batches
 from ..activations.recording import record_batches
 from ..dictionaries.metrics import evaluate
 from ..activations.site_records import SiteRecord, TokenBatch, prompt_split
