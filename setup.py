@@ -21,7 +21,7 @@ class SDist(sdist):
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
+    author=cfg['author'], license='Apache-2.0',
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     python_requires='>='+cfg['min_python'],
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
