@@ -22,7 +22,8 @@ from ..models.families import family_of
 from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, pipeline_lock, token_pixels
 from ..models.previews import decode_latents, predicted_clean
 from .site_records import Recording, SiteRecord
-from ..models.clock import Clock, _watch, count_steps, guidance_kinds, step_window
+from ..models.clock import Clock, _watch, count_steps, guidance_kinds
+from ..models.steps import step_window
 from ..models.sites import ModuleCall, Site, resolve_site
 
 # %% ../../nbs/20_activations/20_recording.ipynb #0bbbf789

@@ -15,7 +15,8 @@ import torch
 
 from ..dictionaries.dictionary import Dictionary
 from ..activations.site_records import token_batches
-from ..models.clock import Noise, guidance_kinds, noise
+from ..models.steps import Noise, noise
+from ..models.clock import guidance_kinds
 from ..models.sites import Site
 
 # %% ../../nbs/45_steering/00_edits.ipynb #12010a0f

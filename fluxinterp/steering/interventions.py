@@ -18,7 +18,7 @@ from .edits import Box, Edit, EditPlan, TextTokens, edit_kinds
 from ..activations.recording import hooked
 from ..models.pipelines import check_pipeline, fingerprint
 from ..activations.site_records import token_batches
-from ..models.clock import Noise, step_window
+from ..models.steps import Noise, step_window
 from ..models.sites import resolve_site
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #7e62f62b

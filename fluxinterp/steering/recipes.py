@@ -20,7 +20,7 @@ from ..core import atomic_path
 from ..dictionaries.dictionary import Dictionary
 from .edits import Box, OwnMap, TextTokens, edit_kinds
 from ..dictionaries.hub import load_dictionary
-from ..models.clock import Noise
+from ..models.steps import Noise
 from ..models.sites import Site
 
 # %% ../../nbs/45_steering/15_recipes.ipynb #eb781c91
