@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, two_sided
-from ..steering.edits import Box
+from ..models.regions import Box
 from ..activations.recording import record_batches
 from ..models.pipelines import check_prompts, fingerprint, prompt_generators
 from ..models.steps import step_window

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .edits import Box, Edit, EditPlan, TextTokens, edit_kinds
+from ..models.regions import Box, TextTokens
+from .edits import Edit, EditPlan, edit_kinds
 from ..activations.recording import hooked
 from ..models.pipelines import check_pipeline, fingerprint
 from ..activations.site_records import token_batches
