@@ -174,7 +174,7 @@ def steer(pipe,             # a diffusers pipeline
     run = Steering(edits, at, Guard() if guard is True else guard)
     with hooked(pipe, [(s, run._at(s, es)) for s,es in at.items()]) as clock:
         run.clock = clock
-        clock.on_schedule.append(run._start)
-        clock.on_step.append(run._end_step)
+        clock.schedule_callbacks.append(run._start)
+        clock.step_callbacks.append(run._end_step)
         yield run
         for e in run._missed.values(): warnings.warn(f'{e} never came to a {e.guidance} row: the call ended before')
