@@ -198,8 +198,8 @@ def _pipeline_events(clock, pipe): # replacements of a pipeline's methods; of so
                   prepare_latents=_wrap(after=lambda res: clock.on_latents(_num_rows(res))),
                   get_timesteps=_wrap(after=lambda res: clock.on_get_timesteps(_num_timesteps(res))))
     events = {name: f for name,f in events.items() if hasattr(pipe, name)}
-    end = _wrap(before=lambda *call: clock.on_end())
-    return events|dict(maybe_free_model_hooks=end) # pipelines call it last, and so does whoever leaves one early
+    end = _wrap(before=lambda *call: clock.on_end()) # pipelines call it last, and so does whoever leaves one early
+    return events|dict(maybe_free_model_hooks=end)
 
 def _encoder_begins(clock, part): # a forward pre-hook
     def hook(module, args, kwargs):
