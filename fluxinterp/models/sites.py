@@ -53,7 +53,7 @@ class Site:
     index:int=0       # which item of a tuple output; -1 for the one that has the picture's tokens
     joint:bool=False  # whether the module's tokens are text and image in one sequence
     gate:str=''       # path of the module that gives the block's gate, for `attention`
-    gate_part:str=''  # which part of its output, as in `families`; item 1 when empty
+    gate_part:str=''  # which part of its output: item, chunk/chunks, tanh, +parameter; item 1 when empty
     source:str=''     # the argument that the stream comes in by; the first when empty
     scale:int=1       # tokens of the denoiser's grid along a side of one token here
     whole:bool=True   # every token the module has; False for those of the picture alone, without padding or reference pictures
@@ -190,11 +190,12 @@ def _width(block, path, default): # the number at a path below a block
     res = find_attribute(block, path)
     return res if isinstance(res, int) else 0
 
-def _gate(spec, block, root): # a family's gate as module path and part of its output
-    where,_,part = spec.partition(':')
-    table,_,where = where.rpartition('+')
-    part = part.strip()+(f' +{block}.{table}' if table else '')
-    return (root+where if where.startswith('/') else f'{block}.{where}').replace('/', '.'),'' if part=='1' else part
+def _gate(gate, block, root): # a family's gate as module path and part of its output, the text that a `Site` keeps
+    words = [] if gate.item is None else [str(gate.item)]
+    if gate.chunk: words.append('{}/{}'.format(*gate.chunk))
+    if gate.tanh: words.append('tanh')
+    if gate.table: words.append(f'+{block}.{gate.table}')
+    return f'{root if gate.shared else block}.{gate.module}','' if words==['1'] else ' '.join(words)
 
 def _block_sites(block, name, path, root, parts, width, suffixed, scale=1, whole=False):
     for p in parts:
