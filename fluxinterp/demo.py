@@ -63,7 +63,8 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
     from fluxinterp.activations.recording import record
     from fluxinterp.overlays import image_grid
     from fluxinterp.dictionaries.metrics import compare
-    from fluxinterp.models.pipelines import load_pipeline, scene_prompts
+    from fluxinterp.models.pipelines import load_pipeline
+    from fluxinterp.worlds.scenes import scene_prompts
     from fluxinterp.worlds.reader import obedience, read_images
     from fluxinterp.dictionaries.sae import SAEConfig
     from fluxinterp.models.sites import list_sites

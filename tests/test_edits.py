@@ -71,7 +71,7 @@ def brute_force(x, edits):
             for t in range(x.shape[1]):
                 old,token = dense[b,t],x[b,t].double().numpy()
                 change = new_code(e, old, token)-old
-                if isinstance(e.region, fi.OwnMap): # per feature: what is carried over follows its source
+                if isinstance(e.region, fi.ActivationMask): # per feature: what is carried over follows its source
                     change = np.zeros_like(old)
                     for n,i in enumerate(e.features):
                         one = {k: (v[n] if isinstance(v, tuple) else v) for k in ('strength', 'factor', 'low', 'high', 'by') if hasattr(e, k) for v in [getattr(e, k)]}
@@ -82,7 +82,7 @@ def brute_force(x, edits):
                 touched[b,t] |= (change!=0).any()
     return y,touched
 
-regions = dict(everywhere=None, mask=np.linspace(0, 1, 20).reshape(4, 5).round(1), box=fi.Box(.2, .1, .8, .55), own='map', strong=fi.OwnMap(.4), text=fi.TextTokens([0, 7]))
+regions = dict(everywhere=None, mask=np.linspace(0, 1, 20).reshape(4, 5).round(1), box=fi.Box(.2, .1, .8, .55), own='map', strong=fi.ActivationMask(.4), text=fi.TextTokens([0, 7]))
 
 def edits_of(d, kind, region, unit, many, means):
     "One edit of a kind on one latent or three"

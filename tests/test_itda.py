@@ -26,7 +26,8 @@ def fork(f, *args): # -> process id
 
 def harvested():
     from fluxinterp.activations.harvesting import harvest
-    from fluxinterp.models.pipelines import load_pipeline, scene_prompts
+    from fluxinterp.models.pipelines import load_pipeline
+    from fluxinterp.worlds.scenes import scene_prompts
     harvest(load_pipeline('random-flux'), scene_prompts(16), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', progress=False)
 
 def grow(out):

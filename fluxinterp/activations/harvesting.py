@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from .recording import record_batches
 from ..models.pipelines import check_pipeline, check_prompts, fingerprint
-from ..models.clock import Noise, guidance_kinds
+from ..models.steps import Noise
+from ..models.clock import guidance_kinds
 from .store_files import (Moments, StoreError, _Folder, _dtypes, _load_moments, _save_moments, kept_tokens, load_manifest, plan_shards,
                                save_manifest, shard_name, shard_tensors, shard_values, store_format)
 from ..models.sites import Site, resolve_site

@@ -22,7 +22,8 @@ from ..models.families import family_of
 from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, pipeline_lock, token_pixels
 from ..models.previews import decode_latents, predicted_clean
 from .site_records import Recording, SiteRecord
-from ..models.clock import Clock, _watch, count_steps, guidance_kinds, step_window
+from ..models.clock import Clock, replaced_methods, count_steps, guidance_kinds
+from ..models.steps import step_window
 from ..models.sites import ModuleCall, Site, resolve_site
 
 # %% ../../nbs/20_activations/20_recording.ipynb #0bbbf789
@@ -71,7 +72,7 @@ def hooked(pipe,           # a diffusers pipeline
     with pipeline_lock(pipe), ExitStack() as stack: # one thread at a time
         stack.enter_context(_eager(pipe))
         clock = stack.enter_context(count_steps(pipe))
-        if any(not s.encoder for s,_ in pairs): clock.on_schedule.append(lambda: _check_not_cached(pipe)) # switched on since
+        if any(not s.encoder for s,_ in pairs): clock.schedule_callbacks.append(lambda: _check_not_cached(pipe)) # switched on since
         gates = {}
         def gate_hook(site): return lambda module, args, output: gates.__setitem__((site.gate, site.gate_part), site.gate_of(pipe, output))
         def after(site, f):
@@ -247,10 +248,10 @@ def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, image
             this = _repeat_call(this, per_prompt, references)|dict(num_images_per_prompt=1)
         out = None
         with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock, ExitStack() as stack:
-            clock.on_schedule.append(lambda: keeper.begin(clock))
-            clock.on_step.append(lambda: keeper.stepped(clock))
+            clock.schedule_callbacks.append(lambda: keeper.begin(clock))
+            clock.step_callbacks.append(lambda: keeper.stepped(clock))
             if previews and flux and 'image' not in call: stack.callback(denoiser_of(pipe).register_forward_hook(velocity, with_kwargs=True).remove)
-            elif previews: stack.enter_context(_watch(pipe.scheduler, step=stepping))
+            elif previews: stack.enter_context(replaced_methods(pipe.scheduler, step=stepping))
             try:
                 out = pipe(generator=picture_generators(seed, part, per_prompt), output_type='pil' if images else 'latent', **this).images
                 keeper.complete()
@@ -313,7 +314,7 @@ def _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_siz
         eps = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in picture_generators(seed, part)]).to(x0)
         txt_ids = torch.zeros(text['prompt_embeds'].shape[1], 3, device=device, dtype=net.dtype)
         with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock:
-            clock.levels,clock.timesteps,clock.pictures = noise_levels,torch.tensor([1000*t for t in noise_levels]),len(part)
+            clock.levels,clock.timesteps,clock.num_images = noise_levels,torch.tensor([1000*t for t in noise_levels]),len(part)
             keeper.fresh(list(part))
             keeper.begin(clock)
             todo = set(keeper.waiting)

@@ -22,7 +22,8 @@ from ..dictionaries.hub import load_dictionary
 from ..dictionaries.itda import ITDA
 from ..overlays import image_bytes, image_grid
 from ..features.atom_origins import atom_patches
-from ..models.pipelines import load_pipeline, scene_prompts
+from ..models.pipelines import load_pipeline
+from ..worlds.scenes import scene_prompts
 
 # %% ../../nbs/55_explaining/35_feature_pictures.ipynb #ico00006
 def _with(atlas, kind): return {r[0] for r in atlas.text.db.execute('select feature from shown where kind=?', (kind,))}

@@ -18,7 +18,8 @@ from .dictionary import Dictionary
 from ..activations.recording import record
 from .interop import foreign_formats, load_foreign
 from .itda import ITDA, saelens_codes
-from ..models.pipelines import load_pipeline, scene_prompts
+from ..models.pipelines import load_pipeline
+from ..worlds.scenes import scene_prompts
 from .published import find_published
 from .sae import SAEConfig
 from .files import DictionaryFileError, own_file, read_cfg, restore_dictionary, save_dictionary, weights_file

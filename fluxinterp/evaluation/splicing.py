@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, RunningMoments, check_belongs, check_finite, as_float64, reconstruct
 from ..activations.recording import hooked
 from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, prompt_generators
-from ..models.clock import step_window
+from ..models.steps import step_window
 from ..models.sites import resolve_site
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #9a3c0006

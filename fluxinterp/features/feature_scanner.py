@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, two_sided
-from ..steering.edits import Box
+from ..models.regions import Box
 from ..activations.recording import record_batches
 from ..models.pipelines import check_prompts, fingerprint, prompt_generators
-from ..models.clock import step_window
+from ..models.steps import step_window
 from ..models.sites import resolve_site
 
 # %% ../../nbs/35_features/05_feature_scanner.ipynb #scn00006

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_pipeline', 'check_pipeline', 'denoiser_of', 'check_prompts', 'token_pixels', 'size_unit', 'picture_size',
-           'token_grid', 'fingerprint', 'pipeline_lock', 'scene_prompts', 'prompt_generators', 'picture_generators']
+           'token_grid', 'fingerprint', 'pipeline_lock', 'prompt_generators', 'picture_generators']
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #3da349fa
 import hashlib, json, threading, weakref
@@ -17,7 +17,6 @@ from huggingface_hub import constants
 from ..core import prompt_generator
 from .families import family_of, patch_of, picture_unit
 from .loading import check_checkpoint, check_placement, named_parts, place, quantization_config, stored_parameters
-from ..worlds.scenes import make_scene
 from ..worlds.flux import flux_sizes, load_tiny
 from ..worlds.sdxl import load_tiny_sdxl, sdxl_sizes
 
@@ -119,15 +118,6 @@ def pipeline_lock(pipe):
     with _locks_guard: return _locks.setdefault(pipe, threading.RLock())
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #8de05d75
-def scene_prompts(n:int,                # how many
-                  split:str='train',    # of `scenes.splits`
-                  objects:int=None,     # 1 or 2; both when None
-                  start:int=0,          # seed of the first
-                  **kwargs,             # passed on to `make_scene`
-                 )->list:               # captions
-    "Captions of the tiny world"
-    return [make_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
-
 def prompt_generators(seed:int, indices)->list: # one per index
     "A generator for each prompt of a batch"
     return [prompt_generator(seed, int(i)) for i in indices]

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .families import Layout, block_lists, family_of, put_span, stack_parts, take_span, unet_stacks, usual_parts, _find
+from .families import Layout, block_lists, family_of, put_span, stack_parts, take_span, unet_stacks, usual_parts, find_attribute
 from .loading import stored_parameter
 from .pipelines import check_pipeline, denoiser_of, token_grid
 from .clock import text_encoders
@@ -53,7 +53,7 @@ class Site:
     index:int=0       # which item of a tuple output; -1 for the one that has the picture's tokens
     joint:bool=False  # whether the module's tokens are text and image in one sequence
     gate:str=''       # path of the module that gives the block's gate, for `attention`
-    gate_part:str=''  # which part of its output, as in `families`; item 1 when empty
+    gate_part:str=''  # which part of its output: item, chunk/chunks, tanh, +parameter; item 1 when empty
     source:str=''     # the argument that the stream comes in by; the first when empty
     scale:int=1       # tokens of the denoiser's grid along a side of one token here
     whole:bool=True   # every token the module has; False for those of the picture alone, without padding or reference pictures
@@ -186,19 +186,20 @@ class SiteTable(tuple):
 # %% ../../nbs/15_models/30_sites.ipynb #5dea30ee
 def _width(block, path, default): # the number at a path below a block
     if not path: return default
-    if path.startswith('@'): return (_find(block, path[1:]).in_features-default)
-    res = _find(block, path)
+    if path.startswith('@'): return (find_attribute(block, path[1:]).in_features-default)
+    res = find_attribute(block, path)
     return res if isinstance(res, int) else 0
 
-def _gate(spec, block, root): # a family's gate as module path and part of its output
-    where,_,part = spec.partition(':')
-    table,_,where = where.rpartition('+')
-    part = part.strip()+(f' +{block}.{table}' if table else '')
-    return (root+where if where.startswith('/') else f'{block}.{where}').replace('/', '.'),'' if part=='1' else part
+def _gate(gate, block, root): # a family's gate as module path and part of its output, the text that a `Site` keeps
+    words = [] if gate.item is None else [str(gate.item)]
+    if gate.chunk: words.append('{}/{}'.format(*gate.chunk))
+    if gate.tanh: words.append('tanh')
+    if gate.table: words.append(f'+{block}.{gate.table}')
+    return f'{root if gate.shared else block}.{gate.module}','' if words==['1'] else ' '.join(words)
 
 def _block_sites(block, name, path, root, parts, width, suffixed, scale=1, whole=False):
     for p in parts:
-        if _find(block, p.path) is None or (p.width and _find(block, p.width.removeprefix('@')) is None): continue
+        if find_attribute(block, p.path) is None or (p.width and find_attribute(block, p.width.removeprefix('@')) is None): continue
         if p.stream=='text' and p.suffix in ('', 'attn') and getattr(block, 'context_pre_only', False): continue # text ends here
         read,gate,gate_part = p.read,'',''
         if p.gate: gate,gate_part = _gate(p.gate, path, root)
@@ -214,7 +215,7 @@ def _denoiser_sites(pipe): # with the maps
         yield Site(s.name, path, 'update', width=stack.in_channels, scale=s.scale, whole=False)
         yield Site(f'{s.name}.output', path, 'output', width=stack.in_channels, scale=s.scale, whole=False)
     for l in family.blocks:
-        for i,b in enumerate(_find(net, l.path) or ()):
+        for i,b in enumerate(find_attribute(net, l.path) or ()):
             yield from _block_sites(b, f'{l.name}.{i}', f'{root}.{l.path}.{i}', root, l.parts, _width(net, family.width, 0), l.suffixed, whole=family.guidance=='unknown')
 
 def _encoder_sites(pipe):

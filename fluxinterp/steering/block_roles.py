@@ -25,7 +25,7 @@ from .image_judges import pairwise_agreement, pixel_distance, reader_judge
 from ..overlays import image_grid
 from ..models.pipelines import check_prompts, denoiser_of, fingerprint, prompt_generators
 from ..activations.site_records import SiteRecord
-from ..models.clock import step_window
+from ..models.steps import step_window
 from ..models.sites import Site, list_sites, resolve_site
 from .generation import generate
 

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .edits import Box, Edit, EditPlan, TextTokens, edit_kinds
+from ..models.regions import Box, TextTokens
+from .edits import Edit, EditPlan, edit_kinds
 from ..activations.recording import hooked
 from ..models.pipelines import check_pipeline, fingerprint
 from ..activations.site_records import token_batches
-from ..models.clock import Noise, step_window
+from ..models.steps import Noise, step_window
 from ..models.sites import resolve_site
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #7e62f62b
@@ -173,7 +174,7 @@ def steer(pipe,             # a diffusers pipeline
     run = Steering(edits, at, Guard() if guard is True else guard)
     with hooked(pipe, [(s, run._at(s, es)) for s,es in at.items()]) as clock:
         run.clock = clock
-        clock.on_schedule.append(run._start)
-        clock.on_step.append(run._end_step)
+        clock.schedule_callbacks.append(run._start)
+        clock.step_callbacks.append(run._end_step)
         yield run
         for e in run._missed.values(): warnings.warn(f'{e} never came to a {e.guidance} row: the call ended before')

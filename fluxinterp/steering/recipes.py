@@ -18,9 +18,10 @@ import torch
 
 from ..core import atomic_path
 from ..dictionaries.dictionary import Dictionary
-from .edits import Box, OwnMap, TextTokens, edit_kinds
+from ..models.regions import Box, ActivationMask, TextTokens
+from .edits import edit_kinds
 from ..dictionaries.hub import load_dictionary
-from ..models.clock import Noise
+from ..models.steps import Noise
 from ..models.sites import Site
 
 # %% ../../nbs/45_steering/15_recipes.ipynb #eb781c91
@@ -52,7 +53,7 @@ def _mask_to_json(m): # rows of 0 and 1 as text, other numbers as lists
 def _region_to_json(r):
     if r is None: return None
     if isinstance(r, Box): return dict(box=[r.top, r.left, r.bottom, r.right])
-    if isinstance(r, OwnMap): return dict(map=r.threshold)
+    if isinstance(r, ActivationMask): return dict(map=r.threshold)
     if isinstance(r, TextTokens): return dict(tokens=list(r.indices))
     return dict(mask=_mask_to_json(r))
 
@@ -119,7 +120,7 @@ def _region_from_json(r):
     if r is None: return None
     kind,v = _one(r, 'region', ('box', 'map', 'tokens', 'mask'))
     if kind=='box': return Box(*_list(v, 'box', 4))
-    if kind=='map': return OwnMap(v)
+    if kind=='map': return ActivationMask(v)
     if kind=='tokens': return TextTokens(_list(v, 'tokens'))
     flat = isinstance(v, str) or (isinstance(v, list) and v and type(v[0]) in (int, float))
     rows = _row(v) if flat else [_row(r) for r in _list(v, 'mask')]

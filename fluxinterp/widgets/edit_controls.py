@@ -10,7 +10,8 @@ import numpy as np
 import traitlets
 
 from ..dictionaries.dictionary import Dictionary
-from ..steering.edits import Ablate, Add, Clamp, Edit, OwnMap, Scale, guidance_policies
+from ..steering.edits import Ablate, Add, Clamp, Edit, Scale, guidance_policies
+from ..models.regions import ActivationMask
 from .page import view_script
 from .figures import edits_figure
 from .base import View
@@ -40,7 +41,7 @@ def row_edit(row:dict, dictionary:Dictionary,
     amount = float(row['amount'])
     if row['kind']=='Scale': amount = 1+(amount-1)*share
     elif row['kind']!='Clamp': amount *= share
-    where = dict(all=None, painted=region, map=OwnMap())[row['where']]
+    where = dict(all=None, painted=region, map=ActivationMask())[row['where']]
     cls = dict(Add=Add, Scale=Scale, Ablate=Ablate, Clamp=Clamp)[row['kind']]
     return cls(dictionary, row['feature'], region=where, steps=slice(row['first'], row['last']+1), guidance=row['guidance'], **{edit_rows[row['kind']]['amount']: amount})
 
@@ -49,7 +50,7 @@ def edit_row(e:Edit, steps:int, name:str='', largest:float=None)->tuple: # of th
     s = e.steps
     if isinstance(s, int): s = slice(s, s+1)
     window = (0, steps-1) if s is None else (s.indices(steps)[0], s.indices(steps)[1]-1) if isinstance(s, slice) and s.step in (None, 1) else None
-    where = 'all' if e.region is None else 'map' if isinstance(e.region, OwnMap) and not e.region.threshold else 'painted' if isinstance(e.region, np.ndarray) and e.region.ndim==2 and np.isin(e.region, (0, 1)).all() else None
+    where = 'all' if e.region is None else 'map' if isinstance(e.region, ActivationMask) and not e.region.threshold else 'painted' if isinstance(e.region, np.ndarray) and e.region.ndim==2 and np.isin(e.region, (0, 1)).all() else None
     kind = type(e).__name__
     plain = kind in edit_rows and isinstance(e.feature, int) and e.site is None and getattr(e, 'unit', 'activation')=='activation' and not (kind=='Clamp' and (e.low is not None or e.high is None))
     if not plain or window is None or where is None or window[0]>window[1]: return new_row(e.features[0], name, largest, steps=steps, fixed=repr(e)),None

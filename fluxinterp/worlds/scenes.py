@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shapes', 'colours', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
            'pixels', 'words', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'pool_map', 'Scene',
-           'caption_words', 'join_words', 'draw_factors', 'split_of', 'make_scene']
+           'caption_words', 'join_words', 'draw_factors', 'split_of', 'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
 from dataclasses import dataclass, field
@@ -281,3 +281,13 @@ def make_scene(seed:int,           # same seed, same scene
         ws,owners,said = caption_words(things, background, style, rng, drop)
         scene = Scene(tuple(placed), background, style, join_words(ws), said, tuple(owners))
         if n==1 or min(scene.visible)>=.6: return scene
+
+# %% ../../nbs/10_worlds/00_scenes.ipynb #e3c92e0d
+def scene_prompts(n:int,              # number of captions
+                  split:str='train',  # one of `splits`
+                  objects:int|None=None, # objects in each scene, 1 or 2; both when None
+                  start:int=0,        # seed of the first scene
+                  **kwargs,           # further arguments of `make_scene`
+                 )->list:             # captions
+    "Captions of the tiny world, to give to a pipeline"
+    return [make_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
