@@ -16,7 +16,8 @@ import torch
 
 from .edits import Box, Edit, EditPlan, TextTokens, edit_kinds
 from ..activations.recording import hooked
-from ..models.pipelines import check_pipeline, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_pipeline
 from ..activations.site_records import token_batches
 from ..models.clock import Noise, step_window
 from ..models.sites import resolve_site
@@ -166,7 +167,7 @@ def steer(pipe,             # a diffusers pipeline
     edits = [edits] if isinstance(edits, Edit) else list(edits)
     for e in edits:
         if not isinstance(e, Edit): raise TypeError(f'{reprlib.repr(e)} is no edit: use {", ".join("fi."+k for k in edit_kinds)}')
-    model = fingerprint(pipe) if edits else ''
+    model = describe(pipe).fingerprint if edits else ''
     at = {}
     for e in edits:
         for s in _edit_sites(pipe, e, model, force): at.setdefault(s, []).append(e)
