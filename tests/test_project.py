@@ -82,6 +82,17 @@ def test_imports_come_from_lower_numbers():
                     assert number[n]<place(p), f'{p.name} imports {n} from {number[n]}'
                 if isinstance(node, ast.ImportFrom): assert not any(a.name=='*' for a in node.names), f'{p.name}: star import'
 
+def test_pipelines_are_described_once():
+    "Above `models`, who a pipeline is comes from `describe(pipe)`"
+    asking,models = {'denoiser_of', 'family_of', 'fingerprint', 'pipeline_lock'},next(p for p in rooms if room_module(p)=='models.description')
+    for p in rooms:
+        if place(p)[0]<=place(models)[0]: continue
+        for s in exported(p):
+            for node in ast.walk(ast.parse(s)):
+                if isinstance(node, ast.ImportFrom):
+                    names = {a.name for a in node.names}
+                    assert not names & asking, f'{p.name} imports {names & asking}: describe(pipe) says it'
+
 def test_no_orphan_modules():
     modules = {'.'.join(p.relative_to(root/'fluxinterp').with_suffix('').parts) for p in scripts(root) if p.name!='__init__.py'}-{'_modidx'}
     assert modules=={room_module(p) for p in rooms}-{'__init__'}

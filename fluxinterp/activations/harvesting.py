@@ -19,7 +19,8 @@ from safetensors.torch import load as safetensors_load, save as safetensors_byte
 from tqdm.auto import tqdm
 
 from .recording import record_batches
-from ..models.pipelines import check_pipeline, check_prompts, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.clock import guidance_kinds
 from .store_files import (Moments, StoreError, _Folder, _dtypes, _load_moments, _save_moments, kept_tokens, load_manifest, plan_shards,
@@ -308,7 +309,7 @@ def harvest(pipe,                          # a diffusers pipeline
     if append and images is not None: raise ValueError('append=True does not go with pictures: give all prompts and all pictures')
     args = dict(num_inference_steps=num_inference_steps, steps=steps, guidance=guidance, num_images_per_prompt=num_images_per_prompt, noise_levels=noise_levels, batch_size=batch_size)
     settings = {k: _plain(k, v) for k,v in (args|dict(seed=seed, tokens=tokens, dtype=dtype, sites=[asdict(s) for s in sites], shard_mb=shard_mb)|{f'call.{k}': v for k,v in call.items()}).items()}
-    folder,model = _Folder(out),fingerprint(pipe)
+    folder,model = _Folder(out),describe(pipe).fingerprint
     with _only_writer(folder):
         sizes = folder.sizes()
         old = load_manifest(folder) if 'manifest.json' in sizes else None

@@ -11,8 +11,8 @@ import inspect
 import pandas as pd
 import torch
 
-from ..models.families import family_of
-from ..models.pipelines import check_pipeline, denoiser_of
+from ..models.description import describe
+from ..models.pipelines import check_pipeline
 from .site_records import SiteRecord
 from ..models.clock import text_encoders
 from ..models.sites import Site
@@ -68,7 +68,7 @@ _sources = {'FLUX.1': 'text_encoder_2'} # whose tokens the denoiser's text is; e
 def site_tokens(pipe, site:Site, # of text
                 prompt:str)->pd.DataFrame: # as `prompt_tokens`, a line for each token the site has of this encoder
     "The tokens of a text stream, a text encoder or an attention map's text, with their words"
-    table = prompt_tokens(pipe, prompt, site.encoder or _sources.get(family_of(denoiser_of(pipe)).name, 'text_encoder'))
+    table = prompt_tokens(pipe, prompt, site.encoder or _sources.get(describe(pipe).family.name, 'text_encoder'))
     skip = getattr(pipe, 'prompt_template_encode_start_idx', 0) if not site.encoder else 0 # a template before the prompt, which the denoiser does not get
     return table.iloc[skip:].reset_index(drop=True).rename_axis('token')
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from .attention import AttentionWatch
 from .batching import _batched, _Encoder, _repeat_call, _rows, _slice_call
-from ..models.families import family_of
-from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, picture_size, picture_generators, pipeline_lock, token_pixels
+from ..models.description import describe
+from ..models.pipelines import check_pipeline, check_prompts, picture_size, picture_generators
 from ..models.previews import decode_latents, predicted_clean
 from .site_records import Recording, SiteRecord
 from ..models.clock import Clock, replaced_methods, count_steps, guidance_kinds
@@ -30,7 +30,7 @@ from ..models.sites import ModuleCall, Site, resolve_site
 def _in_turn(pipe, batches): # each is drawn while no other thread has the pipeline
     try:
         while True:
-            with pipeline_lock(pipe):
+            with describe(pipe).lock:
                 try: batch = next(batches)
                 except StopIteration: return
             yield batch
@@ -39,7 +39,7 @@ def _in_turn(pipe, batches): # each is drawn while no other thread has the pipel
 @contextmanager
 def _eager(pipe):
     "The pipeline with its denoiser uncompiled while the context is open"
-    net = denoiser_of(pipe)
+    net = describe(pipe).network
     part = next(n for n in ('transformer', 'unet') if getattr(pipe, n, None) is not None)
     outer = getattr(pipe, part)
     inside = [m for m in net.modules() if getattr(m, '_compiled_call_impl', None) is not None]
@@ -57,8 +57,8 @@ def _eager(pipe):
         for m,c in zip(inside, kept): m._compiled_call_impl = c
 
 def _check_not_cached(pipe): # diffusers' caches give a block's old output, or none, without a word
-    kinds = {k for m in denoiser_of(pipe).modules() for k in getattr(getattr(m, '_diffusers_hook', None), 'hooks', {}) if any(w in k for w in ('cache', 'fbc', 'broadcast', 'skip'))}
-    if kinds or getattr(denoiser_of(pipe), 'is_cache_enabled', False):
+    kinds = {k for m in describe(pipe).network.modules() for k in getattr(getattr(m, '_diffusers_hook', None), 'hooks', {}) if any(w in k for w in ('cache', 'fbc', 'broadcast', 'skip'))}
+    if kinds or getattr(describe(pipe).network, 'is_cache_enabled', False):
         raise ValueError(f'the denoiser skips blocks and reuses what they gave in earlier steps ({", ".join(sorted(kinds)) or "a cache"}): a site that does not run has no activations. Switch it off first: pipe.{"unet" if getattr(pipe, "unet", None) is not None else "transformer"}.disable_cache()')
 
 @contextmanager
@@ -69,7 +69,7 @@ def hooked(pipe,           # a diffusers pipeline
     check_pipeline(pipe)
     pairs = [(resolve_site(pipe, s), f) for s,f in callbacks]
     if any(not s.encoder for s,_ in pairs): _check_not_cached(pipe)
-    with pipeline_lock(pipe), ExitStack() as stack: # one thread at a time
+    with describe(pipe).lock, ExitStack() as stack: # one thread at a time
         stack.enter_context(_eager(pipe))
         clock = stack.enter_context(count_steps(pipe))
         if any(not s.encoder for s,_ in pairs): clock.schedule_callbacks.append(lambda: _check_not_cached(pipe)) # switched on since
@@ -107,7 +107,7 @@ def _settle(pipe): # what a call that was left early did not tidy up
     if hasattr(pipe, '_current_timestep'): pipe._current_timestep = None
     pipe.maybe_free_model_hooks()
 
-def _is_flux(pipe): return family_of(denoiser_of(pipe)).name=='FLUX.1'
+def _is_flux(pipe): return describe(pipe).family.name=='FLUX.1'
 
 class _Keeper:
     "Collects the activations of one batch as they come by"
@@ -205,7 +205,7 @@ def record_batches(pipe,                          # a diffusers pipeline
     prompts = check_prompts(prompts) if embedded is None or prompts is not None else [f'prompt_embeds[{i}]' for i in range(len(embedded))]
     indices = list(range(len(prompts))) if indices is None else [int(i) for i in indices]
     if noise_levels is None and not isinstance(images, bool): raise ValueError('pictures to record need noise_levels=, e.g. (.75, .5, .25); images=True draws and keeps the pictures')
-    with pipeline_lock(pipe):
+    with describe(pipe).lock:
         if noise_levels is not None: batches = _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_size, dtype, progress, kinds, indices, call)
         else: batches = _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, num_images_per_prompt, indices, call)
     return _in_turn(pipe, batches)
@@ -216,11 +216,11 @@ def _check_size(pipe, call): # before anything is drawn
 
 def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, images, previews, batch_size, dtype, progress, kinds, per_prompt, indices, call):
     flux,embedded = _is_flux(pipe),'prompt_embeds' in call
-    references = family_of(denoiser_of(pipe)).references and 'strength' not in inspect.signature(type(pipe).__call__).parameters # else a list of pictures is one a prompt
+    references = describe(pipe).family.references and 'strength' not in inspect.signature(type(pipe).__call__).parameters # else a list of pictures is one a prompt
     if num_inference_steps: call['num_inference_steps'] = num_inference_steps
     call = {k: v for k,v in call.items() if v is not None or k=='negative_prompt'}
     _check_size(pipe, call)
-    model,keeper = fingerprint(pipe),_Keeper(sites, steps, kinds, dtype, not previews and not images)
+    model,keeper = describe(pipe).fingerprint,_Keeper(sites, steps, kinds, dtype, not previews and not images)
     share = flux and not embedded and not keeper.text and not {'prompt_2', 'ip_adapter_image'} & set(call)
     encode = _Encoder(pipe, [prompts[i] for i in indices], call) if share else None
     if hasattr(pipe, '_warn_unknown'): pipe._warn_unknown([prompts[i] for i in indices])
@@ -250,7 +250,7 @@ def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, image
         with hooked(pipe, [(s, keeper.at(s)) for s in sites]) as clock, ExitStack() as stack:
             clock.schedule_callbacks.append(lambda: keeper.begin(clock))
             clock.step_callbacks.append(lambda: keeper.stepped(clock))
-            if previews and flux and 'image' not in call: stack.callback(denoiser_of(pipe).register_forward_hook(velocity, with_kwargs=True).remove)
+            if previews and flux and 'image' not in call: stack.callback(describe(pipe).network.register_forward_hook(velocity, with_kwargs=True).remove)
             elif previews: stack.enter_context(replaced_methods(pipe.scheduler, step=stepping))
             try:
                 out = pipe(generator=picture_generators(seed, part, per_prompt), output_type='pil' if images else 'latent', **this).images
@@ -261,7 +261,7 @@ def _drawn_batches(pipe, prompts, sites, num_inference_steps, steps, seed, image
                 _settle(pipe)
         rec = keeper.records(_rows(prompts, part, per_prompt, seed), model)
         if images: rec.images = out
-        size = [g*token_pixels(pipe) for g in grid or ()]
+        size = [g*describe(pipe).token_pixels for g in grid or ()]
         if previews: rec.previews = [list(row) for row in zip(*[decode_latents(pipe, clean[i], *size) for i in sorted(keeper.wanted)])]
         return rec
     return _batched(indices, batch_size, draw, 'record', progress)
@@ -300,7 +300,8 @@ def _picture_batches(pipe, prompts, sites, noise_levels, images, seed, batch_siz
     as_image = lambda i: i if isinstance(i, Image.Image) else Image.fromarray(i)
     width,height = as_image(images[0]).size
     picture_size(pipe, height, width)
-    net,device,model = denoiser_of(pipe),pipe._execution_device,fingerprint(pipe)
+    about,device = describe(pipe),pipe._execution_device
+    net,model = about.network,about.fingerprint
     keeper,encode = _Keeper(sites, None, kinds, dtype, True),_Encoder(pipe, [prompts[i] for i in indices], call)
     @torch.no_grad()
     def draw(part):

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..models.pipelines import fingerprint
 from .site_records import TokenBatch, prompt_split, splits
 from .store_files import Moments, SiteStatistics, StoreError, _dtypes, _folder, _load_moments, load_manifest, shard_name
+from ..models.description import describe
 from ..models.sites import Site
 
 # %% ../../nbs/20_activations/35_store.ipynb #724f70b3
@@ -138,7 +138,7 @@ class Store:
         self.manifest = load_manifest(self.folder)
         self.model,self._verify,self._verified = self.manifest['model'],verify,set()
         if model is not None:
-            model = model if isinstance(model, str) else fingerprint(model)
+            model = model if isinstance(model, str) else describe(model).fingerprint
             if model!=self.model: raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is {self.model}, that of this pipeline {model}')
         self.report = check_store(self.folder, checksums=partial)
         shards = self.report.frame[self.report.frame.site.notna()]

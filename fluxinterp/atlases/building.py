@@ -24,7 +24,8 @@ from ..core import save_json, save_tensors
 from ..dictionaries.dictionary import Dictionary, SparseCode, two_sided
 from ..activations.recording import record_batches
 from ..overlays import image_bytes
-from ..models.pipelines import check_prompts, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_prompts
 from ..activations.site_records import Recording, SiteRecord
 from ..models.sites import resolve_site
 from ..activations.store import Store, StoreData
@@ -78,7 +79,7 @@ def _from_pipeline(pipe, prompts, name, call):
             rows = torch.from_numpy(np.stack([r.rows.prompt*images+r.rows.image, r.rows.prompt, r.rows.image, r.rows.seed], 1).astype(np.int64))
             keep = (r.rows.guidance=='conditional').to_numpy()
             yield r.x[torch.from_numpy(keep)],rows[torch.from_numpy(keep)],rec.images
-    return PictureSource(site, fingerprint(pipe), first.steps, first.levels, first.x.shape[2], first.grid, prompts, images, f'pipeline {sorted((k, str(v)) for k,v in call.items())}', read)
+    return PictureSource(site, describe(pipe).fingerprint, first.steps, first.levels, first.x.shape[2], first.grid, prompts, images, f'pipeline {sorted((k, str(v)) for k,v in call.items())}', read)
 
 def picture_source(dictionary:Dictionary, data, # `Store`, its `site(...)`, `SiteRecord`, `Recording` or a pipeline
                    prompts=None,                # of a pipeline

@@ -25,7 +25,8 @@ from ..activations.recording import hooked, record
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
 from ..widgets.page import view_script
-from ..models.pipelines import check_pipeline, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_pipeline
 from ..widgets.figures import matrix_figure
 from ..worlds.scenes import pool_map
 from ..models.sites import Site, list_sites, resolve_site
@@ -302,7 +303,7 @@ def _readers(pipe, sites, family, measure): # Site -> function, in network order
         if not found: raise ValueError('no sites: give some, or None for every block')
         f = token_measures[measure] if isinstance(measure, str) else measure
         return {s: f for s in sorted(found, key=lambda s: order.get(s.name, len(order)))},{},{},set()
-    readers,after,words,signed,model = {},{},{},set(),fingerprint(pipe)
+    readers,after,words,signed,model = {},{},{},set(),describe(pipe).fingerprint
     if sites is not None:
         lacking = [s for s in sites if s not in family]
         if lacking: raise ValueError(f'the family has no feature at {lacking[0]!r}; it has: {", ".join(family)}')

@@ -21,7 +21,8 @@ from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary
 from ..widgets.worker import WorkDashboard
-from ..models.pipelines import check_pipeline, check_prompts, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_pipeline, check_prompts
 from ..activations.site_records import Recording, SiteRecord
 from ..activations.prompt_words import site_tokens
 
@@ -79,7 +80,8 @@ def atlas_dictionary(atlas:Atlas,
 
 def check_atlas_pipeline(atlas:Atlas, pipe):
     "Raise `AtlasError` unless the atlas was built with this model"
-    if atlas.about['model'] not in ('', fingerprint(pipe)): raise AtlasError(f'{atlas.path} is of another model than the pipeline given ({atlas.about["model"]}, not {fingerprint(pipe)}): load that one')
+    model = describe(pipe).fingerprint
+    if atlas.about['model'] not in ('', model): raise AtlasError(f'{atlas.path} is of another model than the pipeline given ({atlas.about["model"]}, not {model}): load that one')
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00009
 class Drawing:
@@ -115,7 +117,8 @@ class DrawingView(WorkDashboard):
         check_pipeline(pipe)
         super().__init__(pipe)
         self.pipe,self.dictionaries,self.call = pipe,name_dictionaries(dictionaries),call
-        for d in self.dictionaries.values(): check_belongs(d, '', fingerprint(pipe))
+        model = describe(pipe).fingerprint
+        for d in self.dictionaries.values(): check_belongs(d, '', model)
         self.drawing,self.warning,self._asked = None,'',None
         self.showing = threading.RLock() # what is shown is of one drawing: the worker puts a new one, callbacks read
         self.prompt = widgets.Text(prompt, description='Prompt', continuous_update=False, layout=widgets.Layout(flex='1 1 300px', min_width='260px'))

@@ -20,7 +20,8 @@ from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
-from ..models.pipelines import fingerprint, load_pipeline
+from ..models.description import describe
+from ..models.pipelines import load_pipeline
 from .run_monitor import run_status
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00006
@@ -70,7 +71,7 @@ def check_dashboard(atlas:str,           # folder or packaged name
     if not a.num_features or not pictures or not len(a.pictures): raise AtlasError(f'{atlas} is empty: it has {a.num_features} features and {len(a.pictures)} pictures')
     if not (fired>0).any(): raise AtlasError(f'{atlas} is empty: none of its {a.num_features} features fired in any picture')
     if pipeline and wants!='unused':
-        try: model = fingerprint(load_pipeline(pipeline)) # the page loads its own
+        try: model = describe(load_pipeline(pipeline)).fingerprint # the page loads its own
         except (OSError, ValueError, ImportError) as e: raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
         if model!=a.about['model']: raise DashboardError(f"{atlas} is of another model than {pipeline}: the fingerprint of its denoiser is {a.about['model']}, that of {pipeline} is {model}")
         try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)

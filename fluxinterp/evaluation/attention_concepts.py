@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from .concepts import auroc, reader_labels
-from ..models.families import call_arguments, family_of
+from ..models.description import describe
+from ..models.families import call_arguments
 from ..activations.recording import record
-from ..models.pipelines import denoiser_of
 from ..worlds.scenes import concepts
 from ..models.sites import Site
 from ..activations.prompt_words import prompt_tokens, word_activations
@@ -23,7 +23,7 @@ from ..activations.prompt_words import prompt_tokens, word_activations
 _double_stream = ('FLUX.1', 'SD 3')
 
 def _word_embeddings(pipe, words): # (word, d), as the denoiser takes text: the mean over the word's own tokens
-    family = family_of(denoiser_of(pipe)).name
+    family = describe(pipe).family.name
     embeds = pipe.encode_prompt(list(words), None) if family=='FLUX.1' else pipe.encode_prompt(list(words), None, None)
     part = 'text_encoder_2' if family=='FLUX.1' else 'text_encoder'
     res = []
@@ -51,8 +51,8 @@ def watch_concepts(pipe,          # of FLUX.1's or SD 3's kind
                    temperature:float=None, # products are divided by it; the square root of their width when None
                   ):              # yields a `ConceptWatch`
     "Inside, every call of the denoiser also says where some words are; pictures come out as ever"
-    net = denoiser_of(pipe)
-    family = family_of(net).name
+    about = describe(pipe)
+    net,family = about.network,about.family.name
     if family not in _double_stream: raise ValueError(f'concept maps need the double-stream blocks of {" or ".join(_double_stream)}, and this is {family}: for a U-Net take attention maps, `word_maps`')
     if len(words)<2: raise ValueError('a softmax over one word is 1 everywhere: give at least two words')
     n = len(net.transformer_blocks)

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, RunningMoments, check_belongs, check_finite, as_float64, reconstruct
 from ..activations.recording import hooked
-from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, prompt_generators
+from ..models.description import describe
+from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
 from ..models.steps import step_window
 from ..models.sites import resolve_site
 
@@ -73,7 +74,7 @@ def _run(pipe, prompts, generators, call, site, replace, steps, keep=None): # ke
     def ended(pipe, i, t, kwargs): last['latents'] = kwargs['latents']; return {}
     with _replacing(pipe, site, replace, lambda clock: step_window(steps, clock.levels)) as clock:
         seen = lambda module, args, kwargs, output: keep(clock, args, kwargs, output) if keep else None
-        handle = denoiser_of(pipe).register_forward_hook(seen, with_kwargs=True)
+        handle = describe(pipe).network.register_forward_hook(seen, with_kwargs=True)
         try: out = pipe(prompts, generator=generators, output_type='pt', callback_on_step_end=ended, callback_on_step_end_tensor_inputs=['latents'], **call).images
         finally: handle.remove()
     return last['latents'],out
@@ -81,10 +82,11 @@ def _run(pipe, prompts, generators, call, site, replace, steps, keep=None): # ke
 def _replay(pipe, site, replace, calls): # calls of the network, of the clean run -> (picture, step)
     "How far the velocity moves at each step, on the clean run's inputs"
     now,moved,size = [None],{},{}
+    network = describe(pipe).network
     with hooked(pipe, [(site, lambda clock, x: replace(x, now[0]))]):
         for step,args,kwargs,out,n in calls:
             now[0] = step
-            new = denoiser_of(pipe)(*args, **kwargs)[0]
+            new = network(*args, **kwargs)[0]
             # guidance rows of one picture lie n rows apart, or in calls of their own
             moved[step] = moved.get(step, 0)+_row_norms(as_float64(new)-as_float64(out)).view(-1, n).sum(0)
             size[step] = size.get(step, 0)+_row_norms(out).view(-1, n).sum(0)
@@ -98,7 +100,7 @@ def _splice_site(pipe, named, site, force):
     names = {site} if site else {d.meta.site for d in named.values()}
     if '' in names: raise ValueError('a dictionary does not know its site: say where it goes, site="double.1.image"')
     if len(names)>1: raise ValueError(f'dictionaries of {len(names)} sites ({", ".join(sorted(names))}): splice one site at a time')
-    res,model = resolve_site(pipe, names.pop()),fingerprint(pipe)
+    res,model = resolve_site(pipe, names.pop()),describe(pipe).fingerprint
     for n,d in named.items():
         check_belongs(d, '' if site else res.name, model, force)
         if d.width!=res.width: raise ValueError(f'{n!r} reads activations of width {d.width}, but {res.name} has width {res.width}')

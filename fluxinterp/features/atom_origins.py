@@ -18,7 +18,7 @@ from ..activations.site_records import Recording
 from ..activations.recording import record_batches
 from ..dictionaries.itda import ITDA, Thumbnails
 from ..overlays import image_bytes
-from ..models.pipelines import fingerprint
+from ..models.description import describe
 
 # %% ../../nbs/35_features/20_atom_origins.ipynb #b3800006
 def _origin_lines(itda, atoms): # lines of `origins`
@@ -32,7 +32,7 @@ def _origin_lines(itda, atoms): # lines of `origins`
 
 def _redrawn(itda, pipe, lines, force=False, images=False, previews=False, batch_size=16, progress=None, **call): # yields (recording, the lines it has the tokens of)
     if not itda.meta.site: raise ValueError('this dictionary does not know its site')
-    check_belongs(itda, '', fingerprint(pipe), force)
+    check_belongs(itda, '', describe(pipe).fingerprint, force)
     real = call.get('noise_levels') is not None # pictures that were given, not drawn
     n = int(lines.prompt.max())+1
     prompts = ['']*max(n, len(images) if real else 0)

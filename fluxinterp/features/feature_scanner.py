@@ -17,7 +17,8 @@ from PIL import Image
 from ..dictionaries.dictionary import Dictionary, check_belongs, two_sided
 from ..models.regions import Box
 from ..activations.recording import record_batches
-from ..models.pipelines import check_prompts, fingerprint, prompt_generators
+from ..models.description import describe
+from ..models.pipelines import check_prompts, prompt_generators
 from ..models.steps import step_window
 from ..models.sites import resolve_site
 
@@ -53,7 +54,7 @@ def mean_activations_by_step(pipe, dictionary:Dictionary, prompts:str|list,
                             )->tuple:             # (region, step, feature) float32, noise levels
     "Mean activation of every feature over pictures and tokens"
     prompts,site = check_prompts(prompts),resolve_site(pipe, dictionary.meta.site)
-    check_belongs(dictionary, site.name, fingerprint(pipe), force)
+    check_belongs(dictionary, site.name, describe(pipe).fingerprint, force)
     total,n = None,0
     F = dictionary.num_latents*(2 if dictionary.signed else 1) # as in an atlas: a signed latent is two features
     for seed in seeds:

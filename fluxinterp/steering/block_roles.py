@@ -19,11 +19,12 @@ from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, LinearDictionary, check_belongs
 from .edits import Add, Scale
-from ..models.families import family_of, unet_stacks
+from ..models.description import describe
+from ..models.families import unet_stacks
 from ..activations.recording import hooked
 from .image_judges import pairwise_agreement, pixel_distance, reader_judge
 from ..overlays import image_grid
-from ..models.pipelines import check_prompts, denoiser_of, fingerprint, prompt_generators
+from ..models.pipelines import check_prompts, prompt_generators
 from ..activations.site_records import SiteRecord
 from ..models.steps import step_window
 from ..models.sites import Site, list_sites, resolve_site
@@ -32,8 +33,9 @@ from .generation import generate
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00006
 def block_sites(pipe)->list: # of `Site`s, in the order they are computed
     "The blocks of a denoiser that add an update: transformer stacks and residual blocks of a U-Net, every block of a transformer"
-    net = denoiser_of(pipe)
-    if family_of(net).blocks:
+    about = describe(pipe)
+    net = about.network
+    if about.family.blocks:
         return [resolve_site(pipe, f'{s.name}.update') for s in list_sites(pipe) if s.read=='output' and s.name.rpartition('.')[2] not in ('attn', 'cross', 'mlp')]
     res,stacks = [],{s.path: s.name for s in unet_stacks(net)}
     roots = [*(f'down_blocks.{i}' for i in range(len(net.down_blocks))), *(['mid_block'] if getattr(net, 'mid_block', None) else []), *(f'up_blocks.{i}' for i in range(len(net.up_blocks)))]
@@ -116,7 +118,7 @@ def feature_pictures(pipe, dictionary:Dictionary,
                     )->list:            # per feature, a list of pictures
     "Pictures of one prompt, an empty one by default, with one feature on"
     s = resolve_site(pipe, site or dictionary.meta.site)
-    check_belongs(dictionary, s.name, fingerprint(pipe), force)
+    check_belongs(dictionary, s.name, describe(pipe).fingerprint, force)
     n = dictionary.num_latents
     wrong = [f for f in features if not 0<=f<n*(2 if dictionary.signed else 1)]
     if wrong: raise ValueError(f'feature {wrong[0]} of a dictionary with {n} latents: choose 0 to {n*(2 if dictionary.signed else 1)-1}')

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from .interventions import Guard, steer
 from ..overlays import image_bytes, image_grid
-from ..models.pipelines import check_pipeline, check_prompts, pipeline_lock, prompt_generators
+from ..models.description import describe
+from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
 
 # %% ../../nbs/45_steering/10_generation.ipynb #78b89637
 @dataclass
@@ -51,7 +52,7 @@ def generate(pipe, prompts:str|list,
         res = []
         for k in tqdm(range(0, len(prompts), batch_size), desc='generate', disable=len(prompts)<=batch_size, leave=False):
             b = range(k, min(k+batch_size, len(prompts)))
-            with pipeline_lock(pipe): res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
+            with describe(pipe).lock: res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
         return res
     if isinstance(edits, (list, tuple)) and not edits:
         plain = draw()

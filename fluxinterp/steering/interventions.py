@@ -17,7 +17,8 @@ import torch
 from ..models.regions import Box, TextTokens
 from .edits import Edit, EditPlan, edit_kinds
 from ..activations.recording import hooked
-from ..models.pipelines import check_pipeline, fingerprint
+from ..models.description import describe
+from ..models.pipelines import check_pipeline
 from ..activations.site_records import token_batches
 from ..models.steps import Noise, step_window
 from ..models.sites import resolve_site
@@ -167,7 +168,7 @@ def steer(pipe,             # a diffusers pipeline
     edits = [edits] if isinstance(edits, Edit) else list(edits)
     for e in edits:
         if not isinstance(e, Edit): raise TypeError(f'{reprlib.repr(e)} is no edit: use {", ".join("fi."+k for k in edit_kinds)}')
-    model = fingerprint(pipe) if edits else ''
+    model = describe(pipe).fingerprint if edits else ''
     at = {}
     for e in edits:
         for s in _edit_sites(pipe, e, model, force): at.setdefault(s, []).append(e)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from ..core import error_text
-from ..models.pipelines import denoiser_of, pipeline_lock
 from .base import Dashboard, StatusBar
+from ..models.description import describe
 
 # %% ../../nbs/60_widgets/15_worker.ipynb #job00006
 class Cancelled(BaseException): "Somebody has pressed the button, or asked for something newer"
@@ -21,7 +21,7 @@ class Cancelled(BaseException): "Somebody has pressed the button, or asked for s
 @contextmanager
 def watched(pipe, tick): # called before each call of the denoiser with (calls so far, calls of one drawing)
     "Look in at every denoising step; `tick` may raise"
-    calls,net = [0],denoiser_of(pipe)
+    calls,net = [0],describe(pipe).network
     def before(*_):
         t = getattr(pipe.scheduler, 'timesteps', None)
         tick(calls[0], max(1, len(t) if t is not None else 1))
@@ -100,7 +100,7 @@ class Worker:
             return done(result)
         self._tell(True, 0., message, '')
         if self.pipe is None: return over(work(say))
-        lock = pipeline_lock(self.pipe)
+        lock = describe(self.pipe).lock
         while not lock.acquire(timeout=.05): self._check()
         try:
             with watched(self.pipe, tick), torch.no_grad(): result = work(say)
