@@ -57,7 +57,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
             )->Path:                # the report
     "Walk the whole road and write `report.html`; prints where it is and ends with where to look"
     from fluxinterp.evaluation.concepts import compare_methods, find_concepts, record_scenes
-    from fluxinterp.dictionaries.dictionary import coordinates, pca, random_directions
+    from fluxinterp.dictionaries.baselines import coordinates, pca, random_directions
     from fluxinterp.steering.edits import Ablate, Add
     from fluxinterp.features.feature_maps import maps_from
     from fluxinterp.activations.recording import record

@@ -14,7 +14,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .dictionary import Dictionary, RunningMoments, Normalizer, SparseCode, check_belongs, check_finite, as_float64, empty_data, data_site
+from .dictionary import Dictionary, SparseCode, check_belongs, data_site
+from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
+    empty_data)
 from ..activations.site_records import SiteRecord, token_batches
 from ..models.clock import guidance_kinds
 

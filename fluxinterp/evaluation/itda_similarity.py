@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import default_device, save_json, save_tensors
-from ..dictionaries.dictionary import Dictionary, DictionaryMeta, Normalizer, RunningMoments, SparseCode, as_float64, check_finite, meta_of, sparse_decode
+from ..dictionaries.dictionary import Dictionary, DictionaryMeta, SparseCode, meta_of, sparse_decode
+from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..training.itda_growth import _captions, _stream, distinct_rows
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue

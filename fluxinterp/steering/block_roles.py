@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..dictionaries.dictionary import Dictionary, LinearDictionary, check_belongs
+from ..dictionaries.dictionary import Dictionary, check_belongs
+from ..dictionaries.baselines import LinearDictionary
 from .edits import Add, Scale
 from ..models.families import family_of, unet_stacks
 from ..activations.recording import hooked

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import default_device, load_json, save_json, save_tensors
-from ..dictionaries.dictionary import DictionaryMeta, Normalizer, RunningMoments, SparseCode, check_finite, empty_data, meta_of, sparse_decode
+from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
+from ..dictionaries.normalizers import Normalizer, RunningMoments, check_finite, empty_data
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue

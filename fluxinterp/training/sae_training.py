@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device
-from ..dictionaries.dictionary import (DictionaryMeta, RunningMoments, check_finite, data_site,
-    empty_data, meta_of, sparse_decode)
+from ..dictionaries.dictionary import DictionaryMeta, data_site, meta_of, sparse_decode
+from ..dictionaries.normalizers import RunningMoments, check_finite, empty_data
 from ..activations.site_records import token_batches
 from ..activations.recording import record_batches
 from ..dictionaries.metrics import evaluate

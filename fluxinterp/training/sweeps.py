@@ -19,7 +19,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import load_json, save_json
-from ..dictionaries.dictionary import LinearDictionary, data_site, pca
+from ..dictionaries.baselines import LinearDictionary, pca
+from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
 from ..dictionaries.metrics import _Statistics, evaluate, spaces
 from ..activations.site_records import token_batches
