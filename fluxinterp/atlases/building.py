@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .scan_statistics import FeaturePass, prompt_half
 from .annotations import AtlasError, AtlasText
 from ..core import save_json, save_tensors
-from ..dictionaries.dictionary import Dictionary, SparseCode, two_sided
+from ..dictionaries.dictionary import Dictionary, two_sided
 from ..activations.recording import record_batches
 from ..overlays import image_bytes
 from ..models.pipelines import check_prompts, fingerprint
@@ -186,9 +186,8 @@ def scan_part(folder, about:dict, dictionary:Dictionary, source:PictureSource,
     with tqdm(total=(p.last-p.first)*images, initial=(p.done-p.first)*images, desc='atlas', unit='picture', disable=not progress, leave=False) as bar, torch.no_grad():
         try:
             for x,rows,pictures in source.read(p.done, p.last, n) if p.done<p.last else ():
-                code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)) for b in x.flatten(0, 2).split(batch_tokens)])
+                code = dictionary.encode_tiled(x, batch_tokens, p.features.device)
                 code = two_sided(code) if dictionary.signed else code
-                code = SparseCode(*(t.view(*x.shape[:3], -1).to(p.features.device) for t in (code.values, code.indices)), code.num_latents)
                 with _uninterrupted():
                     sound = False
                     p.add(code, rows, pictures)
@@ -286,10 +285,10 @@ def plan_atlas(dictionary:Dictionary, source:PictureSource,
                thumbnail:int=96,    # pixels of the longer side
               )->dict:
     "What an atlas will be of: goes into `plan.json` at the start and `atlas.json` at the end"
-    S,k = len(source.steps),getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', 64)
+    S,k = len(source.steps),dictionary.k or 64
     tokens = len(source.captions)*source.images*S*source.tokens
     about = dict(kind='fluxinterp atlas', format=atlas_format, dictionary=dictionary_key(dictionary), num_latents=dictionary.num_latents, signed=dictionary.signed,
-                 num_features=dictionary.num_latents*(2 if dictionary.signed else 1), site=source.site.name, model=source.model, steps=[int(s) for s in source.steps], levels=[float(l) for l in source.levels],
+                 num_features=dictionary.num_features, site=source.site.name, model=source.model, steps=[int(s) for s in source.steps], levels=[float(l) for l in source.levels],
                  grid=list(source.grid) if source.grid else None, tokens=source.tokens, prompts=len(source.captions), images=source.images, examples=examples, thumbnail=thumbnail,
                  sample_every=-(-tokens*k*k//2**23), source=hashlib.sha1(source.key.encode()).hexdigest()[:16], captions=hashlib.sha1('\n'.join(source.captions).encode()).hexdigest()[:16])
     return about|dict(key=hashlib.sha1(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16])

@@ -91,8 +91,7 @@ class Drawing:
         "What the drawing is to a dictionary"
         if id(dictionary) not in self._codes:
             site = self.recording[dictionary.meta.site]
-            with torch.no_grad(): code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)) for b in site.tokens.split(8192)])
-            self._codes[id(dictionary)] = SparseCode(*(t.cpu().view(*site.x.shape[:3], -1) for t in (code.values, code.indices)), code.num_latents)
+            self._codes[id(dictionary)] = dictionary.encode_tiled(site.x, device='cpu')
         return self._codes[id(dictionary)]
     def maps(self, dictionary:Dictionary, feature:int)->FeatureMaps:
         "A feature's maps over the drawing; over the words, for a text stream"

@@ -8,6 +8,7 @@ __all__ = ['SparseCode', 'two_sided', 'DictionaryMeta', 'Dictionary', 'sparse_de
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #ba79df98
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -87,7 +88,8 @@ class Dictionary(nn.Module):
     "Anything that writes activations as sparse codes"
     meta:DictionaryMeta
     num_latents:int
-    signed = False # whether activations of its latents can be negative
+    signed:bool = False # whether activations of its latents can be negative
+    k:int|None = None   # active latents per vector; None where the dictionary sets no number
 
     def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
         raise NotImplementedError
@@ -99,14 +101,42 @@ class Dictionary(nn.Module):
     @property
     def write_directions(self)->torch.Tensor: "(num_latents, d): what one unit of each latent adds to the raw activation"; raise NotImplementedError
     @property
-    def width(self)->int: "Of the activations"; return self.write_directions.shape[1]
+    def width(self)->int:
+        "Of the activations"
+        return self.write_directions.shape[1]
     @property
-    def device(self)->torch.device: "Where its weights are"; return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device('cpu'))
+    def num_features(self)->int:
+        "How many features its latents are: a latent that can be negative is two, see `two_sided`"
+        return self.num_latents*(2 if self.signed else 1)
+    @property
+    def device(self)->torch.device:
+        "Where its weights are"
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device('cpu'))
     def check(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
         "`x` in float32, once it has the right width and no NaN; every `encode` begins with this"
         if x.shape[-1]!=self.width: raise ValueError(f'this dictionary reads activations of width {self.width}, got {tuple(x.shape)}')
         check_finite(x)
         return x.float()
+
+    @torch.no_grad()
+    def code_tiles(self,
+                   x:torch.Tensor,       # raw activations of any float type, on any device, (..., d)
+                   batch_size:int=8192,  # vectors encoded at a time, which bounds the memory
+                  )->Iterator[SparseCode]: # codes of up to `batch_size` vectors each, on the dictionary's device
+        "Encode activations tile by tile, without gradients: codes of one tile after the other"
+        for tile in x.flatten(0, -2).split(batch_size):
+            yield self.encode(tile.to(self.device, torch.float32))
+
+    def encode_tiled(self,
+                     x:torch.Tensor,       # raw activations of any float type, on any device, (..., d)
+                     batch_size:int=8192,  # vectors encoded at a time, which bounds the memory
+                     device:torch.device|str|None=None, # device of the code; the dictionary's when None
+                    )->SparseCode:         # (..., k)
+        "Encode activations tile by tile, without gradients, into one code"
+        tiles = self.code_tiles(x, batch_size)
+        code = SparseCode.cat([c if device is None else c.to(device) for c in tiles])
+        shape = *x.shape[:-1],code.values.shape[-1]
+        return SparseCode(code.values.view(shape), code.indices.view(shape), code.num_latents)
 
 def sparse_decode(code:SparseCode, directions:torch.Tensor)->torch.Tensor: # (num_latents, d) -> (..., d)
     "Sum of the active latents' directions, without a dense code"

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .dictionary import Dictionary, SparseCode, check_belongs, data_site
+from .dictionary import Dictionary, check_belongs, data_site
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
     empty_data)
 from ..activations.site_records import SiteRecord, token_batches
@@ -256,7 +256,7 @@ def code_overlap(dictionary:Dictionary,
     n,steps,tokens,d = record.x.shape
     if steps<2: raise ValueError(f'this record has {steps} step: overlap is between adjacent steps, record at least two')
     if not n: raise empty_data()
-    encode = lambda x: SparseCode.cat([dictionary.encode(b) for b in x.flatten(0, 1).split(batch_size)])
+    encode = lambda x: dictionary.encode_tiled(x.flatten(0, 1), batch_size)
     rows,last = {},encode(record.x[:,0])
     for s in range(1, steps):
         code = encode(record.x[:,s])

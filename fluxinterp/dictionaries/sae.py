@@ -110,6 +110,8 @@ class SAE(Dictionary):
         raise NotImplementedError
 
     @property
+    def k(self)->int: "Active latents per vector"; return self.config.k
+    @property
     def low_precision(self)->bool: return self.config.precision=='bf16' # 'auto' is decided by the trainer
     def decode(self, code): return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)
     @property

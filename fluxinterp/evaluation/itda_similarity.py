@@ -65,7 +65,7 @@ def pursuit_encoder(dictionary:Dictionary,  # an SAE (pursued in its normalised 
                     tolerance:float=0.,     # as in `pursue`
                    )->PursuitEncoder:
     "The same directions with another encoder: sparse pursuit"
-    k = k or getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', None)
+    k = k or dictionary.k
     if k is None: raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')
     return PursuitEncoder(dictionary, k, method, not dictionary.signed if nonneg is None else nonneg, tolerance).eval().requires_grad_(False)
 

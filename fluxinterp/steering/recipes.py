@@ -29,8 +29,7 @@ _fingerprints = WeakKeyDictionary() # dictionary -> what it was made of, its fin
 def dictionary_fingerprint(dictionary:Dictionary)->str: # 16 hex digits
     "What tells one dictionary from another: its kind, its sizes, how it chooses its active latents, and every weight, as float32"
     d = dictionary
-    k = getattr(d, 'k', None) or getattr(getattr(d, 'config', None), 'k', None)
-    about = json.dumps([type(d).__name__, d.num_latents, k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None, *([c.method, c.nonneg, c.tolerance] if (c := getattr(d, 'config', None)) and hasattr(c, 'method') else [])])
+    about = json.dumps([type(d).__name__, d.num_latents, d.k, bool(getattr(d, 'fixed', False)), getattr(d, 'gram', None) is not None, *([c.method, c.nonneg, c.tolerance] if (c := getattr(d, 'config', None)) and hasattr(c, 'method') else [])])
     state = sorted(d.state_dict().items())
     now = about,[(name, t.shape, t.dtype, crc32(t.detach().cpu().flatten().view(torch.uint8).numpy())) for name,t in state]
     if _fingerprints.get(d, ('',))[0]!=now:
