@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import torch
 
 from ..atlases.atlas import Atlas
-from ..atlases.building import dictionary_key
+from ..dictionaries.dictionary import dictionary_fingerprint
 from ..atlases.annotations import AtlasError
 from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary, SparseCode, check_belongs
@@ -72,7 +72,7 @@ def atlas_dictionary(atlas:Atlas,
     "The dictionary an atlas is of; raises `AtlasError` when it is another, or none is given and the packaged ones do not have it"
     if dictionary is None:
         for p in sorted(weights_path('dictionaries').glob(f'*/{atlas.site}')):
-            if dictionary_key(d := load_dictionary('/'.join(p.parts[-2:])))==atlas.about['dictionary']: return d
+            if dictionary_fingerprint(d := load_dictionary('/'.join(p.parts[-2:])))==atlas.about['dictionary']: return d
         raise AtlasError(f'{atlas.path} does not hold its dictionary, and it is none of the packaged ones: give dictionary=fi.load_dictionary(...)')
     atlas.check_dictionary(dictionary)
     return dictionary

@@ -42,6 +42,7 @@ class LinearDictionary(Dictionary):
         if self.gram is not None: v = torch.linalg.solve(self.gram[i[...,None],i[...,None,:]].double(), v[...,None].double())[...,0].float()
         return SparseCode(v, i, self.num_latents)
 
+    def encoder_settings(self)->list: return [bool(self.fixed), self.gram is not None]
     def decode(self, code): return sparse_decode(code, self.directions)+self.mean
     @property
     def read_directions(self): return self.directions

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SparseCode', 'two_sided', 'DictionaryMeta', 'Dictionary', 'sparse_decode', 'reconstruct', 'check_belongs',
-           'as_tokens', 'data_site', 'meta_of']
+           'dictionary_fingerprint', 'as_tokens', 'data_site', 'meta_of']
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #ba79df98
-import warnings
+import hashlib, json, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
@@ -112,6 +113,9 @@ class Dictionary(nn.Module):
     def device(self)->torch.device:
         "Where its weights are"
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device('cpu'))
+    def encoder_settings(self)->list:
+        "What decides, beside the weights and `k`, which latents are active: `fixed` and `refit`, then what a subclass adds"
+        return [False, False]
     def check(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
         "`x` in float32, once it has the right width and no NaN; every `encode` begins with this"
         if x.shape[-1]!=self.width: raise ValueError(f'this dictionary reads activations of width {self.width}, got {tuple(x.shape)}')
@@ -159,6 +163,26 @@ def check_belongs(dictionary:Dictionary, site:str, model:str, # name of the site
     wrong = [f'{what} {made}, not {used}' for what,made,used in (('site', m.site, site), ('model', m.model, model)) if made and used and made!=used]
     if wrong and not force: raise ValueError(f'the dictionary was made for {"; ".join(wrong)}: force=True uses it all the same')
     if wrong: warnings.warn(f'the dictionary was made for {"; ".join(wrong)}', stacklevel=3)
+
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #d0f10002
+_fingerprints = WeakKeyDictionary() # dictionary -> what its fingerprint was made of, the fingerprint
+
+def _checksum(t): return crc32(t.detach().cpu().flatten().view(torch.uint8).numpy())
+
+def dictionary_fingerprint(dictionary:Dictionary, # a dictionary of any kind
+                          )->str:                 # 16 hex digits
+    "What tells one dictionary from another: its kind, its sizes, how it chooses its active latents, and every weight, as float32"
+    d = dictionary
+    about = json.dumps([type(d).__name__, d.num_latents, d.k, *d.encoder_settings()])
+    state = sorted(d.state_dict().items())
+    now = about,[(name, t.shape, t.dtype, _checksum(t)) for name,t in state]
+    if _fingerprints.get(d, ('',))[0]!=now:
+        h = hashlib.sha256(about.encode())
+        for name,t in state:
+            h.update(f'{name}{tuple(t.shape)}'.encode())
+            h.update(t.detach().float().cpu().contiguous().numpy())
+        _fingerprints[d] = now,h.hexdigest()[:16]
+    return _fingerprints[d][1]
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #5d0a1b0d
 def as_tokens(data)->torch.Tensor: # `SiteRecord`, store data or a tensor (..., d) -> (n, d)

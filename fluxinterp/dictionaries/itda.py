@@ -102,6 +102,10 @@ class ITDA(Dictionary):
     @property
     def k(self)->int: "Places of a code; no more than there are atoms"; return min(self.config.k, self.num_latents)
 
+    def encoder_settings(self)->list:
+        "`fixed` and `refit` of any dictionary, and how atoms are pursued"
+        return [*super().encoder_settings(), self.config.method, self.config.nonneg, self.config.tolerance]
+
     def codes(self, z:torch.Tensor)->SparseCode: # normalised, (n, d)
         "Codes of normalised activations"
         return SparseCode(*pursue(z, self.atoms, self.k, self.config.method, self.config.nonneg, self.config.tolerance), self.num_latents)
