@@ -57,7 +57,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
             )->Path:                # the report
     "Walk the whole road and write `report.html`; prints where it is and ends with where to look"
     from fluxinterp.evaluation.concepts import compare_methods, find_concepts, record_scenes
-    from fluxinterp.dictionaries.dictionary import coordinates, pca, random_directions
+    from fluxinterp.dictionaries.baselines import coordinates, pca, random_directions
     from fluxinterp.steering.edits import Ablate, Add
     from fluxinterp.features.feature_maps import maps_from
     from fluxinterp.activations.recording import record
@@ -91,7 +91,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
 
     say(3, f'train an SAE on {rec.tokens.shape[0]:,} activation vectors')
     sae = train(SAEConfig(steps=sae_steps, seed=seed), rec, out=out/'sae')
-    k = sae.config.k
+    k = sae.k
     pcs = pca(rec, k)
     methods = {f'SAE, {sae.num_latents} latents, k={k}': sae, f'PCA, the first {k}': pca(rec, k, fixed=True), f'PCA, the best {k} per token': pcs,
                f'the best {k} coordinates': coordinates(rec, k)}
@@ -126,7 +126,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its pictures
     pick = _find_steerable(found)
     other = [s for s in (make_scene(80_000+i, 'test', 1, drop=0.) for i in range(400)) if getattr(s.objects[0], pick.factor)!=pick.value][:8]
     captions = [s.caption for s in other]
-    strong = max(float(sae.encode(t.float()).latent(int(pick.feature)).max()) for t in held.tokens.split(8192)) # the largest activation on held-out prompts
+    strong = max(float(code.latent(int(pick.feature)).max()) for code in sae.code_tiles(held.x)) # the largest activation on held-out prompts
     objects = [i for i,(f,_) in enumerate(concepts) if f=='colour'] # their maps together: where any object is
     where = [r.maps[objects].sum(0)>.5 for r in read_images([generate(pipe, [c], seed=seed+i).images[0] for i,c in enumerate(captions)])]
     rows,pictures = [],None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.dictionaries.dictionary import LinearDictionary
+from fluxinterp.dictionaries.baselines import LinearDictionary
 from fluxinterp.steering.edits import EditPlan, edit_kinds
 from fluxinterp.steering.recipes import parse_recipe
 from fluxinterp.dictionaries.sae import SAEConfig, TopKSAE

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.dictionaries.dictionary import LinearDictionary
+from fluxinterp.dictionaries.baselines import LinearDictionary
 from fluxinterp.activations.recording import hooked
 from fluxinterp.models.pipelines import denoiser_of, prompt_generators
 from fluxinterp.models.sites import list_sites

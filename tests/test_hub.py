@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import fluxinterp as fi
 from fluxinterp.core import save_json, save_tensors
 from fluxinterp.dictionaries.dictionary import DictionaryMeta
-from fluxinterp.steering.recipes import dictionary_fingerprint
+from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
 
 here = Path(__file__).parent

@@ -19,7 +19,9 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 
-from .building import block_files, dictionary_key, finish, picture_source, plan_atlas, read_tensor, scan_part, write_text
+from fluxinterp.atlases.building import (block_files, finish, picture_source, plan_atlas, read_tensor,
+    scan_part, write_text)
+from ..dictionaries.dictionary import dictionary_fingerprint
 from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
 from .annotations import AtlasError, AtlasText, find_features, find_pictures, kept_notes, nothing_said, search_words, set_label, set_note, shown_pictures
 from ..core import load_json, save_json, weights_path
@@ -90,7 +92,7 @@ class Atlas:
         return int(i)
     def check_dictionary(self, dictionary:Dictionary):
         "Raise `AtlasError` unless the atlas was built of this dictionary"
-        if dictionary_key(dictionary)!=self.about['dictionary']: raise AtlasError(f'{self.path} is of another dictionary than the one given: build an atlas of that one, or load the one this was built of')
+        if dictionary_fingerprint(dictionary)!=self.about['dictionary']: raise AtlasError(f'{self.path} is of another dictionary than the one given: build an atlas of that one, or load the one this was built of')
     def __len__(self): return self.num_features
     def __repr__(self): return f"Atlas of {self.num_features} features at {self.site}, over {self.about['prompts']*self.about['images']} pictures, {len(self.levels)} steps"
 

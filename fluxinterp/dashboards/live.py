@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import torch
 
 from ..atlases.atlas import Atlas
-from ..atlases.building import dictionary_key
+from ..dictionaries.dictionary import dictionary_fingerprint
 from ..atlases.annotations import AtlasError
 from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary, SparseCode, check_belongs
@@ -73,7 +73,7 @@ def atlas_dictionary(atlas:Atlas,
     "The dictionary an atlas is of; raises `AtlasError` when it is another, or none is given and the packaged ones do not have it"
     if dictionary is None:
         for p in sorted(weights_path('dictionaries').glob(f'*/{atlas.site}')):
-            if dictionary_key(d := load_dictionary('/'.join(p.parts[-2:])))==atlas.about['dictionary']: return d
+            if dictionary_fingerprint(d := load_dictionary('/'.join(p.parts[-2:])))==atlas.about['dictionary']: return d
         raise AtlasError(f'{atlas.path} does not hold its dictionary, and it is none of the packaged ones: give dictionary=fi.load_dictionary(...)')
     atlas.check_dictionary(dictionary)
     return dictionary
@@ -93,8 +93,7 @@ class Drawing:
         "What the drawing is to a dictionary"
         if id(dictionary) not in self._codes:
             site = self.recording[dictionary.meta.site]
-            with torch.no_grad(): code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)) for b in site.tokens.split(8192)])
-            self._codes[id(dictionary)] = SparseCode(*(t.cpu().view(*site.x.shape[:3], -1) for t in (code.values, code.indices)), code.num_latents)
+            self._codes[id(dictionary)] = dictionary.encode_tiled(site.x, device='cpu')
         return self._codes[id(dictionary)]
     def maps(self, dictionary:Dictionary, feature:int)->FeatureMaps:
         "A feature's maps over the drawing; over the words, for a text stream"

@@ -20,7 +20,8 @@ import torch
 from safetensors import safe_open
 
 from ..core import save_json, save_tensors
-from .dictionary import Dictionary, DictionaryMeta, LinearDictionary
+from .dictionary import Dictionary, DictionaryMeta
+from .baselines import LinearDictionary
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #f3483c9d
 class DictionaryFileError(ValueError): "Files that hold a damaged dictionary, or one of a kind that cannot be read"

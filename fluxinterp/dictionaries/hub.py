@@ -124,7 +124,7 @@ def dictionary_card(dictionary:Dictionary,
     m,config,model = dictionary.meta,getattr(dictionary, 'config', None),(about or {}).get('base_model', '')
     head = ModelCardData(**dict(library_name='saelens', tags=['sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp'])|(about or {})).to_yaml()
     facts = {'kind': _kind(dictionary), 'site': m.site, 'model': ', '.join(v for v in (model if isinstance(model, str) else ', '.join(model), f'fingerprint {m.model}' if m.model else '') if v),
-             'width': dictionary.width, 'latents': dictionary.num_latents, 'active latents per vector (k)': config.k if config else getattr(dictionary, 'k', None), 'normalizer (folded into the weights)': config.normalizer if config else None,
+             'width': dictionary.width, 'latents': dictionary.num_latents, 'active latents per vector (k)': config.k if config else dictionary.k, 'normalizer (folded into the weights)': config.normalizer if config else None,
              'denoising steps': ', '.join(map(str, m.steps)), 'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance),
              'pictures': m.rows or None, 'activation vectors': f'{m.tokens:,}' if m.tokens else None, 'data': m.data,
              'training': f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, seed {config.seed}' if isinstance(config, SAEConfig) and m.tokens else None} # one that another library trained has no such count

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from .dictionary import Dictionary, DictionaryMeta, Normalizer, SparseCode, normalizers, sparse_decode
+from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
+from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from ..models.clock import guidance_kinds
@@ -41,7 +42,7 @@ class ITDAConfig:
     method:str='gradient'         # one of `pursuit.pursuits`
     nonneg:bool=True              # activations of atoms are not negative
     tolerance:float=0.            # a token's pursuit stops once this share of its squared length is left
-    normalizer:str='mean-norm'    # one of `dictionary.normalizers`
+    normalizer:str='mean-norm'    # one of `normalizers.normalizers`
     batch_size:int=1024           # tokens encoded with the same atoms
     tokens:int=0                  # of the stream to see; all when 0
     max_atoms:int=0               # growth stops there; no limit when 0
@@ -100,6 +101,10 @@ class ITDA(Dictionary):
     def signed(self)->bool: return not self.config.nonneg
     @property
     def k(self)->int: "Places of a code; no more than there are atoms"; return min(self.config.k, self.num_latents)
+
+    def encoder_settings(self)->list:
+        "`fixed` and `refit` of any dictionary, and how atoms are pursued"
+        return [*super().encoder_settings(), self.config.method, self.config.nonneg, self.config.tolerance]
 
     def codes(self, z:torch.Tensor)->SparseCode: # normalised, (n, d)
         "Codes of normalised activations"

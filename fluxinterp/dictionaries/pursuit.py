@@ -9,7 +9,7 @@ __all__ = ['pursuits', 'gram_bytes', 'pursuit_bytes', 'pursue']
 import torch
 from tqdm.auto import tqdm
 
-from .dictionary import check_finite
+from .normalizers import check_finite
 from .sparse_ops import dots, weighted_rows
 
 # %% ../../nbs/25_dictionaries/40_pursuit.ipynb #33ba95ef

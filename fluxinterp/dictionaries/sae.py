@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .dictionary import Dictionary, DictionaryMeta, Normalizer, SparseCode, normalizers, sparse_decode
+from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
+from .normalizers import Normalizer, normalizers
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from .sparse_ops import sparse_autoencode, tile_bytes, topk_excitations
 
@@ -29,7 +30,7 @@ class SAEConfig:
     "A sparse autoencoder and how it is trained"
     num_latents:int=2048
     k:int=16                    # active latents per token; on average for 'batchtopk', aimed at for 'jumprelu'
-    normalizer:str='mean-norm'  # one of `dictionary.normalizers`
+    normalizer:str='mean-norm'  # one of `normalizers.normalizers`
     aux_k:int=32                # dead latents that try to explain what is left of each token
     aux_weight:float=1/32
     dead_after:int=100_000      # tokens without firing after which a latent counts as dead in training
@@ -108,6 +109,8 @@ class SAE(Dictionary):
         "Relative squared error, plus what the architecture adds"
         raise NotImplementedError
 
+    @property
+    def k(self)->int: "Active latents per vector"; return self.config.k
     @property
     def low_precision(self)->bool: return self.config.precision=='bf16' # 'auto' is decided by the trainer
     def decode(self, code): return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)

@@ -204,7 +204,7 @@ def best_concepts(dictionary:Dictionary,
         if hasattr(dictionary, 'directions'): # all that a direction says, not what is left of it in a code
             x = _candidates(dictionary, acts.recording[site], (features%n,))[0][:,torch.arange(len(features))+len(features)*((features>=n).long() if dictionary.signed else 0)]
             return torch.stack([auroc(x[l>=0], l[l>=0]==1) for l in acts.flat_labels])
-        code = SparseCode.cat([dictionary.encode(b.to(dictionary.device, torch.float32)).to('cpu') for b in acts.recording[site].tokens.split(8192)])
+        code = dictionary.encode_tiled(acts.recording[site].tokens, device='cpu')
         return sparse_auroc(two_sided(code) if dictionary.signed else code, acts.flat_labels)[:,features]
     on,off = scores(train),scores(test)
     best = torch.where(off.isnan(), torch.nan, on).nan_to_num(0).argmax(0)

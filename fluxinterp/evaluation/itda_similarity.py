@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import default_device, save_json, save_tensors
-from ..dictionaries.dictionary import Dictionary, DictionaryMeta, Normalizer, RunningMoments, SparseCode, as_float64, check_finite, meta_of, sparse_decode
+from ..dictionaries.dictionary import Dictionary, DictionaryMeta, SparseCode, meta_of, sparse_decode
+from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..training.itda_growth import _captions, _stream, distinct_rows
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue
@@ -64,7 +65,7 @@ def pursuit_encoder(dictionary:Dictionary,  # an SAE (pursued in its normalised 
                     tolerance:float=0.,     # as in `pursue`
                    )->PursuitEncoder:
     "The same directions with another encoder: sparse pursuit"
-    k = k or getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', None)
+    k = k or dictionary.k
     if k is None: raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')
     return PursuitEncoder(dictionary, k, method, not dictionary.signed if nonneg is None else nonneg, tolerance).eval().requires_grad_(False)
 

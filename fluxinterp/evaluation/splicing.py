@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..dictionaries.dictionary import Dictionary, RunningMoments, check_belongs, check_finite, as_float64, reconstruct
+from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
+from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
 from ..activations.recording import hooked
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts, prompt_generators

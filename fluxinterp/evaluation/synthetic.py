@@ -18,7 +18,8 @@ from scipy.special import ndtri
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..dictionaries.dictionary import Dictionary, SparseCode, as_float64, sparse_decode
+from ..dictionaries.dictionary import Dictionary, SparseCode, sparse_decode
+from ..dictionaries.normalizers import as_float64
 from ..activations.site_records import TokenBatch, splits
 
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #4083223c

@@ -52,8 +52,8 @@ def latent_maps(dictionary:Dictionary,
     "Activation of one latent on every token of a recording"
     if site_record.grid is None: raise ValueError(f'{site_record.site.name} has no picture grid: maps need an image stream')
     r,s,t,_ = site_record.x.shape
-    with torch.no_grad(): code = torch.cat([dictionary.encode(b.float().to(dictionary.device)).latent(feature).cpu() for b in site_record.tokens.split(8192)])
-    return code.view(r, s, *site_record.grid).numpy()
+    values = torch.cat([code.latent(feature).cpu() for code in dictionary.code_tiles(site_record.x)])
+    return values.view(r, s, *site_record.grid).numpy()
 
 def maps_from(rec:Recording, # made with `previews=True`
               dictionary:Dictionary, feature:int,

@@ -18,15 +18,15 @@ from ..activations.site_records import SiteRecord
 # %% ../../nbs/35_features/10_feature_matches.ipynb #fma00006
 class _Firing(NamedTuple): fires:torch.Tensor; mean:torch.Tensor; sd:torch.Tensor; largest:torch.Tensor; live:torch.Tensor # (feature,) each, over all tokens
 
-@torch.no_grad()
 def _encoded(dictionary, site_record, batch_size=8192, tick=lambda: None): # (row x step x token, k), features numbered as in an atlas
     codes = []
-    for b in site_record.tokens.split(batch_size):
+    tick()
+    for code in dictionary.code_tiles(site_record.x, batch_size):
+        codes.append(code.to('cpu'))
         tick()
-        c = dictionary.encode(b.float().to(dictionary.device)).to('cpu')
-        codes.append(two_sided(c) if dictionary.signed else c)
-    c = SparseCode.cat(codes)
-    return SparseCode(c.values.float(), c.indices.int(), c.num_latents)
+    code = SparseCode.cat(codes)
+    code = two_sided(code) if dictionary.signed else code
+    return SparseCode(code.values.float(), code.indices.int(), code.num_latents)
 
 def _firing(code):
     i,v,n = code.indices.flatten().long(),code.values.flatten().double(),len(code)
@@ -88,7 +88,7 @@ def match_features(a:Dictionary, b:Dictionary, # of one site
     "For each feature of one dictionary the feature of another that fires most like it; `attrs` counts those left out because they are silent here"
     if not isinstance(site_record, SiteRecord): raise TypeError(f'match_features takes the record of one site, recording["double.1.image"], not {type(site_record).__name__}')
     for d in (a, b): check_belongs(d, site_record.site.name, site_record.model)
-    n = a.num_latents*(2 if a.signed else 1)
+    n = a.num_features
     wrong = [f for f in ([] if features is None else features) if not 0<=int(f)<n]
     if wrong: raise ValueError(f'feature {wrong[0]} of a dictionary with {n} features: choose 0 to {n-1}')
     ca,cb = (_encoded(d, site_record, batch_size) for d in (a, b))

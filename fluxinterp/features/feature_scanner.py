@@ -56,13 +56,12 @@ def mean_activations_by_step(pipe, dictionary:Dictionary, prompts:str|list,
     prompts,site = check_prompts(prompts),resolve_site(pipe, dictionary.meta.site)
     check_belongs(dictionary, site.name, describe(pipe).fingerprint, force)
     total,n = None,0
-    F = dictionary.num_latents*(2 if dictionary.signed else 1) # as in an atlas: a signed latent is two features
     for seed in seeds:
         for rec in record_batches(pipe, prompts, [site], seed=seed, **call):
             r = rec[site.name]
             w = torch.stack([_weights(m, r.grid, r.x.shape[2]) for m in regions])
             w = w/w.sum(1, keepdim=True)
-            if total is None: total,levels = torch.zeros(len(w), len(r.steps), F, dtype=torch.float64),r.levels
+            if total is None: total,levels = torch.zeros(len(w), len(r.steps), dictionary.num_features, dtype=torch.float64),r.levels
             for x in r.x: # a picture
                 code = dictionary.encode(x.float().to(dictionary.device)).to('cpu')
                 if dictionary.signed: code = two_sided(code)

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..dictionaries.dictionary import Dictionary, LinearDictionary, check_belongs
+from ..dictionaries.dictionary import Dictionary, check_belongs
+from ..dictionaries.baselines import LinearDictionary
 from .edits import Add, Scale
 from ..models.description import describe
 from ..models.families import unet_stacks
@@ -120,8 +121,8 @@ def feature_pictures(pipe, dictionary:Dictionary,
     s = resolve_site(pipe, site or dictionary.meta.site)
     check_belongs(dictionary, s.name, describe(pipe).fingerprint, force)
     n = dictionary.num_latents
-    wrong = [f for f in features if not 0<=f<n*(2 if dictionary.signed else 1)]
-    if wrong: raise ValueError(f'feature {wrong[0]} of a dictionary with {n} latents: choose 0 to {n*(2 if dictionary.signed else 1)-1}')
+    wrong = [f for f in features if not 0<=f<dictionary.num_features]
+    if wrong: raise ValueError(f'feature {wrong[0]} of a dictionary with {n} latents: choose 0 to {dictionary.num_features-1}')
     f = torch.as_tensor([int(i) for i in features])
     w = dictionary.write_directions.detach()[f%n]*(torch.where(f<n, 1., -1.)*torch.as_tensor(strengths, dtype=torch.float32))[:,None].to(dictionary.device)
     todo,images = [(i, k) for i in range(len(f)) for k in seeds],[]

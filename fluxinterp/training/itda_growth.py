@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import default_device, load_json, save_json, save_tensors
-from ..dictionaries.dictionary import DictionaryMeta, Normalizer, RunningMoments, SparseCode, check_finite, empty_data, meta_of, sparse_decode
+from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
+from ..dictionaries.normalizers import Normalizer, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -187,18 +188,6 @@ def _size(data, split): # vectors of the stream, None where only reading would t
 
 def _captions(data): return getattr(data, 'captions', None) or dict(enumerate(getattr(data, 'prompts', ())))
 
-def _moments_for(config, data, split, tokens): # of the first vectors of the stream, for the normalizer
-    m,n = None,0
-    for b in _stream(data, 8192, split, config.seed):
-        m = m or RunningMoments(b.x.shape[-1], config.normalizer=='whiten')
-        check_finite(b.x, b.coords, n)
-        m.update(b.x)
-        n += len(b.x)
-        for k in {'guidance', 'seed'}&set(b.coords): m.seen.setdefault(k, set()).update(b.coords[k].unique().tolist())
-        if n>=tokens: break
-    if m is None: raise empty_data(split)
-    return m
-
 def fit_itda(config:ITDAConfig,
              data,                     # a tensor (..., d), a `SiteRecord`, a store's data, or `LiveData`
              out:str|Path=None,        # folder for the dictionary and its checkpoints
@@ -213,7 +202,7 @@ def fit_itda(config:ITDAConfig,
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass over activations; Ctrl-C keeps what was found, and the same call with the same `out` goes on from its last checkpoint"
     device,folder = default_device(device),None if out is None else Path(out)/'checkpoints'
-    m = _moments_for(config, data, split, normalizer_tokens)
+    m = stream_moments(_stream(data, 8192, split, config.seed), config.normalizer=='whiten', normalizer_tokens, split=split)
     run = _Growing(config, len(m.mean), device)
     meta = meta_of(data, split, None if isinstance(data, (torch.Tensor, SiteRecord)) else m) # other data is not read through only to be counted
     if folder is None or not folder.exists() or not run.load(folder, meta):

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..dictionaries.dictionary import check_belongs, check_finite, data_site
+from ..dictionaries.dictionary import check_belongs, data_site
+from ..dictionaries.normalizers import check_finite
 from .itda_growth import _size, central_rows, distinct_rows, fit_itda
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..activations.site_records import token_batches

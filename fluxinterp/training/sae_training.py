@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device
-from ..dictionaries.dictionary import (DictionaryMeta, RunningMoments, check_finite, data_site,
-    empty_data, meta_of, sparse_decode)
+from ..dictionaries.dictionary import DictionaryMeta, data_site, meta_of, sparse_decode
+from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
 from ..activations.site_records import token_batches
 from ..activations.recording import record_batches
 from ..dictionaries.metrics import evaluate
@@ -238,15 +238,9 @@ def _refuse_non_finite(batch, data): # by its place in the data, not in the shuf
     check_finite(batch.x, batch.coords, source=data)
 
 def _fit_normalizers(runs, data, split, tokens, loop_seed): # from the first `tokens` vectors of the shuffled stream, in one pass
-    kinds = {r.config.normalizer for r in runs}
-    full,m,n = 'whiten' in kinds,None,0
-    for b in token_batches(data, 8192, split=split, seed=loop_seed):
-        m = m or RunningMoments(b.x.shape[-1], full)
-        _refuse_non_finite(b, data)
-        m.update(b.x)
-        n += len(b.x)
-        if n>=tokens: break
-    if m is None: raise empty_data(split)
+    full = any(r.config.normalizer=='whiten' for r in runs)
+    batches = token_batches(data, 8192, split=split, seed=loop_seed)
+    m = stream_moments(batches, full, tokens, (), lambda b,start: _refuse_non_finite(b, data), split)
     for r in runs:
         r.sae.normalizer.fit(m)
         r.sae.meta = meta_of(data, split, None if isinstance(data, (torch.Tensor, SiteRecord)) else m) # other data is not read through only to be counted

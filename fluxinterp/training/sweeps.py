@@ -19,9 +19,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import load_json, save_json
-from ..dictionaries.dictionary import LinearDictionary, data_site, pca
+from ..dictionaries.baselines import LinearDictionary, pca
+from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
-from ..dictionaries.metrics import _Statistics, evaluate, spaces
+from ..dictionaries.metrics import GroupStatistics, evaluate, spaces
 from ..activations.site_records import token_batches
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
@@ -137,7 +138,7 @@ def _sweep_site(out, site, x, split, held, held_split, entries, varied, together
     statistics = None
     def measure(d):
         nonlocal statistics
-        statistics = statistics or _Statistics(held, held_split, (), spaces, None, 8192) # one pass for all
+        statistics = statistics or GroupStatistics(held, held_split, (), spaces, None, 8192) # one pass for all
         return evaluate(d, held, held_split, statistics=statistics)
     if baseline:
         wanted = [k for k in sorted({c.k for c in entries.values()}) if not (_place(out, site)/f'pca-k{k}/evaluation.json').exists()]

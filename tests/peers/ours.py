@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fluxinterp as fi
-from fluxinterp.dictionaries.dictionary import DictionaryMeta, normalizers
+from fluxinterp.dictionaries.dictionary import DictionaryMeta
+from fluxinterp.dictionaries.normalizers import normalizers
 from fluxinterp.dictionaries.files import save_dictionary
 from fluxinterp.dictionaries.sae import architectures, make_sae
 
