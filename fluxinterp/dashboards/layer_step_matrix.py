@@ -27,7 +27,7 @@ from ..widgets.map_player import MapPlayer
 from ..widgets.page import view_script
 from ..models.pipelines import check_pipeline, fingerprint
 from ..widgets.figures import matrix_figure
-from ..worlds.scenes import pool_map
+from ..overlays import pool_map
 from ..models.sites import Site, list_sites, resolve_site
 from ..widgets.base import View, map_bytes, shown, tile_pictures
 
