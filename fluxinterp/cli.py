@@ -186,7 +186,7 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
         atlas = build_atlas(d, pipe or Store(store), out, lines, examples, tuple(map(int, part.split('/'))) if part else None)
         if atlas is None: typer.echo(f'{out}: this part is done, others are missing'); return
         if icons:
-            from fluxinterp.autointerp.feature_pictures import add_icons
+            from fluxinterp.autointerp.atlas_icons import add_icons
             add_icons(atlas, pipe, d)
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as e: # clear by themselves
         typer.echo(error_text(e), err=True)
