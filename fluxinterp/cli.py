@@ -61,7 +61,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
         train_reader(file, num_scenes=scenes, seed=seed, device=device or None, **(dict(steps=steps) if steps else {}))
         typer.echo(f'Done: {file}')
     elif what=='sae':
-        from fluxinterp.dictionaries.hub import train_tiny_saes
+        from fluxinterp.packaged import train_tiny_saes
         train_tiny_saes(out)
         typer.echo(f'Done: {out}')
     else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, sdxl, reader or sae')
