@@ -21,7 +21,7 @@ from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
 from ..models.pipelines import fingerprint, load_pipeline
-from .run_monitor import run_status
+from .run_files import run_status
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00006
 class DashboardView(NamedTuple):
