@@ -29,7 +29,8 @@ def train_tiny_saes(out:str|Path,            # folder to write to; each SAE goes
                     pipeline:str='tiny-flux', # name of the tiny pipeline
                    )->dict:                  # site -> SAE
     "Train the SAEs that are packaged with a tiny pipeline, at several sites in one recording"
-    rec = record(load_pipeline(pipeline), scene_prompts(num_prompts), list(sites), batch_size=32, dtype=torch.bfloat16)
+    pipe,prompts = load_pipeline(pipeline),scene_prompts(num_prompts)
+    rec = record(pipe, prompts, list(sites), batch_size=32, dtype=torch.bfloat16)
     saes = {}
     for site in sites:
         saes[site] = train(config or SAEConfig(), rec[site])
@@ -40,19 +41,20 @@ def train_tiny_saes(out:str|Path,            # folder to write to; each SAE goes
 def build_tiny_atlases(out:str|Path,        # folder to write to; gets one folder for each site
                        num_prompts:int=320, # number of captions of train scenes
                        examples:int=3,      # number of examples of each kind, in each half
-                       sites:list|None=None, # names of the sites; those of the packaged dictionaries when None
+                       sites:list|None=None, # site names; those of the packaged dictionaries when None
                        progress:bool=True,  # whether to show progress bars
                       ):
     "Build the atlases of the packaged dictionaries of tiny-flux"
     pipe,root = load_pipeline('tiny-flux'),Path(out)
     if sites is None: sites = sorted(p.name for p in (weights_path()/'dictionaries'/'tiny-flux').iterdir())
-    rec = record(pipe, scene_prompts(num_prompts, start=20_000), sites, images=True, batch_size=32, progress=progress)
+    prompts = scene_prompts(num_prompts, start=20_000)
+    rec = record(pipe, prompts, sites, images=True, batch_size=32, progress=progress)
     for site in sites:
         dictionary = load_dictionary(f'tiny-flux/{site}')
         atlas = build_atlas(dictionary, rec, root/site, examples=examples, progress=progress)
         explain(atlas, PromptStatistics(), progress=progress)
         atlas.text.db.execute('vacuum')
-        atlas.text.db.execute('pragma journal_mode=delete') # one file, which needs nothing beside it to be read
+        atlas.text.db.execute('pragma journal_mode=delete') # one file, readable with nothing beside it
         atlas.text.close()
         for name in ('parts', 'samples'): shutil.rmtree(root/site/name, ignore_errors=True)
         (root/site/'plan.json').unlink(missing_ok=True)

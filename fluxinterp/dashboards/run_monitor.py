@@ -100,7 +100,8 @@ class RunMonitor(View):
                  watch:bool=True,   # whether to go on looking, in a thread
                 ):
         if not what:
-            raise ValueError('nothing to watch: give folders of stores, dictionaries or atlases, CSV logs, or an Endpoint')
+            raise ValueError('nothing to watch: give folders of stores, dictionaries or atlases, '
+                             'CSV logs, or an Endpoint')
         if not every>0: raise ValueError(f'every={every} seconds: give a number above zero')
         super().__init__(every=float(every))
         self.what,self.statuses = what,[None]*len(what)
@@ -119,7 +120,8 @@ class RunMonitor(View):
     def _start(self):
         self._end()
         self._stop = threading.Event()
-        threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor', daemon=True).start()
+        watcher = threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor', daemon=True)
+        watcher.start()
     def _end(self):
         if self._stop is not None: self._stop.set()
     def _watch(self, stop):
@@ -128,7 +130,8 @@ class RunMonitor(View):
             start = time.monotonic()
             try: self.look()
             except Exception as e: self.error = error_text(e)
-            pause = max(self.every, 5*(time.monotonic()-start)) # looking never takes more than a sixth of the time
+            took = time.monotonic()-start
+            pause = max(self.every, 5*took) # looking never takes more than a sixth of the time
     def stop(self):
         "Look no more"
         self.watching = False
@@ -145,5 +148,6 @@ class RunMonitor(View):
             rows.append((f'{s.kind} {s.name}', s.done/s.total if s.total else np.nan, says))
         for s in self.statuses:
             rows += [(f'{s.name}: {k}', d/t, f'{number_text(d)} of {number_text(t)}') for k,d,t in s.stages]
-        curves = [(t, f'{s.name} {n}'.strip(), x, y) for s in self.statuses for t,n,x,y in s.curves if t!='lr']
+        found = [(s.name, *c) for s in self.statuses for c in s.curves]
+        curves = [(t, f'{name} {n}'.strip(), x, y) for name,t,n,x,y in found if t!='lr']
         return progress_figure(pd.DataFrame(rows, columns=['name', 'share', 'says']), curves)

@@ -44,10 +44,12 @@ def _turbo(name, repo, k): # short name of the set, its repository, active laten
     res = {}
     for site,path in _stacks.items():
         folder = f'{path}_k{k}_hidden5120_auxk256_bs4096_lr0.0001'
-        res[f'{name}/{site}'] = PublishedDictionary(repo, folder, site, 'stabilityai/sdxl-turbo', k, 5120, 1280)
+        entry = PublishedDictionary(repo, folder, site, 'stabilityai/sdxl-turbo', k, 5120, 1280)
+        res[f'{name}/{site}'] = entry
     return res
 
-published = _turbo('sdxl-unbox', 'surokpro2/sdxl-saes', 10)|_turbo('sdxl-unbox-k160', 'wendlerc/sdxl-turbo-saes', 160)
+published = _turbo('sdxl-unbox', 'surokpro2/sdxl-saes', 10)
+published |= _turbo('sdxl-unbox-k160', 'wendlerc/sdxl-turbo-saes', 160)
 published['sdxl-unbox-flux/double.18'] = PublishedDictionary(
     'antoniomari/SAE_flux_18', '', 'double.18.image.update',
     'black-forest-labs/FLUX.1-schnell, black-forest-labs/FLUX.1-dev', 20, 12_288, 3072)

@@ -28,7 +28,7 @@ token_measures = { # (token, width) -> (token,)
 
 def picture_sites(pipe, # diffusers pipeline
                  )->list: # `Site`s, one a block
-    "Sites of the image tokens: the blocks' outputs, or in a U-Net its stacks' updates; no text, no parts of blocks"
+    "Sites of the image tokens: the blocks' outputs, or in a U-Net its stacks' updates; no parts of blocks"
     sites = [s for s in list_sites(pipe) if s.stream=='image']
     parts = ('attn', 'cross', 'mlp')
     res = [s for s in sites if s.read=='update']
@@ -55,15 +55,15 @@ def _map_reader(site, measure, seen, levels): # -> hook that fills `seen` (step 
             raise ValueError(f'the grid of {site.name} is not known, so there is no map of it')
         values = measure(x[rows[0]].float())
         if not torch.isfinite(values).all():
-            raise FloatingPointError(f'activations at {site.name}, step {clock.step} are not finite ({x.dtype}): '
-                                     'load the pipeline with dtype=torch.float32 or torch.bfloat16')
+            what = f'activations at {site.name}, step {clock.step} are not finite ({x.dtype})'
+            raise FloatingPointError(f'{what}: load the pipeline with dtype=torch.float32 or torch.bfloat16')
         seen[clock.step] = values.float().cpu().numpy().reshape(clock.grid)
         levels[:] = clock.levels
     return read
 
 def site_maps(pipe,          # diffusers pipeline
               prompt:str,    # prompt of the picture
-              readers:dict,  # site (name or `Site`) -> function of activations (token, width) that gives (token,)
+              readers:dict,  # site (name or `Site`) -> function of activations, (token, width) -> (token,)
               seed:int=0,    # seed of the noise
               **call,        # arguments of `record`: num_inference_steps, height, guidance_scale, ...
              )->SiteMaps:    # maps of every site at every step
@@ -77,7 +77,8 @@ def site_maps(pipe,          # diffusers pipeline
         rec = record(pipe, [prompt], [], seed=seed, previews=True, **call)
     for name,steps in seen.items():
         if len(steps)<len(levels) or not steps:
-            raise RuntimeError(f'{name} was computed in {len(steps)} of {len(levels)} steps: this call leaves it out')
+            raise RuntimeError(f'{name} was computed in {len(steps)} of {len(levels)} steps: '
+                               'this call leaves it out')
     maps = {name: np.stack([steps[s] for s in sorted(steps)]) for name,steps in seen.items()}
     return SiteMaps(prompt, maps, [float(l) for l in levels], rec.previews[0])
 
@@ -99,10 +100,12 @@ class FeatureFamily(dict):
     @property
     def frame(self)->pd.DataFrame:
         "A line per site: feature, correlation, chance"
-        rows = [dict(site=s, feature=m.feature, correlation=m.correlation, chance=m.chance) for s,m in self.items()]
+        shown = ('feature', 'correlation', 'chance')
+        rows = [dict(site=s)|{k: getattr(m, k) for k in shown} for s,m in self.items()]
         return pd.DataFrame(rows).set_index('site')
     def _why(self): return [f'{s} is left out: {w}' for s,w in self.left_out.items()]
-    def _repr_html_(self): return self.frame.to_html(float_format='%.2f')+''.join(f'<p>{w}</p>' for w in self._why())
+    def _repr_html_(self):
+        return self.frame.to_html(float_format='%.2f')+''.join(f'<p>{w}</p>' for w in self._why())
     def __repr__(self): return '\n'.join([self.frame.to_string(float_format='%.2f'), *self._why()])
 
 # %% ../../nbs/35_features/15_across_layers.ipynb #2d530162
@@ -139,7 +142,8 @@ def _correlations(dictionary, site_record, maps, grid): # maps: (which, row, ste
     covariance = products/n-flat.mean(1)[:,None]*sums/n
     return torch.where(spread>1e-18, covariance/spread.clamp(min=1e-18).sqrt(), 0.)
 
-def _picture_orders(n, shuffles, seed): # the given order, then shuffled ones in which no picture stays where it was
+def _picture_orders(n, shuffles, seed):
+    "The given order, then shuffled ones in which no picture stays where it was"
     order = np.random.default_rng(seed).permutation(n)
     place = np.argsort(order)
     return [np.arange(n), *(order[(place+k)%n] for k in range(1, min(shuffles, n-1)+1))]
@@ -149,12 +153,15 @@ def _common_grid(a, b): # the coarser one; None where they do not divide
     return None if any(x%y for g in (a, b) for x,y in zip(g, grid)) else grid
 
 def _given_maps(dictionaries, recording, site, feature): # (row, step, r, c), checked
-    if site not in dictionaries: raise ValueError(f'no dictionary for {site!r}; there are: {", ".join(dictionaries)}')
+    if site not in dictionaries:
+        raise ValueError(f'no dictionary for {site!r}; there are: {", ".join(dictionaries)}')
     d = dictionaries[site]
-    if not 0<=feature<d.num_latents: raise ValueError(f'feature {feature} of a dictionary with {d.num_latents} latents')
+    if not 0<=feature<d.num_latents:
+        raise ValueError(f'feature {feature} of a dictionary with {d.num_latents} latents')
     maps = latent_maps(d, recording[site], feature)
     if not np.ptp(maps):
-        raise ValueError(f'feature {feature} of {site} is not active in this recording: there is nothing to compare with')
+        raise ValueError(f'feature {feature} of {site} is not active in this recording: '
+                         'there is nothing to compare with')
     return maps
 
 # %% ../../nbs/35_features/15_across_layers.ipynb #e9433faa
@@ -162,10 +169,10 @@ def feature_family(dictionaries:dict,   # site name -> `Dictionary`
                    recording:Recording, # activations of all those sites
                    site:str,            # name of the given feature's site
                    feature:int,         # latent's number of the given feature
-                   shuffles:int=4,      # searches with shuffled pictures; the largest correlations of each are averaged
+                   shuffles:int=4,      # number of searches with shuffled pictures, averaged
                    seed:int=0,          # seed of the shuffling
                   )->FeatureFamily:     # member of each site, the given feature included
-    "The feature of every other site whose maps correlate most with those of a given one, beside what chance gives"
+    "The feature of every other site whose maps correlate most with a given one's, beside what chance gives"
     maps = _given_maps(dictionaries, recording, site, feature)
     given = recording[site]
     orders = _picture_orders(len(maps), shuffles, seed)
