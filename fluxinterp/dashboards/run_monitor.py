@@ -13,7 +13,8 @@ import pandas as pd
 import traitlets
 
 from ..core import error_text
-from .run_files import number_text, run_status
+from .run_progress import number_text
+from .run_files import run_status
 from ..widgets.base import View
 from ..widgets.figures import progress_figure
 from ..widgets.page import view_script
