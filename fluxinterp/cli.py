@@ -61,7 +61,7 @@ def train_tiny_command(what:Annotated[str, typer.Argument(help='flux, sdxl, read
         train_reader(file, num_scenes=scenes, seed=seed, device=device or None, **(dict(steps=steps) if steps else {}))
         typer.echo(f'Done: {file}')
     elif what=='sae':
-        from fluxinterp.dictionaries.hub import train_tiny_saes
+        from fluxinterp.packaged import train_tiny_saes
         train_tiny_saes(out)
         typer.echo(f'Done: {out}')
     else: raise typer.BadParameter(f'{what!r} is not trained here: choose flux, sdxl, reader or sae')
@@ -186,7 +186,7 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
         atlas = build_atlas(d, pipe or Store(store), out, lines, examples, tuple(map(int, part.split('/'))) if part else None)
         if atlas is None: typer.echo(f'{out}: this part is done, others are missing'); return
         if icons:
-            from fluxinterp.autointerp.feature_pictures import add_icons
+            from fluxinterp.autointerp.atlas_icons import add_icons
             add_icons(atlas, pipe, d)
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as e: # clear by themselves
         typer.echo(error_text(e), err=True)

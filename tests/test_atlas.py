@@ -8,56 +8,14 @@ from safetensors.torch import load_file
 import fluxinterp as fi
 from fluxinterp.atlases.annotations import AtlasError
 
-# One process imports everything, once; every scan is a fork of it
-SCRIPT = '''
-import os, random, signal, sys, threading, time, traceback
-from pathlib import Path
-import torch, tqdm
-torch.set_num_threads(1)
-tqdm.tqdm.set_lock(threading.RLock()) # not shared with a fork that is killed while it holds it
-import fluxinterp as fi
-from fluxinterp.atlases.atlas import build_atlas
-root = Path(sys.argv[1])
-store = fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(40), ['double.0.image'], root/'acts', num_inference_steps=2, dtype='float32', shard_mb=.3, progress=False)
-d = fi.train(fi.SAEConfig(num_latents=96, k=4, steps=40, batch_size=256), store.site('double.0.image'), progress=False)
-d.b_enc.data[0] = -1e4 # one that never fires
-fi.save_dictionary(d, root/'sae')
-
-def fork(f, *args, **env): # -> process id
-    pid = os.fork()
-    if pid: return pid
-    os.environ.update(env)
-    try: f(*args)
-    except BaseException: traceback.print_exc(); sys.stdout.flush(); os._exit(1)
-    os._exit(0)
-def build(out):
-    if out=='torn': # slow enough to be killed in the middle
-        from fluxinterp.atlases.scan_statistics import FeaturePass
-        update = FeaturePass.update
-        def slow(self, *args): time.sleep(.03); return update(self, *args)
-        FeaturePass.update = slow
-    build_atlas(d, fi.Store(root/'acts'), root/out, examples=3, checkpoint_every=4, batch_tokens=1024, progress=False)
-def whole(*pids):
-    for pid in pids: assert os.waitpid(pid, 0)[1]==0, 'a scan failed'
-whole(fork(build, 'alone'))
-pids = [fork(build, 'ranks', RANK=str(r), WORLD_SIZE='2') for r in (0, 1)]
-whole(*pids)
-rng,kills,ended = random.Random(0),0,False
-def written(): return max((p.stat().st_mtime_ns for p in (root/'torn').rglob('*')), default=0)
-while kills<6 and not ended: # wait for something to be written, then a random moment more
-    pid,had,deadline = fork(build, 'torn'),written(),time.time()+60
-    while written()==had and not ended and time.time()<deadline: ended = os.waitpid(pid, os.WNOHANG)[0]!=0; time.sleep(.001)
-    time.sleep(rng.random()*.04)
-    if not ended and os.waitpid(pid, os.WNOHANG)[0]==0: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); kills += 1
-    else: ended = True
-if not ended: whole(fork(build, 'torn'))
-print('kills', kills)
-'''
+repo = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
     root = tmp_path_factory.mktemp('atlas')
-    p = subprocess.run([sys.executable, '-c', SCRIPT, str(root)], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(repo))
+    p = subprocess.run([sys.executable, repo/'tests/scripts/kill_scans.py', root],
+                       env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert p.returncode==0, p.stdout
     return root,int(p.stdout.split('kills')[1].split()[0])
 

@@ -232,7 +232,7 @@ def test_published_dictionaries_through_the_hubs_client(tmp_path, monkeypatch):
     import io
     import huggingface_hub
     from huggingface_hub import HfApi
-    from fluxinterp.dictionaries.published import published
+    from fluxinterp.dictionaries.hub import published
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'cache'))
     def files(d, n, k, extra=None):
         g,out,mean = torch.Generator().manual_seed(k),io.BytesIO(),io.BytesIO()

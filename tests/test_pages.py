@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 
 from browser import check_view, open_page, pixels
 from fluxinterp.features.feature_maps import FeatureMaps
-from fluxinterp.dashboards.layer_step_matrix import MapMatrix, SiteMaps
+from fluxinterp.dashboards.layer_step_matrix import MapMatrix
+from fluxinterp.features.across_layers import SiteMaps
 from fluxinterp.widgets.map_player import MapPlayer
 from fluxinterp.overlays import overlay
 from fluxinterp.widgets.page import view_script

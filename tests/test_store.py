@@ -18,68 +18,10 @@ def world(): # a pipeline and prompts
 
 def files(path): return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(path).rglob('*')) if p.is_file()}
 
-# One process loads everything, then forks for each harvest, so that twenty kills cost one start.
-killer = """
-import os, random, shutil, signal, sys, threading, time, torch
-from pathlib import Path
-from tqdm import tqdm
-tqdm.set_lock(threading.RLock()) # its own is shared by forks, and whoever is killed holding it stops them all
-torch.set_num_threads(1)
-import fluxinterp as fi
-from fluxinterp.activations.harvesting import harvest
-from fluxinterp.activations.store_files import StoreError
-sys.path.insert(0, sys.argv[2])
-from test_store import files
-out,sites = Path(sys.argv[1]),['double.0.image', 'double.0.image.mlp', 'single.0.image']
-pipe,prompts = fi.load_pipeline('random-flux'),fi.scene_prompts(48)
-fi.record(pipe, prompts[:4], sites, num_inference_steps=2)
-def start(path):
-    pid = os.fork()
-    if pid: return pid
-    try: harvest(pipe, prompts, sites, path, num_inference_steps=2, batch_size=4, shard_mb=1.6, progress=False)
-    except StoreError as e: os._exit(7 if 'being written by another harvest' in str(e) else 1)
-    except BaseException as e: os._exit(1)
-    os._exit(0)
-def end(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-def finish(path):
-    assert end(start(path))==0, path
-    assert files(path)==whole, path
-    shutil.rmtree(path)
-t = time.time(); assert end(start(out/'whole'))==0; seconds = time.time()-t
-whole,rng,states = files(out/'whole'),random.Random(0),set()
-def kill(path, when):
-    pid,t = start(path),time.time()
-    while not when(time.time()-t): time.sleep(.0003)
-    os.kill(pid, signal.SIGKILL)
-    return end(pid)
-def look(path): # how far it came
-    there = [p.name for p in path.rglob('*') if p.is_file()] if path.exists() else []
-    return len([n for n in there if n[:5].isdigit()]), any(n[0]=='.' and n!='.lock' for n in there)
-killed = 0
-for i in range(20): # moments all over the run
-    path,moment = out/f'random-{i}',seconds*(i+rng.random())/20
-    while kill(path, lambda s: s>moment)!=-signal.SIGKILL: # it was faster this time
-        shutil.rmtree(path); moment *= .9
-    killed += 1
-    states.add(look(path)[0])
-    if i%4==0: kill(path, lambda s: s>seconds*rng.random()/2)
-    finish(path)
-assert killed==20 and len(states)>=5, (killed, states)
-torn = 0
-for i in range(6): # in the middle of writing a file
-    path,target = out/f'write-{i}',(3, 7, 1)[i%3]
-    kill(path, lambda s: s>20 or (path.exists() and (lambda n,half: half and n>=target)(*look(path))))
-    torn += look(path)[1]
-    finish(path)
-assert torn>=1
-pid = start(out/'two') # two writers
-while not (out/'two/manifest.json').exists(): time.sleep(.001)
-assert end(start(out/'two'))==7 and end(pid)==0 and files(out/'two')==whole
-print(f'{killed} of 20 killed at random moments with {sorted(states)} files there, {torn} of 6 within a file; {seconds:.2f} s a harvest')
-"""
-
 def test_kill_9_and_rerun_give_the_files_of_one_run(tmp_path):
-    done = subprocess.run([sys.executable, '-c', killer, tmp_path, root/'tests'], cwd=root, capture_output=True, text=True, timeout=240, env=os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(root)))
+    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(root))
+    done = subprocess.run([sys.executable, root/'tests/scripts/kill_harvests.py', tmp_path],
+                          cwd=root, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode==0, done.stderr[-3000:]
     print(done.stdout)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..steering.block_roles import feature_pictures
+from ..steering.block_roles import feature_images
 from ..dictionaries.dictionary import Dictionary
 from .explainers import Explainer
 from ..steering.image_judges import reader_judge
@@ -53,10 +53,10 @@ class CausalPictures(Explainer):
         at = {int(p): i for i,p in enumerate(mine)}
         alive = (largest>0).nonzero().flatten().numpy()
         others = [int(f) for f in np.random.default_rng(0).permutation(alive)[:self.others]] # the same for every call: what other features draw
-        usual = self.judge([p for ps in feature_pictures(self.pipe, self.dictionary, others, self.strength*largest[others], (0,), force=self.force, **self.call) for p in ps]).labels
+        usual = self.judge([p for ps in feature_images(self.pipe, self.dictionary, others, self.strength*largest[others], (0,), force=self.force, **self.call) for p in ps]).labels
         for k in range(0, len(features), self.chunk):
             some = features[k:k+self.chunk]
-            drawn = feature_pictures(self.pipe, self.dictionary, some, self.strength*largest[some], range(self.seeds), force=self.force, **self.call)
+            drawn = feature_images(self.pipe, self.dictionary, some, self.strength*largest[some], range(self.seeds), force=self.force, **self.call)
             labels = self.judge([p for ps in drawn for p in ps]).labels
             on = _z(labels, [range(i*self.seeds, (i+1)*self.seeds) for i in range(len(some))], usual)
             tops = [[at[e.picture] for e in atlas.examples(f)] for f in some]

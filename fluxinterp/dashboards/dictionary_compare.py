@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
-from ..features.feature_matches import _encoded, _firing, _matched
+from ..features.feature_matches import match_firings, record_firing
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
 from ..dictionaries.metrics import evaluate
@@ -256,8 +256,8 @@ class DictionaryCompare(WorkDashboard):
         for n in names:
             if n in self.evaluations: continue
             say(f'encoding with {n}')
-            code = _encoded(self.dictionaries[n], self.record, tick=lambda: say(f'encoding with {n}'))
-            self.codes[n],self.firing[n] = code,_firing(code)
+            firing = record_firing(self.dictionaries[n], self.record, tick=lambda: say(f'encoding with {n}'))
+            self.codes[n],self.firing[n] = firing.code,firing
             say(f'evaluating {n}')
             self.evaluations[n] = evaluate(self.dictionaries[n], self.record, by=(), spaces=('raw',))
     def match(self):
@@ -267,7 +267,9 @@ class DictionaryCompare(WorkDashboard):
         def work(say):
             self._prepare(self.dictionaries, say)
             say(f'matching {a} with {b}')
-            return _matched(self.codes[a], self.codes[b], self.firing[a], self.firing[b], len(self.record), None, self.seed, lambda: say(f'matching {a} with {b}'), self.record.rows.guidance)
+            guidance = self.record.rows.guidance
+            def tick(): say(f'matching {a} with {b}')
+            return match_firings(self.firing[a], self.firing[b], guidance, seed=self.seed, tick=tick)
         self.worker.request(work, lambda frame: self._show(a, b, frame), f'matching {a} with {b}')
 
     def _summary(self, a, f):

@@ -20,9 +20,9 @@ from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
-from ..models.description import describe
 from ..models.pipelines import load_pipeline
-from .run_monitor import run_status
+from .run_files import run_status
+from ..models.description import describe
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00006
 class DashboardView(NamedTuple):

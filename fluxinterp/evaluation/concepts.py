@@ -17,7 +17,8 @@ import torch
 from ..dictionaries.dictionary import Dictionary, SparseCode, two_sided
 from ..activations.site_records import Recording
 from ..activations.recording import record
-from ..worlds.scenes import concepts, factors, make_scene, object_factors, pool_map
+from ..worlds.scenes import concepts, factors, make_scene, object_factors
+from ..overlays import pool_map
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #8c371324
 def coverage_labels(maps:np.ndarray,    # (concept, picture, token): the share of each token that shows each concept

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['shapes', 'colours', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
-           'pixels', 'words', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'pool_map', 'Scene',
-           'caption_words', 'join_words', 'draw_factors', 'split_of', 'make_scene', 'scene_prompts']
+           'pixels', 'words', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene', 'caption_words',
+           'join_words', 'draw_factors', 'split_of', 'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
 from dataclasses import dataclass, field
@@ -15,6 +15,8 @@ from zlib import crc32
 
 import numpy as np
 from PIL import Image
+
+from ..overlays import pool_map
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #659fddac
 shapes      = ('circle', 'square', 'triangle', 'star', 'cross', 'ring', 'heart', 'diamond')
@@ -102,15 +104,6 @@ class SceneObject(NamedTuple):
     angle:float  # radians, clockwise
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #6b5843d3
-def pool_map(m,            # (..., h, w), e.g. a concept map
-             grid:tuple,   # rows and columns of the result; must divide (h, w)
-            )->np.ndarray: # (..., rows, columns): the mean over each cell, so coverage stays coverage
-    "Average a map over the cells of a coarser grid"
-    h,w = m.shape[-2:]
-    gh,gw = grid
-    if h%gh or w%gw: raise ValueError(f'a map of {h} x {w} cannot be pooled to {gh} x {gw}: choose a grid that divides it')
-    return m.reshape(*m.shape[:-2], gh, h//gh, gw, w//gw).mean((-3,-1))
-
 @dataclass(frozen=True, eq=False)
 class Scene:
     "A picture with its caption, its factors and the truth about every pixel"
