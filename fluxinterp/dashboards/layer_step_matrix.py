@@ -21,7 +21,8 @@ from ..dictionaries.dictionary import Dictionary, check_belongs
 from .live import read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps, latent_maps
 from ..activations.site_records import Recording
-from ..activations.recording import hooked, record
+from ..activations.hooks import hooked
+from ..activations.recording import record
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
 from ..widgets.page import view_script

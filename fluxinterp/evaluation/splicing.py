@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, RunningMoments, check_belongs, check_finite, as_float64, reconstruct
-from ..activations.recording import hooked
+from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline, check_prompts, denoiser_of, fingerprint, prompt_generators
 from ..models.clock import step_window
 from ..models.sites import resolve_site

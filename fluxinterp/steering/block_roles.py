@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, LinearDictionary, check_belongs
 from .edits import Add, Scale
 from ..models.families import family_of, unet_stacks
-from ..activations.recording import hooked
+from ..activations.hooks import hooked
 from .image_judges import pairwise_agreement, pixel_distance, reader_judge
 from ..overlays import image_grid
 from ..models.pipelines import check_prompts, denoiser_of, fingerprint, prompt_generators

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .edits import Box, Edit, EditPlan, TextTokens, edit_kinds
-from ..activations.recording import hooked
+from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline, fingerprint
 from ..activations.site_records import token_batches
 from ..models.clock import Noise, step_window
