@@ -72,7 +72,7 @@ def slice_call(call:dict,             # keyword arguments of a pipeline call for
                images:int,            # images per prompt; `latents` has a row for each
                references:bool=False, # True where images are references shared by all prompts (FLUX Kontext)
               )->dict:                # keyword arguments for the batch
-    "Arguments of one batch: what has an entry per prompt or image is cut; raises `ValueError` on wrong counts"
+    "Arguments of one batch: entries per prompt or image are cut; raises `ValueError` on wrong counts"
     def cut(name, value):
         listed = isinstance(value, (list, tuple))
         if name in _images and not references and value is not None:

@@ -53,8 +53,7 @@ def _check_not_cached(pipe): # diffusers' caches give a block's old output, or n
 
 @contextmanager
 def hooked(pipe,              # a diffusers pipeline
-           callbacks:list,    # (site, function) pairs; a function gets `(clock, x)`, x (batch, token, width), and
-                              # returns None or a replacement for x
+           callbacks:list,    # (site, f) pairs; f(clock, x) returns None or a new x, (batch, token, width)
           )->Iterator[Clock]: # step, noise level and guidance rows of the pass that is running
     "Call functions with the activations of sites while the context is open; no hook is left, however it ends"
     check_pipeline(pipe)
