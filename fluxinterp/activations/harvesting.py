@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from .recording import record_batches
 from ..models.pipelines import check_pipeline, check_prompts, fingerprint
 from ..models.clock import Noise, guidance_kinds
-from .store_files import (Moments, StoreError, _Folder, _dtypes, _load_moments, _save_moments, kept_tokens, load_manifest, plan_shards,
-                               save_manifest, shard_name, shard_tensors, shard_values, store_format)
+from fluxinterp.activations.store_files import (Moments, StoreError, StoreFolder, kept_tokens, load_manifest,
+    load_moments, plan_shards, save_manifest, save_moments, shard_name, shard_tensors, shard_values, store_dtypes,
+    store_format)
 from ..models.sites import Site, resolve_site
 from .store import Store, check_store
 
@@ -99,7 +100,7 @@ class _Writer:
     "Writes groups of shards, their statistics and the manifest in a thread"
     def __init__(self, folder, manifest, good):
         self.folder,self.manifest,self.good,self.error,self.queue = folder,manifest,good,None,Queue(1) # good: (shard, site) that need no writing
-        try: self.moments,self.covered = _load_moments(folder, manifest)
+        try: self.moments,self.covered = load_moments(folder, manifest)
         except StoreError: self.forget()
         self.thread = threading.Thread(target=self._run, name='fluxinterp-write', daemon=True)
         self.thread.start()
@@ -124,7 +125,7 @@ class _Writer:
     def count(self, sums):
         for k,v in sums.items(): self.moments[k].merge(v)
         self.covered += 1
-        _save_moments(self.folder, self.moments, self.covered)
+        save_moments(self.folder, self.moments, self.covered)
     def forget(self): self.moments,self.covered = {s['folder']: Moments(len(self.manifest['schedule']['steps']), s['width']) for s in self.manifest['sites']},0
     def catch_up(self, progress): # statistics of shards that were written without being counted
         if self.covered<0: self.forget()
@@ -297,7 +298,7 @@ def harvest(pipe,                          # a diffusers pipeline
            )->Store:
     "Activations of sites on disk; interrupted in any way, the same call again ends with the same files"
     check_pipeline(pipe)
-    if dtype not in _dtypes: raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(_dtypes)}')
+    if dtype not in store_dtypes: raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(store_dtypes)}')
     if tokens is not None and not (tokens>=1 if isinstance(tokens, int) else 0<tokens<=1): raise ValueError(f'tokens={tokens}: give a count of at least 1, or a share in (0, 1]')
     if seed<0: raise ValueError(f'seed {seed} is negative')
     new,broken = _prompts_of(prompts)
@@ -307,7 +308,7 @@ def harvest(pipe,                          # a diffusers pipeline
     if append and images is not None: raise ValueError('append=True does not go with pictures: give all prompts and all pictures')
     args = dict(num_inference_steps=num_inference_steps, steps=steps, guidance=guidance, num_images_per_prompt=num_images_per_prompt, noise_levels=noise_levels, batch_size=batch_size)
     settings = {k: _plain(k, v) for k,v in (args|dict(seed=seed, tokens=tokens, dtype=dtype, sites=[asdict(s) for s in sites], shard_mb=shard_mb)|{f'call.{k}': v for k,v in call.items()}).items()}
-    folder,model = _Folder(out),fingerprint(pipe)
+    folder,model = StoreFolder(out),fingerprint(pipe)
     with _only_writer(folder):
         sizes = folder.sizes()
         old = load_manifest(folder) if 'manifest.json' in sizes else None

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from ..models.pipelines import fingerprint
 from .site_records import TokenBatch, prompt_split, splits
-from .store_files import Moments, SiteStatistics, StoreError, _dtypes, _folder, _load_moments, load_manifest, shard_name
+from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
+    shard_name, store_dtypes, store_folder)
 from ..models.sites import Site
 
 # %% ../../nbs/20_activations/35_store.ipynb #724f70b3
@@ -29,7 +30,7 @@ class _Shard:
         m,s = store.manifest,store.manifest['sites'][site]
         plan = m['shards'][shard]
         n,steps = (plan['stop']-plan['start'])*m['rows_per_prompt'],len(m['schedule']['steps'])
-        self.start,self.n,self.per_prompt,code = plan['start'],n,m['rows_per_prompt'],_dtypes[m['dtype']][1]
+        self.start,self.n,self.per_prompt,code = plan['start'],n,m['rows_per_prompt'],store_dtypes[m['dtype']][1]
         want = dict(x=(code, [n, steps, s['kept'], s['width']]), rows=('I64', [n, 4]))
         if m['dtype']=='int8': want['scale'] = 'F32',[n, steps, s['kept']]
         if s['kept']<s['tokens']: want['token'] = 'I32',[n, steps, s['kept']]
@@ -100,7 +101,7 @@ def check_store(path,                # folder or URL
                 progress:bool=None,  # a bar; by default when there is much to read
                )->StoreReport:
     "What is good in a store and what is not; raises `StoreError` when its manifest cannot be believed"
-    folder = _folder(path)
+    folder = store_folder(path)
     m,sizes = load_manifest(folder),folder.sizes()
     todo = []
     for s in m['segments']: todo.append((s['file'], None, None, '', None, s['sha256']))
@@ -120,7 +121,7 @@ def check_store(path,                # folder or URL
     with ThreadPoolExecutor(4) as pool: states = list(tqdm(pool.map(state, todo), desc='verify', total=len(todo), disable=not (big and checksums if progress is None else progress), leave=False))
     rows = [dict(file=t[0], site=t[1], shard=t[2], prompts=t[3], bytes=sizes.get(t[0], 0), state=s) for t,s in zip(todo, states)]
     if all(s is not None for p in m['shards'] for s in [p['files']]):
-        try: covered,what = _load_moments(folder, m)[1],'good'
+        try: covered,what = load_moments(folder, m)[1],'good'
         except StoreError: covered,what = None,'damaged' if 'statistics.safetensors' in sizes else 'missing'
         if covered is not None and covered<len(m['shards']): what = 'not written yet'
         rows.append(dict(file='statistics.safetensors', site=None, shard=None, prompts='', bytes=sizes.get('statistics.safetensors', 0), state=what))
@@ -134,7 +135,7 @@ class Store:
                  partial:bool=False,   # verify all files and read what is good, instead of refusing when something is not
                  verify:bool=True,     # verify the checksum of each file when it is first used
                 ):
-        self.folder = _folder(path)
+        self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
         self.model,self._verify,self._verified = self.manifest['model'],verify,set()
         if model is not None:
@@ -241,7 +242,7 @@ class TokenStream:
     def _slot(self, i): # two sets of arrays, used in turn: no memory is taken or given back on the way
         if i not in self._slots:
             n,d = self.capacity,self.data
-            self._slots[i] = (torch.empty(n, d.width, dtype=_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
+            self._slots[i] = (torch.empty(n, d.width, dtype=store_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
                               np.empty(n, np.float32) if d.dtype=='int8' else None, np.empty(n, np.int32) if d.kept<d.tokens else None)
         return self._slots[i]
 
@@ -330,7 +331,7 @@ class StoreData:
         self.starts = np.array([s['start'] for s in m['shards']])
         self.shards = np.array(store.report.good_shards(self.site.name))
         self.read_dtype = torch.bfloat16 if self.dtype=='bfloat16' else torch.float32
-        self.bytes_in_memory = self.width*_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
+        self.bytes_in_memory = self.width*store_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
     def __len__(self): return int(sum(self.store.manifest['shards'][i]['stop']-self.starts[i] for i in self.shards))*self.per_prompt # vectors
     @property
     def nbytes(self)->int: "Of its files"; return sum(self.store.manifest['shards'][i]['files'][self.index]['bytes'] for i in self.shards)
@@ -357,7 +358,7 @@ class StoreData:
         "Mean, variance, mean norm and mean square per step, in float64"
         whole = len(self.shards)==len(self.starts)
         if split is None and whole:
-            moments,covered = _load_moments(self.store.folder, self.store.manifest)
+            moments,covered = load_moments(self.store.folder, self.store.manifest)
             if covered==len(self.starts): return SiteStatistics(moments[self.store.manifest['sites'][self.index]['folder']], self.steps, self.levels)
         m = Moments(len(self.steps), self.width)
         for x,c in self.batches(min(8192, max(64, 2**23//self.width)), split):

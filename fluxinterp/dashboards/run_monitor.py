@@ -22,7 +22,7 @@ from ..core import error_text
 from ..autointerp.endpoint import Answerer
 from ..widgets.page import view_script
 from ..widgets.figures import progress_figure
-from ..activations.store_files import _folder, load_manifest, shard_name
+from ..activations.store_files import load_manifest, shard_name, store_folder
 from ..widgets.base import View
 
 # %% ../../nbs/65_dashboards/40_run_monitor.ipynb #rmo00006
@@ -93,7 +93,7 @@ def _marks(own, seen, done): # (when, done) pairs; the same seen before; the new
     return res[-50:]
 
 # %% ../../nbs/65_dashboards/40_run_monitor.ipynb #rmo00010
-def _harvest_status(name, folder, seen): # `shards._Folder`
+def _harvest_status(name, folder, seen): # a `StoreFolder`
     s,sizes = RunStatus('harvest', name, unit='pictures'),folder.sizes()
     if not {'manifest.json', 'manifest.backup.json'}&set(sizes):
         if not sizes: return RunStatus('run', name, problem=f'{name} is not there yet')
@@ -278,7 +278,7 @@ def _path_status(path, more, seen):
     if not path.is_dir() and any(m.is_file() for m in more): return _training_status(name, None, more, seen) # the folder is made with the first checkpoint
     if not path.is_dir(): return RunStatus('run', name, problem=f'{path} is not there yet')
     there = {p.name for p in path.iterdir()}
-    if {'manifest.json', 'manifest.backup.json'}&there or any(re.fullmatch(r'prompts-\d{5}\.jsonl', n) for n in there) or there=={'.lock'}: return _harvest_status(name, _folder(path), seen)
+    if {'manifest.json', 'manifest.backup.json'}&there or any(re.fullmatch(r'prompts-\d{5}\.jsonl', n) for n in there) or there=={'.lock'}: return _harvest_status(name, store_folder(path), seen)
     if {'atlas.json', 'plan.json'}&there: return _atlas_status(name, path, seen)
     logs = [*sorted(p for p in path.glob('*.csv') if _is_log(p)), *more]
     if logs or 'cfg.json' in there or any(path.glob('checkpoints*')) or any(path.glob('*/cfg.json')): return _training_status(name, path, logs, seen)
@@ -292,7 +292,7 @@ def run_status(what,    # folder or URL of a store, folder of a dictionary or at
     first,*more = what if isinstance(what, (tuple, list)) else [what]
     if isinstance(first, Atlas): first = first.path
     try:
-        if '://' in str(first): return _harvest_status(str(first), _folder(first), seen)
+        if '://' in str(first): return _harvest_status(str(first), store_folder(first), seen)
         return _path_status(Path(first), [Path(m) for m in more], seen)
     except Exception as e: # whatever a damaged file leads to
         kind = 'harvest' if any((Path(first)/n).exists() for n in ('manifest.json', 'manifest.backup.json')) else 'atlas' if (Path(first)/'plan.json').exists() else 'run'
