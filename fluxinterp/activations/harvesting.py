@@ -7,6 +7,7 @@ __all__ = ['PromptFile', 'read_prompts', 'harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
 import hashlib, json, os, re, shutil, threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from tqdm.auto import tqdm
 
@@ -78,22 +80,28 @@ def _pictures_sum(images):
     return h.hexdigest()
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #f1bc28cc
+def _remove_torn(folder): # files that a killed process was writing
+    torn = re.compile(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl'
+                      r'|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)')
+    for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())):
+        for e in os.scandir(sub):
+            if torn.fullmatch(e.name): os.unlink(e.path)
+
 @contextmanager
-def _only_writer(folder):
+def _only_writer(folder)->Iterator[None]:
+    "The lock of a store while the context is open; raises `StoreError` when another process has it"
     if not folder.local: # object stores have no locks: one harvest at a time is the caller's care
         yield
         return
-    import fcntl
     try:
         os.makedirs(folder.root, exist_ok=True)
-        lock = open(folder.at('.lock'), 'a')
+        lock = FileLock(folder.at('.lock')).acquire(blocking=False)
+    except Timeout:
+        raise StoreError(f'{folder.root} is being written by another harvest: '
+                         'wait for it, or choose another folder') from None
     except OSError as e: raise folder.failed('.lock', e) from e
     with lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise StoreError(f'{folder.root} is being written by another harvest: wait for it, or choose another folder') from None
-        for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())): # what a killed process was writing
-            for e in os.scandir(sub):
-                if re.fullmatch(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)', e.name): os.unlink(e.path)
+        _remove_torn(folder)
         yield
 
 class _Writer:
