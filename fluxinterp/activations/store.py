@@ -190,29 +190,52 @@ class _Buffer(NamedTuple):
     "Vectors of one filling, in reading order, and the order they go out in"
     x:torch.Tensor; scale:torch.Tensor; row:np.ndarray; place:np.ndarray; token:np.ndarray; rows:np.ndarray; order:np.ndarray
 
-def _plan(data, mask, size, seed): # prompts wanted, vectors a buffer holds -> pieces (shard, first, end), first piece of each filling, vectors before it, of all
-    chosen = np.flatnonzero(mask)
-    shard = np.searchsorted(data.starts, chosen, 'right')-1
-    keep = np.isin(shard, data.shards)
-    chosen,shard = chosen[keep],shard[keep]
-    new = np.flatnonzero((np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)) # a run of neighbours begins
-    first,last = chosen[new],chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else chosen[new]
-    start,per = data.starts[shard[new]],data.per_prompt
-    a,b = (first-start)*per,(last-start)*per
-    piece = max(size//8, 1) if seed is None else max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
-    n = -(-(b-a)//piece) # long runs are cut into pieces
-    of = np.repeat(np.arange(len(a)), n)
-    lo = a[of]+(np.arange(len(of))-np.repeat(np.cumsum(n)-n, n))*piece
-    pieces = np.stack([shard[new][of], lo, np.minimum(lo+piece, b[of])])
-    if seed is not None:
-        rng = np.random.default_rng([seed, 0])
-        window = np.empty(len(data.starts), int)
-        window[rng.permutation(len(data.starts))] = np.arange(len(data.starts))//_window
-        pieces = pieces[:,np.lexsort((rng.random(pieces.shape[1]), window[pieces[0]]))]
-    count = pieces[2]-pieces[1]
-    before = np.cumsum(count)-count
-    cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
-    return pieces,np.append(cut, pieces.shape[1]),before[cut],int(count.sum())
+def _runs(data, mask): # runs of neighboring prompts: shard, first and end vector in it, each (run,)
+    chosen = np.flatnonzero(mask)                                  # (prompt,) wanted
+    shard = np.searchsorted(data.starts, chosen, 'right')-1        # (prompt,) the shard each is in
+    readable = np.isin(shard, data.shards)
+    chosen,shard = chosen[readable],shard[readable]
+    begins = (np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)
+    new = np.flatnonzero(begins)                                   # (run,) where each begins
+    first = chosen[new]                                            # (run,) its first prompt
+    last = chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else first # (run,) one after its last
+    start = data.starts[shard[new]]
+    return shard[new],(first-start)*data.per_prompt,(last-start)*data.per_prompt
+
+def _cut(shard, first, end, longest): # runs in pieces of at most `longest` vectors: (3, piece)
+    n = -(-(end-first)//longest)                                   # (run,) pieces of each
+    run = np.repeat(np.arange(len(n)), n)                          # (piece,) the run it is of
+    within = np.arange(len(run))-np.repeat(np.cumsum(n)-n, n)      # (piece,) which of the run's it is
+    begin = first[run]+within*longest
+    return np.stack([shard[run], begin, np.minimum(begin+longest, end[run])])
+
+def _mixed(pieces, shards, seed): # pieces in random order within groups of shards that are themselves random
+    rng = np.random.default_rng([seed, 0])
+    group = np.empty(shards, int)                                  # (shard,) the group it is read with
+    group[rng.permutation(shards)] = np.arange(shards)//_window
+    return pieces[:,np.lexsort((rng.random(pieces.shape[1]), group[pieces[0]]))]
+
+class _Plan(NamedTuple):
+    "In which order the vectors of a stream are read, and into which fillings of the buffer"
+    pieces:np.ndarray  # (3, piece): shard, first vector in it, one after the last
+    cuts:np.ndarray    # (filling + 1,): first piece of each filling, and the number of pieces
+    offsets:np.ndarray # (filling,): vectors before it
+    total:int          # vectors of the stream
+
+def _plan(data, mask, size, seed)->_Plan: # (prompt,) bool of prompts wanted; vectors a buffer holds
+    # 1. runs of neighbours, which can be read at once
+    shard,first,end = _runs(data, mask)
+    # 2. pieces of the runs: about `_pieces` fill a buffer, and none is shorter than a read should be
+    longest = max(size//8, 1)
+    if seed is not None: longest = max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
+    pieces = _cut(shard, first, end, longest)
+    # 3. their order
+    if seed is not None: pieces = _mixed(pieces, len(data.starts), seed)
+    # 4. fillings: as many pieces as surely fit, whichever they are
+    count = pieces[2]-pieces[1]                                    # (piece,) vectors
+    before = np.cumsum(count)-count                                # (piece,) vectors before it
+    cuts = np.flatnonzero(np.diff(before//(size-longest+1), prepend=-1))
+    return _Plan(pieces, np.append(cuts, pieces.shape[1]), before[cuts], int(count.sum()))
 
 # %% ../../nbs/20_activations/35_store.ipynb #ef073090
 class TokenStream:

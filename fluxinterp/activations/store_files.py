@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['store_format', 'store_dtypes', 'StoreError', 'StoreFolder', 'store_folder', 'seal_manifest', 'save_manifest',
-           'plan_shards', 'load_manifest', 'shard_name', 'kept_tokens', 'quantize_rows', 'shard_tensors',
+           'plan_shards', 'load_manifest', 'shard_name', 'row_bytes', 'kept_tokens', 'quantize_rows', 'shard_tensors',
            'shard_values', 'Moments', 'SiteStatistics', 'save_moments', 'load_moments']
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #78a6b64c
@@ -148,42 +148,84 @@ def _read_manifest(folder, name):
         raise StoreError(f'{where} makes no sense: {type(e).__name__} {e}; {kept}') from None
     return m
 
-def _check_manifest(m):
-    def need(ok, what):
-        if not ok: raise ValueError(what)
-    def count(v, low=1, high=2**31-1): return type(v) is int and low<=v<=high
-    def numbers(v): return isinstance(v, list) and all(type(n) in (int, float) and abs(n)<1e9 for n in v)
-    def sha(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
-    need(m['format']==store_format and type(m['format']) is int, 'format')
-    need(isinstance(m['model'], str) and isinstance(m['settings'], dict), 'model or settings')
-    need(m['dtype'] in store_dtypes and count(m['rows_per_prompt']) and count(m['prompt_bytes'], 1, 2**60), 'dtype, rows or bytes per prompt')
-    plan = m['schedule']
-    need(all(numbers(plan[k]) for k in ('steps', 'timesteps', 'levels')) and all(count(s, 0) for s in plan['steps']), 'schedule')
-    need(0<len(plan['steps'])==len(plan['timesteps'])==len(plan['levels']), 'schedule')
-    need(isinstance(m['sites'], list) and m['sites'], 'no sites')
-    for s in m['sites']:
-        site = Site(**s['site'])
-        need(all(isinstance(s['site'][k], str) for k in ('name', 'path', 'read', 'stream')) and site.name and site.name==s['site']['name'], 'site')
-        need(isinstance(s['folder'], str) and re.fullmatch(r'\w[\w.-]*', s['folder']), 'folder')
-        need(count(s['width']) and count(s['tokens']) and count(s['kept']) and s['kept']<=s['tokens'], 'width or tokens')
-        need(s['grid'] is None or (isinstance(s['grid'], list) and len(s['grid'])==2 and all(map(count, s['grid']))), 'grid')
-    for key in (lambda s: s['folder'], lambda s: s['site']['name']): need(len({key(s) for s in m['sites']})==len(m['sites']), 'a site twice')
-    need(isinstance(m['segments'], list) and m['segments'], 'no prompts')
-    for i,s in enumerate(m['segments']):
-        need(s['file']==f'prompts-{i:05d}.jsonl' and sha(s['sha256']) and count(s['prompts']) and count(s['per_shard']) and count(s['broken'], 0), 'segment')
-    need(sum(s['prompts'] for s in m['segments'])<2**31, 'prompts')
-    need(len(m['shards'])==sum(-(-s['prompts']//s['per_shard']) for s in m['segments']), 'shards')
-    number = store_dtypes[m['dtype']][0].itemsize
-    for s,p in zip(m['shards'], plan_shards(m['segments'])):
-        need({k: s[k] for k in p}==p, 'shards')
-        need(s['files'] is None or (len(s['files'])==len(m['sites']) and all(count(f['bytes'], 1, 2**60) and sha(f['sha256']) for f in s['files'])), 'checksums')
-        for f,site in zip(s['files'] or [], m['sites']): # no count may promise more than the files hold
-            each = site['width']*number+4*(m['dtype']=='int8')+4*(site['kept']<site['tokens'])
-            need(0<=f['bytes']-(s['stop']-s['start'])*m['rows_per_prompt']*(32+len(plan['steps'])*site['kept']*each)<2**12, 'shapes and sizes')
-
 def shard_name(manifest:dict, shard:int, site:int)->str: # positions in the manifest
     "The file of a shard of a site, below the store's folder"
     return f"{manifest['sites'][site]['folder']}/{shard:05d}.safetensors"
+
+# %% ../../nbs/20_activations/30_store_files.ipynb #10c4874f
+def _is_count(v, low=1, high=2**31-1): return type(v) is int and low<=v<=high
+def _is_numbers(v): return isinstance(v, list) and all(type(n) in (int, float) and abs(n)<1e9 for n in v)
+def _is_sha256(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
+def _is_grid(v): return v is None or (isinstance(v, list) and len(v)==2 and all(map(_is_count, v)))
+def _is_site(v):
+    name,texts = Site(**v).name,all(isinstance(v[k], str) for k in ('name', 'path', 'read', 'stream'))
+    return texts and name and name==v['name']
+def _all_differ(values): return len(set(values))==len(values)
+
+_store_checks = ( # (what is named in the error, condition on the manifest m)
+    ('format', lambda m: m['format']==store_format and type(m['format']) is int),
+    ('model or settings', lambda m: isinstance(m['model'], str) and isinstance(m['settings'], dict)),
+    ('dtype, rows or bytes per prompt', lambda m: m['dtype'] in store_dtypes),
+    ('dtype, rows or bytes per prompt', lambda m: _is_count(m['rows_per_prompt'])),
+    ('dtype, rows or bytes per prompt', lambda m: _is_count(m['prompt_bytes'], 1, 2**60)),
+    ('schedule', lambda m: all(_is_numbers(m['schedule'][k]) for k in ('steps', 'timesteps', 'levels'))),
+    ('schedule', lambda m: all(_is_count(s, 0) for s in m['schedule']['steps'])),
+    ('schedule', lambda m: 0<len(m['schedule']['steps'])==len(m['schedule']['timesteps'])),
+    ('schedule', lambda m: len(m['schedule']['timesteps'])==len(m['schedule']['levels'])),
+    ('no sites', lambda m: isinstance(m['sites'], list) and m['sites']),
+)
+_site_checks = ( # (what is named in the error, condition on an entry s of the sites)
+    ('site', lambda s: _is_site(s['site'])),
+    ('folder', lambda s: isinstance(s['folder'], str) and re.fullmatch(r'\w[\w.-]*', s['folder'])),
+    ('width or tokens', lambda s: _is_count(s['width']) and _is_count(s['tokens']) and _is_count(s['kept'])),
+    ('width or tokens', lambda s: s['kept']<=s['tokens']),
+    ('grid', lambda s: _is_grid(s['grid'])),
+)
+_segment_checks = ( # (what is named in the error, condition on a segment s, its position i)
+    ('segment', lambda s,i: s['file']==f'prompts-{i:05d}.jsonl' and _is_sha256(s['sha256'])),
+    ('segment', lambda s,i: _is_count(s['prompts']) and _is_count(s['per_shard'])),
+    ('segment', lambda s,i: _is_count(s['broken'], 0)),
+)
+_list_checks = ( # (what is named in the error, condition on the manifest m whose sites and segments are good)
+    ('prompts', lambda m: sum(s['prompts'] for s in m['segments'])<2**31),
+    ('shards', lambda m: len(m['shards'])==sum(-(-s['prompts']//s['per_shard']) for s in m['segments'])),
+)
+
+def _check(checks, *about):
+    for what,ok in checks:
+        if not ok(*about): raise ValueError(what)
+
+def _check_shard(m, shard, planned): # an entry of the shards; what the prompts say it should be
+    if {k: shard[k] for k in planned}!=planned: raise ValueError('shards')
+    files = shard['files']
+    if files is None: return
+    if len(files)!=len(m['sites']): raise ValueError('checksums')
+    for f in files:
+        if not (_is_count(f['bytes'], 1, 2**60) and _is_sha256(f['sha256'])): raise ValueError('checksums')
+    rows = (shard['stop']-shard['start'])*m['rows_per_prompt']
+    for f,site in zip(files, m['sites']): # no count may promise more than the files hold
+        header = f['bytes']-rows*row_bytes(m, site)
+        if not 0<=header<2**12: raise ValueError('shapes and sizes')
+
+def row_bytes(manifest:dict, # manifest of a store, or at least its `dtype` and `schedule`
+              site:dict,     # entry of its `sites`
+             )->int:         # bytes
+    "Bytes an image takes in a shard: its coordinates, and each kept vector with its scale and position"
+    coordinates = 4*8 # prompt, image, seed, guidance
+    vector = site['width']*store_dtypes[manifest['dtype']][0].itemsize
+    if manifest['dtype']=='int8': vector += 4    # scale
+    if site['kept']<site['tokens']: vector += 4  # position of the token
+    return coordinates+len(manifest['schedule']['steps'])*site['kept']*vector
+
+def _check_manifest(m):
+    _check(_store_checks, m)
+    for s in m['sites']: _check(_site_checks, s)
+    for names in ([s['folder'] for s in m['sites']], [s['site']['name'] for s in m['sites']]):
+        if not _all_differ(names): raise ValueError('a site twice')
+    if not (isinstance(m['segments'], list) and m['segments']): raise ValueError('no prompts')
+    for i,s in enumerate(m['segments']): _check(_segment_checks, s, i)
+    _check(_list_checks, m)
+    for shard,planned in zip(m['shards'], plan_shards(m['segments'])): _check_shard(m, shard, planned)
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #295c88de
 def kept_tokens(seed:int,        # of the harvest
