@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fluxinterp as fi
-from fluxinterp.activations.recording import hooked
+from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.miniatures import miniature, miniature_call
 from fluxinterp.models.pipelines import denoiser_of, picture_generators
 

@@ -4,7 +4,7 @@ import torch
 
 import fluxinterp as fi
 from fluxinterp.dictionaries.baselines import LinearDictionary
-from fluxinterp.activations.recording import hooked
+from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.pipelines import denoiser_of, prompt_generators
 from fluxinterp.models.sites import list_sites
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import fluxinterp as fi
-from fluxinterp.activations.recording import hooked
+from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.loading import offloads, place
 from fluxinterp.models.miniatures import miniature, miniature_call
 from fluxinterp.models.pipelines import denoiser_of, fingerprint, picture_generators

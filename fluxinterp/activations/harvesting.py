@@ -7,6 +7,7 @@ __all__ = ['PromptFile', 'read_prompts', 'harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
 import hashlib, json, os, re, shutil, threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from tqdm.auto import tqdm
 
 from .recording import record_batches
-from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.clock import guidance_kinds
-from .store_files import (Moments, StoreError, _Folder, _dtypes, _load_moments, _save_moments, kept_tokens, load_manifest, plan_shards,
-                               save_manifest, shard_name, shard_tensors, shard_values, store_format)
+from fluxinterp.activations.store_files import (Moments, StoreError, StoreFolder, kept_tokens, load_manifest,
+    load_moments, plan_shards, row_bytes, save_manifest, save_moments, shard_name, shard_tensors, shard_values,
+    store_dtypes, store_format)
 from ..models.sites import Site, resolve_site
 from .store import Store, check_store
+from ..models.description import describe
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #5344c14c
 class PromptFile(NamedTuple):
@@ -79,29 +82,35 @@ def _pictures_sum(images):
     return h.hexdigest()
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #f1bc28cc
+def _remove_torn(folder): # files that a killed process was writing
+    torn = re.compile(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl'
+                      r'|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)')
+    for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())):
+        for e in os.scandir(sub):
+            if torn.fullmatch(e.name): os.unlink(e.path)
+
 @contextmanager
-def _only_writer(folder):
+def _only_writer(folder)->Iterator[None]:
+    "The lock of a store while the context is open; raises `StoreError` when another process has it"
     if not folder.local: # object stores have no locks: one harvest at a time is the caller's care
         yield
         return
-    import fcntl
     try:
         os.makedirs(folder.root, exist_ok=True)
-        lock = open(folder.at('.lock'), 'a')
+        lock = FileLock(folder.at('.lock')).acquire(blocking=False)
+    except Timeout:
+        raise StoreError(f'{folder.root} is being written by another harvest: '
+                         'wait for it, or choose another folder') from None
     except OSError as e: raise folder.failed('.lock', e) from e
     with lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise StoreError(f'{folder.root} is being written by another harvest: wait for it, or choose another folder') from None
-        for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())): # what a killed process was writing
-            for e in os.scandir(sub):
-                if re.fullmatch(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)', e.name): os.unlink(e.path)
+        _remove_torn(folder)
         yield
 
 class _Writer:
     "Writes groups of shards, their statistics and the manifest in a thread"
     def __init__(self, folder, manifest, good):
         self.folder,self.manifest,self.good,self.error,self.queue = folder,manifest,good,None,Queue(1) # good: (shard, site) that need no writing
-        try: self.moments,self.covered = _load_moments(folder, manifest)
+        try: self.moments,self.covered = load_moments(folder, manifest)
         except StoreError: self.forget()
         self.thread = threading.Thread(target=self._run, name='fluxinterp-write', daemon=True)
         self.thread.start()
@@ -126,7 +135,7 @@ class _Writer:
     def count(self, sums):
         for k,v in sums.items(): self.moments[k].merge(v)
         self.covered += 1
-        _save_moments(self.folder, self.moments, self.covered)
+        save_moments(self.folder, self.moments, self.covered)
     def forget(self): self.moments,self.covered = {s['folder']: Moments(len(self.manifest['schedule']['steps']), s['width']) for s in self.manifest['sites']},0
     def catch_up(self, progress): # statistics of shards that were written without being counted
         if self.covered<0: self.forget()
@@ -198,7 +207,7 @@ def _prompts_of(prompts):
         except UnicodeEncodeError: raise ValueError(f'prompt {i} is no valid text: {p[:60]!r}') from None
     return PromptFile(prompts, [])
 
-def _lines(prompts): return ''.join(json.dumps(p, ensure_ascii=False)+'\n' for p in prompts).encode()
+def _lines(values): return ''.join(json.dumps(v, ensure_ascii=False)+'\n' for v in values).encode()
 
 def _old_prompts(folder, manifest, new): # those of a store; a damaged file is written anew from the list given
     res = []
@@ -224,56 +233,91 @@ def _merge_prompts(folder, manifest, new, append): # all prompts, how many are n
     raise StoreError(f'{folder.root} holds other prompts: {why}. Give all its prompts and further ones after them, or append=True for further ones alone')
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #133593e8
-def _extend(h, folder, m, added, broken, pictures, shard_mb): # plan the shards of new prompts; what to write once that is allowed
+def _extend(h, folder, m, added, broken, pictures, shard_mb): # plan the shards of new prompts
+    "What to write once that is allowed"
     if not added: return lambda: None
-    steps,numbers = len(m['schedule']['steps']),dict(bfloat16=2, float32=4, int8=1)[m['dtype']]
-    m['prompt_bytes'] = m['rows_per_prompt']*sum(32+steps*s['kept']*(s['width']*numbers+4*(m['dtype']=='int8')+4*(s['kept']<s['tokens'])) for s in m['sites'])
+    m['prompt_bytes'] = m['rows_per_prompt']*sum(row_bytes(m, s) for s in m['sites'])
     batch = 64 if h.args['batch_size']=='auto' else h.args['batch_size']
+    batches = max(1, int(shard_mb*2**20/(m['prompt_bytes']*batch))) # of a shard
     text,name = _lines(h.prompts[-added:]),f"prompts-{len(m['segments']):05d}"
-    m['segments'].append(dict(file=name+'.jsonl', sha256=hashlib.sha256(text).hexdigest(), prompts=added, per_shard=batch*max(1, int(shard_mb*2**20/(m['prompt_bytes']*batch))), broken=len(broken), pictures=pictures))
+    segment = dict(file=name+'.jsonl', sha256=hashlib.sha256(text).hexdigest(), prompts=added, per_shard=batch*batches,
+                   broken=len(broken), pictures=pictures)
+    m['segments'].append(segment)
     m['shards'] += [p|dict(files=None) for p in plan_shards(m['segments'])[len(m['shards']):]]
     def write():
         folder.write(name+'.jsonl', text)
-        if broken: folder.write(name+'.broken.jsonl', ''.join(json.dumps(b, ensure_ascii=False)+'\n' for b in broken).encode())
+        if broken: folder.write(name+'.broken.jsonl', _lines(broken))
         save_manifest(m, folder)
     return write
 
-def _fill(h, folder, m, first, good, max_gb, write_plan, broken, progress):
-    sites = range(len(m['sites']))
-    todo = [i for i in range(len(m['shards'])) if any((i, j) not in good for j in sites)]
-    size = lambda shards: sum((m['shards'][i]['stop']-m['shards'][i]['start'])*m['prompt_bytes']+400*len(sites) for i in shards)
-    total,need = size(range(len(m['shards']))),size(todo)
+class _Sizes(NamedTuple):
+    "How large a store is, in bytes"
+    total:int     # of the whole store
+    missing:int   # of the shards still to write
+    free:int|None # on the disk; None where that is not known
+
+def _sizes(folder, m, todo): # positions of the shards still to write
+    def size(shards): # headers are estimated
+        prompts = sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in shards)
+        return prompts*m['prompt_bytes']+400*len(m['sites'])*len(shards)
     free = shutil.disk_usage(folder.root).free if folder.local else None
-    line = f"{len(h.prompts)} prompts x {m['rows_per_prompt']} row{'s'*(m['rows_per_prompt']>1)} x {len(m['schedule']['steps'])} step{'s'*(len(m['schedule']['steps'])>1)} at {', '.join(s['site']['name']+' ('+str(s['kept'])+' of '+str(s['tokens'])+' tokens)' for s in m['sites'])}"
-    if progress is not False:
-        if broken: print(f'{len(broken)} broken lines among the prompts are kept apart beside the store; the first is line {broken[0]["line"]}: {broken[0]["why"]}')
-        print(f'harvest {line}: {total/1e6:.1f} MB in {len(m["shards"])*len(sites)} files'+(f', {need/1e6:.1f} MB of it still to write' if need<total else '')+(f'; {free/1e9:.1f} GB free' if free is not None else ''))
-    if max_gb is not None and total>max_gb*1e9: raise StoreError(f'this store would take {total/1e9:.3f} GB, more than max_gb={max_gb}: keep fewer tokens, steps or sites, or dtype="int8"; nothing was written')
-    if free is not None and need>free: raise StoreError(f'{need/1e9:.3f} GB are still to write to {folder.root}, and {free/1e9:.3f} GB are free there; nothing was written')
-    write_plan()
-    writer = _Writer(folder, m, good)
+    return _Sizes(size(range(len(m['shards']))), size(todo), free)
+
+def _announce(h, m, sizes, broken): # what will be harvested, before anything is written
+    if broken:
+        print(f'{len(broken)} broken lines among the prompts are kept apart beside the store; '
+              f'the first is line {broken[0]["line"]}: {broken[0]["why"]}')
+    rows,steps = m['rows_per_prompt'],len(m['schedule']['steps'])
+    sites = ', '.join(f"{s['site']['name']} ({s['kept']} of {s['tokens']} tokens)" for s in m['sites'])
+    line = f"{len(h.prompts)} prompts x {rows} row{'s'*(rows>1)} x {steps} step{'s'*(steps>1)} at {sites}"
+    files = len(m['shards'])*len(m['sites'])
+    missing = f', {sizes.missing/1e6:.1f} MB of it still to write' if sizes.missing<sizes.total else ''
+    free = f'; {sizes.free/1e9:.1f} GB free' if sizes.free is not None else ''
+    print(f'harvest {line}: {sizes.total/1e6:.1f} MB in {files} files{missing}{free}')
+
+def _check_room(folder, sizes, max_gb):
+    if max_gb is not None and sizes.total>max_gb*1e9:
+        raise StoreError(f'this store would take {sizes.total/1e9:.3f} GB, more than max_gb={max_gb}: '
+                         'keep fewer tokens, steps or sites, or dtype="int8"; nothing was written')
+    if sizes.free is not None and sizes.missing>sizes.free:
+        raise StoreError(f'{sizes.missing/1e9:.3f} GB are still to write to {folder.root}, '
+                         f'and {sizes.free/1e9:.3f} GB are free there; nothing was written')
+
+def _shard_parts(h, m, i, first, writer, bar): # for each site (x, rows, token) of the batches of shard i
+    start,stop = m['shards'][i]['start'],m['shards'][i]['stop']
+    parts = [[] for _ in m['sites']]
+    while start<stop:
+        for rec in (first if start==0 and first else h.draw(start, stop)):
+            writer.check()
+            for mine,part in zip(parts, h.parts(rec, m)): mine.append(part)
+            n = len(parts[0][-1][1])//m['rows_per_prompt']
+            start += n
+            bar.update(n)
+    return parts
+
+def _write_shards(h, m, todo, first, writer, progress): # `first`: recordings made before
+    prompts = sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in todo)
+    bar = tqdm(total=prompts, desc='harvest', unit='prompt', disable=progress is False, leave=False)
     try:
-        with tqdm(total=sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in todo), desc='harvest', unit='prompt', disable=progress is False, leave=False) as bar:
-            for i in todo:
-                start,stop = m['shards'][i]['start'],m['shards'][i]['stop']
-                parts = [[] for _ in sites]
-                while start<stop:
-                    for rec in (first if start==0 and first else h.draw(start, stop)):
-                        writer.check()
-                        for mine,part in zip(parts, h.parts(rec, m)): mine.append(part)
-                        n = len(parts[0][-1][1])//m['rows_per_prompt']
-                        start += n
-                        bar.update(n)
-                    first = None
-                writer.put((i, parts))
-                del parts, mine, part, rec
+        with bar:
+            for i in todo: writer.put((i, _shard_parts(h, m, i, first, writer, bar)))
     except KeyboardInterrupt:
-        print(f'interrupted: what was drawn in full is kept, and the same call goes on from there')
+        print('interrupted: what was drawn in full is kept, and the same call goes on from there')
         raise
     finally: writer.close()
     writer.check()
     writer.catch_up(progress)
-    if folder.sizes().get('manifest.backup.json') is None or folder.checksum('manifest.backup.json')!=folder.checksum('manifest.json'): save_manifest(m, folder)
+
+def _fill(h, folder, m, first, good, max_gb, write_plan, broken, progress):
+    todo = [i for i in range(len(m['shards'])) if any((i, j) not in good for j in range(len(m['sites'])))]
+    sizes = _sizes(folder, m, todo)
+    if progress is not False: _announce(h, m, sizes, broken)
+    _check_room(folder, sizes, max_gb)
+    write_plan()
+    _write_shards(h, m, todo, first, _Writer(folder, m, good), progress)
+    backup = 'manifest.backup.json'
+    if backup not in folder.sizes() or folder.checksum(backup)!=folder.checksum('manifest.json'):
+        save_manifest(m, folder)
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #0108111a
 def harvest(pipe,                          # a diffusers pipeline
@@ -299,7 +343,7 @@ def harvest(pipe,                          # a diffusers pipeline
            )->Store:
     "Activations of sites on disk; interrupted in any way, the same call again ends with the same files"
     check_pipeline(pipe)
-    if dtype not in _dtypes: raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(_dtypes)}')
+    if dtype not in store_dtypes: raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(store_dtypes)}')
     if tokens is not None and not (tokens>=1 if isinstance(tokens, int) else 0<tokens<=1): raise ValueError(f'tokens={tokens}: give a count of at least 1, or a share in (0, 1]')
     if seed<0: raise ValueError(f'seed {seed} is negative')
     new,broken = _prompts_of(prompts)
@@ -309,7 +353,7 @@ def harvest(pipe,                          # a diffusers pipeline
     if append and images is not None: raise ValueError('append=True does not go with pictures: give all prompts and all pictures')
     args = dict(num_inference_steps=num_inference_steps, steps=steps, guidance=guidance, num_images_per_prompt=num_images_per_prompt, noise_levels=noise_levels, batch_size=batch_size)
     settings = {k: _plain(k, v) for k,v in (args|dict(seed=seed, tokens=tokens, dtype=dtype, sites=[asdict(s) for s in sites], shard_mb=shard_mb)|{f'call.{k}': v for k,v in call.items()}).items()}
-    folder,model = _Folder(out),describe(pipe).fingerprint
+    folder,model = StoreFolder(out),describe(pipe).fingerprint
     with _only_writer(folder):
         sizes = folder.sizes()
         old = load_manifest(folder) if 'manifest.json' in sizes else None

@@ -18,9 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from .site_records import TokenBatch, prompt_split, splits
-from .store_files import Moments, SiteStatistics, StoreError, _dtypes, _folder, _load_moments, load_manifest, shard_name
-from ..models.description import describe
+from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
+    shard_name, store_dtypes, store_folder)
 from ..models.sites import Site
+from ..models.description import describe
 
 # %% ../../nbs/20_activations/35_store.ipynb #724f70b3
 class _Shard:
@@ -29,7 +30,7 @@ class _Shard:
         m,s = store.manifest,store.manifest['sites'][site]
         plan = m['shards'][shard]
         n,steps = (plan['stop']-plan['start'])*m['rows_per_prompt'],len(m['schedule']['steps'])
-        self.start,self.n,self.per_prompt,code = plan['start'],n,m['rows_per_prompt'],_dtypes[m['dtype']][1]
+        self.start,self.n,self.per_prompt,code = plan['start'],n,m['rows_per_prompt'],store_dtypes[m['dtype']][1]
         want = dict(x=(code, [n, steps, s['kept'], s['width']]), rows=('I64', [n, 4]))
         if m['dtype']=='int8': want['scale'] = 'F32',[n, steps, s['kept']]
         if s['kept']<s['tokens']: want['token'] = 'I32',[n, steps, s['kept']]
@@ -100,7 +101,7 @@ def check_store(path,                # folder or URL
                 progress:bool=None,  # a bar; by default when there is much to read
                )->StoreReport:
     "What is good in a store and what is not; raises `StoreError` when its manifest cannot be believed"
-    folder = _folder(path)
+    folder = store_folder(path)
     m,sizes = load_manifest(folder),folder.sizes()
     todo = []
     for s in m['segments']: todo.append((s['file'], None, None, '', None, s['sha256']))
@@ -120,7 +121,7 @@ def check_store(path,                # folder or URL
     with ThreadPoolExecutor(4) as pool: states = list(tqdm(pool.map(state, todo), desc='verify', total=len(todo), disable=not (big and checksums if progress is None else progress), leave=False))
     rows = [dict(file=t[0], site=t[1], shard=t[2], prompts=t[3], bytes=sizes.get(t[0], 0), state=s) for t,s in zip(todo, states)]
     if all(s is not None for p in m['shards'] for s in [p['files']]):
-        try: covered,what = _load_moments(folder, m)[1],'good'
+        try: covered,what = load_moments(folder, m)[1],'good'
         except StoreError: covered,what = None,'damaged' if 'statistics.safetensors' in sizes else 'missing'
         if covered is not None and covered<len(m['shards']): what = 'not written yet'
         rows.append(dict(file='statistics.safetensors', site=None, shard=None, prompts='', bytes=sizes.get('statistics.safetensors', 0), state=what))
@@ -134,7 +135,7 @@ class Store:
                  partial:bool=False,   # verify all files and read what is good, instead of refusing when something is not
                  verify:bool=True,     # verify the checksum of each file when it is first used
                 ):
-        self.folder = _folder(path)
+        self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
         self.model,self._verify,self._verified = self.manifest['model'],verify,set()
         if model is not None:
@@ -189,29 +190,52 @@ class _Buffer(NamedTuple):
     "Vectors of one filling, in reading order, and the order they go out in"
     x:torch.Tensor; scale:torch.Tensor; row:np.ndarray; place:np.ndarray; token:np.ndarray; rows:np.ndarray; order:np.ndarray
 
-def _plan(data, mask, size, seed): # prompts wanted, vectors a buffer holds -> pieces (shard, first, end), first piece of each filling, vectors before it, of all
-    chosen = np.flatnonzero(mask)
-    shard = np.searchsorted(data.starts, chosen, 'right')-1
-    keep = np.isin(shard, data.shards)
-    chosen,shard = chosen[keep],shard[keep]
-    new = np.flatnonzero((np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)) # a run of neighbours begins
-    first,last = chosen[new],chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else chosen[new]
-    start,per = data.starts[shard[new]],data.per_prompt
-    a,b = (first-start)*per,(last-start)*per
-    piece = max(size//8, 1) if seed is None else max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
-    n = -(-(b-a)//piece) # long runs are cut into pieces
-    of = np.repeat(np.arange(len(a)), n)
-    lo = a[of]+(np.arange(len(of))-np.repeat(np.cumsum(n)-n, n))*piece
-    pieces = np.stack([shard[new][of], lo, np.minimum(lo+piece, b[of])])
-    if seed is not None:
-        rng = np.random.default_rng([seed, 0])
-        window = np.empty(len(data.starts), int)
-        window[rng.permutation(len(data.starts))] = np.arange(len(data.starts))//_window
-        pieces = pieces[:,np.lexsort((rng.random(pieces.shape[1]), window[pieces[0]]))]
-    count = pieces[2]-pieces[1]
-    before = np.cumsum(count)-count
-    cut = np.flatnonzero(np.diff(before//(size-piece+1), prepend=-1)) # first piece of each filling
-    return pieces,np.append(cut, pieces.shape[1]),before[cut],int(count.sum())
+def _runs(data, mask): # runs of neighboring prompts: shard, first and end vector in it, each (run,)
+    chosen = np.flatnonzero(mask)                                  # (prompt,) wanted
+    shard = np.searchsorted(data.starts, chosen, 'right')-1        # (prompt,) the shard each is in
+    readable = np.isin(shard, data.shards)
+    chosen,shard = chosen[readable],shard[readable]
+    begins = (np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)
+    new = np.flatnonzero(begins)                                   # (run,) where each begins
+    first = chosen[new]                                            # (run,) its first prompt
+    last = chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else first # (run,) one after its last
+    start = data.starts[shard[new]]
+    return shard[new],(first-start)*data.per_prompt,(last-start)*data.per_prompt
+
+def _cut(shard, first, end, longest): # runs in pieces of at most `longest` vectors: (3, piece)
+    n = -(-(end-first)//longest)                                   # (run,) pieces of each
+    run = np.repeat(np.arange(len(n)), n)                          # (piece,) the run it is of
+    within = np.arange(len(run))-np.repeat(np.cumsum(n)-n, n)      # (piece,) which of the run's it is
+    begin = first[run]+within*longest
+    return np.stack([shard[run], begin, np.minimum(begin+longest, end[run])])
+
+def _mixed(pieces, shards, seed): # pieces in random order within groups of shards that are themselves random
+    rng = np.random.default_rng([seed, 0])
+    group = np.empty(shards, int)                                  # (shard,) the group it is read with
+    group[rng.permutation(shards)] = np.arange(shards)//_window
+    return pieces[:,np.lexsort((rng.random(pieces.shape[1]), group[pieces[0]]))]
+
+class _Plan(NamedTuple):
+    "In which order the vectors of a stream are read, and into which fillings of the buffer"
+    pieces:np.ndarray  # (3, piece): shard, first vector in it, one after the last
+    cuts:np.ndarray    # (filling + 1,): first piece of each filling, and the number of pieces
+    offsets:np.ndarray # (filling,): vectors before it
+    total:int          # vectors of the stream
+
+def _plan(data, mask, size, seed)->_Plan: # (prompt,) bool of prompts wanted; vectors a buffer holds
+    # 1. runs of neighbours, which can be read at once
+    shard,first,end = _runs(data, mask)
+    # 2. pieces of the runs: about `_pieces` fill a buffer, and none is shorter than a read should be
+    longest = max(size//8, 1)
+    if seed is not None: longest = max(1, min(size//8, max(size//_pieces, 2**16//data.bytes_in_memory)))
+    pieces = _cut(shard, first, end, longest)
+    # 3. their order
+    if seed is not None: pieces = _mixed(pieces, len(data.starts), seed)
+    # 4. fillings: as many pieces as surely fit, whichever they are
+    count = pieces[2]-pieces[1]                                    # (piece,) vectors
+    before = np.cumsum(count)-count                                # (piece,) vectors before it
+    cuts = np.flatnonzero(np.diff(before//(size-longest+1), prepend=-1))
+    return _Plan(pieces, np.append(cuts, pieces.shape[1]), before[cuts], int(count.sum()))
 
 # %% ../../nbs/20_activations/35_store.ipynb #ef073090
 class TokenStream:
@@ -241,7 +265,7 @@ class TokenStream:
     def _slot(self, i): # two sets of arrays, used in turn: no memory is taken or given back on the way
         if i not in self._slots:
             n,d = self.capacity,self.data
-            self._slots[i] = (torch.empty(n, d.width, dtype=_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
+            self._slots[i] = (torch.empty(n, d.width, dtype=store_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
                               np.empty(n, np.float32) if d.dtype=='int8' else None, np.empty(n, np.int32) if d.kept<d.tokens else None)
         return self._slots[i]
 
@@ -330,7 +354,7 @@ class StoreData:
         self.starts = np.array([s['start'] for s in m['shards']])
         self.shards = np.array(store.report.good_shards(self.site.name))
         self.read_dtype = torch.bfloat16 if self.dtype=='bfloat16' else torch.float32
-        self.bytes_in_memory = self.width*_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
+        self.bytes_in_memory = self.width*store_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
     def __len__(self): return int(sum(self.store.manifest['shards'][i]['stop']-self.starts[i] for i in self.shards))*self.per_prompt # vectors
     @property
     def nbytes(self)->int: "Of its files"; return sum(self.store.manifest['shards'][i]['files'][self.index]['bytes'] for i in self.shards)
@@ -357,7 +381,7 @@ class StoreData:
         "Mean, variance, mean norm and mean square per step, in float64"
         whole = len(self.shards)==len(self.starts)
         if split is None and whole:
-            moments,covered = _load_moments(self.store.folder, self.store.manifest)
+            moments,covered = load_moments(self.store.folder, self.store.manifest)
             if covered==len(self.starts): return SiteStatistics(moments[self.store.manifest['sites'][self.index]['folder']], self.steps, self.levels)
         m = Moments(len(self.steps), self.width)
         for x,c in self.batches(min(8192, max(64, 2**23//self.width)), split):

@@ -7,8 +7,9 @@ __all__ = ['Example', 'Atlas', 'build_atlas', 'FeatureCard']
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00003
 import base64, html, io, os, shutil, sqlite3
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import safe_open
 
@@ -98,13 +100,13 @@ class Atlas:
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00008
 @contextmanager
-def _alone(file, wait): # one process at a time
-    import fcntl
+def _alone(file, wait)->Iterator[None]:
+    "One process at a time; raises `AtlasError` when another has the lock and `wait` is False"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, 'a') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|(0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError: raise AtlasError(f'{file.parent.parent} is being built by another process: wait for it') from None
-        yield
+    try: lock = FileLock(file).acquire(blocking=wait)
+    except Timeout:
+        raise AtlasError(f'{file.parent.parent} is being built by another process: wait for it') from None
+    with lock: yield
 
 def _same_plan(out, plan):
     for name in ('atlas.json', 'plan.json'):

@@ -15,6 +15,7 @@ import traitlets
 from ..dictionaries.dictionary import check_belongs
 from .live import read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps
+
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
 from ..widgets.page import view_script

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..activations.store_files import _folder, load_manifest, shard_name
+from ..activations.store_files import store_folder, load_manifest, shard_name
 from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
 from ..atlases.building import read_tensor
@@ -329,7 +329,7 @@ def _path_status(path, more, seen): # a folder or file, logs that belong to it
         if any(m.is_file() for m in more): return _training_status(name, None, more, seen)
         return RunStatus('run', name, problem=f'{path} is not there yet')
     there = {p.name for p in path.iterdir()}
-    if _is_store(there): return _harvest_status(name, _folder(path), seen)
+    if _is_store(there): return _harvest_status(name, store_folder(path), seen)
     if {'atlas.json', 'plan.json'}&there: return _atlas_status(name, path, seen)
     logs = [*sorted(p for p in path.glob('*.csv') if _is_log(p)), *more]
     if logs or _is_training(path, there): return _training_status(name, path, logs, seen)
@@ -352,7 +352,7 @@ def run_status(what,    # folder or URL of a run, CSV log, both as a tuple, `Atl
     first,*more = what if isinstance(what, (tuple, list)) else [what]
     if isinstance(first, Atlas): first = first.path
     try:
-        if '://' in str(first): return _harvest_status(str(first), _folder(first), seen)
+        if '://' in str(first): return _harvest_status(str(first), store_folder(first), seen)
         return _path_status(Path(first), [Path(m) for m in more], seen)
     except Exception as e: # whatever a damaged file leads to
         return _unread_status(Path(first), e)

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
-from ..activations.recording import hooked
-from ..models.description import describe
+from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
 from ..models.steps import step_window
 from ..models.sites import resolve_site
+from ..models.description import describe
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #9a3c0006
 anchors = ('identity', 'zero', 'mean')

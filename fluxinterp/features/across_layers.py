@@ -17,7 +17,8 @@ from ..overlays import pool_map
 from ..dictionaries.dictionary import Dictionary
 from ..activations.site_records import Recording
 from ..models.sites import list_sites, resolve_site
-from ..activations.recording import hooked, record
+from ..activations.hooks import hooked
+from ..activations.recording import record
 from .feature_maps import latent_maps
 
 # %% ../../nbs/35_features/15_across_layers.ipynb #lsm00006

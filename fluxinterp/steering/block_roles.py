@@ -20,9 +20,8 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, check_belongs
 from ..dictionaries.baselines import LinearDictionary
 from .edits import Add, Scale
-from ..models.description import describe
 from ..models.families import unet_stacks
-from ..activations.recording import hooked
+from ..activations.hooks import hooked
 from .image_judges import pairwise_agreement, pixel_distance, reader_judge
 from ..overlays import image_grid
 from ..models.pipelines import check_prompts, prompt_generators
@@ -30,6 +29,7 @@ from ..activations.site_records import SiteRecord
 from ..models.steps import step_window
 from ..models.sites import Site, list_sites, resolve_site
 from .generation import generate
+from ..models.description import describe
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00006
 def block_sites(pipe)->list: # of `Site`s, in the order they are computed

@@ -16,12 +16,12 @@ import torch
 
 from ..models.regions import Box, TextTokens
 from .edits import Edit, EditPlan, edit_kinds
-from ..activations.recording import hooked
-from ..models.description import describe
+from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..activations.site_records import token_batches
 from ..models.steps import Noise, step_window
 from ..models.sites import resolve_site
+from ..models.description import describe
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #7e62f62b
 class EditTooStrong(RuntimeError): "Raised by a guard with `stop=True`"
