@@ -185,7 +185,7 @@ def restart_kernel(page):
     page.wait_for_function(session_ready, timeout=60_000)
 
 def lab_theme(page, dark:bool):
-    "JupyterLab or Notebook 7 in its dark or light colours; the server keeps it for the next page"
+    "JupyterLab or Notebook 7 in its dark or light colors; the server keeps it for the next page"
     command(page, 'apputils:change-theme', theme='JupyterLab Dark' if dark else 'JupyterLab Light')
     page.wait_for_selector(f'body[data-jp-theme-light={"false" if dark else "true"}]', state='attached')
 
@@ -207,23 +207,23 @@ _faults = r'''(selector) => [...document.querySelectorAll(selector)].flatMap((bo
   if (box.scrollWidth > box.clientWidth + 1) says.push(`wider than its place, ${box.scrollWidth} of ${box.clientWidth} pixels: ${is(box)}`);
   return says; })'''
 
-def check_view(page, selector:str='.flx', shot:str=None, colours:bool=True): # name of a picture to keep; ask axe too (it takes most of the time, and a width changes nothing for it)
+def check_view(page, selector:str='.flx', shot:str=None, colors:bool=True): # name of an image to keep; ask axe too (it takes most of the time, and a width changes nothing for it)
     "No error, nothing from outside, nothing clipped or empty, nothing that axe takes seriously"
     page.wait_for_selector(selector)
     if shot: screenshot(page, shot)
     assert not page.errors, page.errors
     assert not page.outside, page.outside
     assert not (faults := page.evaluate(_faults, selector)), faults
-    assert not (found := colours and axe(page, selector)), found
+    assert not (found := colors and axe(page, selector)), found
 
-shots = None # where pictures go when FLUXINTERP_SHOTS says nothing; set by `browser`
+shots = None # where images go when FLUXINTERP_SHOTS says nothing; set by `browser`
 def shot_path(name:str)->Path:
-    "Where a picture for people to look at is kept"
+    "Where an image for people to look at is kept"
     to = Path(os.environ.get('FLUXINTERP_SHOTS') or shots)
     to.mkdir(parents=True, exist_ok=True)
     return to/f'{name}.png'
 def screenshot(page, name:str):
-    "Keep a picture of the page"
+    "Keep an image of the page"
     page.screenshot(path=shot_path(name), full_page=True)
 
 def pixels(canvas)->'array': # (height, width, rgba), of a locator

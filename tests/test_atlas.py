@@ -66,4 +66,4 @@ def test_refused(built, tmp_path):
     assert atlas.examples(0)==[] and 'dead' in repr(atlas.feature(0)) and atlas.array('totals/fired')[0]==0
     said = fi.explain(atlas, fi.PromptStatistics(), [0], progress=False)
     assert said.status[0]=='dead' and said.text[0]==''
-    assert fi.score(atlas, fi.Localisation(), features=[0], progress=False).status[0]=='dead'
+    assert fi.score(atlas, fi.Localization(), features=[0], progress=False).status[0]=='dead'

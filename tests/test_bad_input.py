@@ -8,9 +8,9 @@ import torch
 import fluxinterp as fi
 from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.miniatures import miniature, miniature_call
-from fluxinterp.models.pipelines import denoiser_of, picture_generators
+from fluxinterp.models.pipelines import denoiser_of, image_generators
 
-def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=picture_generators(0, range(1)), output_type='latent').images
+def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=image_generators(0, range(1)), output_type='latent').images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in denoiser_of(pipe).modules())
 def add(pipe, site, **kwargs):
     width = next(iter(fi.record(pipe, None, site, num_inference_steps=2, steps=0, **kwargs).values())).x.shape[-1]

@@ -58,14 +58,14 @@ def test_lab_shows_views(lab_page):
     assert kernel_value(lab_page, 'player.shape')=='[2, 4, 16, 16]'
 
 def test_lab_sliders_send_nothing(lab_page):
-    "Steps, opacity, colours and scale are the page's business"
+    "Steps, opacity, colors and scale are the page's business"
     before,seen = len(kernel_messages(lab_page)),[]
     for s in (3, 2, 1, 0)*5:
         step(lab_page).fill(str(s))
         seen.append(pixels(canvas(lab_page)).tobytes())
     assert len(set(seen))>1
     lab_page.get_by_role('slider', name='overlay').first.fill('0.5')
-    lab_page.get_by_label('colours').first.select_option('viridis')
+    lab_page.get_by_label('colors').first.select_option('viridis')
     lab_page.get_by_label('scale', exact=True).first.select_option('picture')
     lab_page.get_by_label('smooth').first.check()
     assert len(kernel_messages(lab_page))==before

@@ -79,7 +79,7 @@ def test_an_atlas_under_construction_is_watched_and_a_second_ctrl_c_leaves_nothi
     everybody = []
     try:
         page = ask(url)[1]
-        assert 'under way' in page and '0 of 7 pictures' in page and 'Traceback' not in page, page[-2000:]
+        assert 'under way' in page and '0 of 7 images' in page and 'Traceback' not in page, page[-2000:]
         everybody = psutil.Process(p.pid).children(recursive=True)
         p.send_signal(signal.SIGINT)
         for _ in range(1000):

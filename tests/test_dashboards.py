@@ -179,8 +179,8 @@ def test_browser_page_without_a_kernel(browser, tmp_path):
 
 def test_browser_judge_takes_a_double_click_for_one(browser, lab):
     "The second would answer a question nobody has seen"
-    name = notebook(lab.folder, 'judge.ipynb', setup, """from fluxinterp.autointerp.scorers import Localisation
-judge = fi.HumanJudge(fi.Atlas('tiny-flux/double.1.image').copy('judged'), Localisation(3), features=[int(atlas.search('red star').index[0])])
+    name = notebook(lab.folder, 'judge.ipynb', setup, """from fluxinterp.autointerp.scorers import Localization
+judge = fi.HumanJudge(fi.Atlas('tiny-flux/double.1.image').copy('judged'), Localization(3), features=[int(atlas.search('red star').index[0])])
 judge.add_class('try-judge')
 judge""")
     with open_page(browser) as page:
@@ -365,25 +365,25 @@ def test_compare_matrix_monitor(lab_page):
 
 looks = [(1280, False), (1280, True), (1920, False), (1920, True)]
 def test_every_view_looks_right(lab_page):
-    "axe, nothing clipped, nothing empty, at two widths, light and dark; the pictures are for people"
+    "axe, nothing clipped, nothing empty, at two widths, light and dark; the images are for people"
     try:
         for width,dark in looks:
-            lab_page.set_viewport_size(dict(width=width, height=2400)) # all of a view is in its picture
+            lab_page.set_viewport_size(dict(width=width, height=2400)) # all of a view is in its image
             lab_theme(lab_page, dark)
             for name in cells:
                 v = view(lab_page, name)
                 v.scroll_into_view_if_needed()
-                check_view(lab_page, f'.try-{name} .flx', colours=width==1280)
+                check_view(lab_page, f'.try-{name} .flx', colors=width==1280)
                 v.screenshot(path=shot_path(f'{name}_{width}_{"dark" if dark else "light"}'))
     finally:
         lab_theme(lab_page, False)
         lab_page.set_viewport_size(dict(width=1280, height=1400))
 
-def test_forms_are_labelled(lab_page):
+def test_forms_are_labeled(lab_page):
     for name in cells: assert not (found := axe(lab_page, f'.try-{name}')), (name, found)
 
 def test_two_dashboards_share_a_pipeline(lab_page):
-    "Both are asked at once; each gets its picture"
+    "Both are asked at once; each gets its image"
     kernel_value(lab_page, '(viewer.prompt.set_trait("value", "a blue star"), inspector.prompt.set_trait("value", "a blue star"))')
     kernel_until(lab_page, 'viewer.caption==inspector.caption=="a blue star"', 60_000)
     for name in ('viewer', 'inspector'): expect(said(lab_page, name)).to_have_text('drawn', timeout=60_000)

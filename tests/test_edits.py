@@ -20,7 +20,7 @@ def small_dictionaries():
     "A sparse autoencoder of random weights and two baselines, on the same random activations"
     g = torch.Generator().manual_seed(0)
     x = (torch.randn(3, 20, 12, generator=g)*torch.linspace(.5, 3, 12)+2)
-    sae = TopKSAE(12, SAEConfig(num_latents=40, k=5, normalizer='standardise')).requires_grad_(False)
+    sae = TopKSAE(12, SAEConfig(num_latents=40, k=5, normalizer='standardize')).requires_grad_(False)
     sae.normalizer.fit(x.flatten(0, 1)); sae.W_dec.mul_(torch.rand(40, 1, generator=g)+.5); sae.b_enc.add_(.1*torch.randn(40, generator=g))
     return x,dict(sae=sae, coordinates=fi.coordinates(x, 4), pca=fi.pca(x, 4))
 
@@ -48,7 +48,7 @@ def new_code(edit, old, token): # the table of the notebook, latent by latent; o
             new[j] += each(edit.strength)[n]*old[i]/unit(i)*unit(j)
     return new
 
-def weight(region, t, i, dense): # of token t for latent i; dense: (token, latent) of this picture
+def weight(region, t, i, dense): # of token t for latent i; dense: (token, latent) of this image
     "How much of the change is made there"
     if region is None: return 1.
     if isinstance(region, np.ndarray): return float(region.flatten()[t])
@@ -155,7 +155,7 @@ def tiny():
     return pipe,sae,acts,draw,draw()
 
 def test_null_edits_on_tiny_flux(tiny):
-    "Bit-identical pictures, for the dictionary and the baselines"
+    "Bit-identical images, for the dictionary and the baselines"
     pipe,sae,acts,draw,before = tiny
     for d in (sae, fi.coordinates(acts, 16), fi.pca(acts, 16)):
         f = int(d.encode(acts.tokens[:1024]).to_dense().abs().sum(0).argmax())

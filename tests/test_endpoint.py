@@ -14,7 +14,7 @@ model = fi.Endpoint(url, 'reader', key='secret', cache=cache, timeout=20, retrie
 model.pace = .05
 vision = fi.VisionExplainer(model)
 fi.explain(atlas, vision, some, every=1, progress=False)
-fi.score(atlas, fi.Localisation(4), vision.name, some, fi.ModelVerdicts(model), every=2, progress=False)
+fi.score(atlas, fi.Localization(4), vision.name, some, fi.ModelVerdicts(model), every=2, progress=False)
 print('calls', model.calls, 'known', model.known)
 '''
 

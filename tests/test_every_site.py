@@ -38,7 +38,7 @@ def test_every_site(model):
                 with pytest.raises(error), fi.steer(pipe, [edit]): draw(pipe)
             finally: handle.remove()
         assert hooks_of(pipe)==own and state_of(pipe)==state, f'{s.name}: something was left behind'
-        assert torch.equal(draw(pipe), clean), f'{s.name}: the pipeline draws another picture than before'
+        assert torch.equal(draw(pipe), clean), f'{s.name}: the pipeline draws another image than before'
 
 def test_maps_can_be_edited(model):
     "Attention weights, which no dictionary has: shut to one token, then back"

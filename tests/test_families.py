@@ -8,14 +8,14 @@ import torch
 import fluxinterp as fi
 from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.miniatures import miniature, miniature_call, miniatures
-from fluxinterp.models.pipelines import denoiser_of, picture_generators
+from fluxinterp.models.pipelines import denoiser_of, image_generators
 from fluxinterp.models.sites import list_sites, resolve_site
 
 names = list(miniatures)
 guided = [n for n in names if n!='flux2']
 steps = 2 # PixArt's pipeline makes something else of a single one
 
-def generators(n): return picture_generators(0, range(n)) # the recorder's
+def generators(n): return image_generators(0, range(n)) # the recorder's
 def draw(pipe, call, output_type='latent', n=None): return pipe(**call, num_inference_steps=steps, generator=generators(n or len(call['prompt_embeds'])), output_type=output_type).images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for p in pipe.components.values() if isinstance(p, torch.nn.Module) for m in p.modules())
 def state_of(pipe): return set(pipe.__dict__),set(pipe.scheduler.__dict__)-{'_step_index', '_begin_index'}
@@ -44,7 +44,7 @@ def test_unet_spellings():
 @pytest.mark.parametrize('name', names)
 @pytest.mark.parametrize('where', [(0, 0), (1, 3), (-1, -2)])
 def test_pixels_that_move_a_token(name, where, monkeypatch):
-    "Noise that is changed in one token's share of the picture moves that token most, at every image site of the first block"
+    "Noise that is changed in one token's share of the image moves that token most, at every image site of the first block"
     pipe,call = miniature(name),miniature_call(name)
     first = [s for s in list_sites(pipe) if s.stream=='image' and s.read!='input']
     sites = [s.name for s in first if block_of(s.name)==block_of(first[0].name)]
@@ -70,7 +70,7 @@ def test_pixels_that_move_a_token(name, where, monkeypatch):
 
 @pytest.mark.parametrize('name', names)
 def test_pixels_that_a_token_moves(name):
-    "An edit of one token at the last site moves the picture there"
+    "An edit of one token at the last site moves the image there"
     pipe,call = miniature(name),miniature_call(name)
     site = [s for s in list_sites(pipe) if s.stream=='image' and s.read in ('output', 'update') and not s.name.endswith(('.attn', '.cross', '.output'))][-1]
     before = draw(pipe, call, 'np')[0]
@@ -132,7 +132,7 @@ by_hand = { # site -> module below the denoiser, and what a hook of it takes
 by_hand['flux2-klein'] = by_hand['flux2']
 doubled = {'sd': 'negative', 'sdxl': 'negative', 'sd3': 'negative', 'pixart': 'negative', 'sana': 'negative', 'z-image': 'prompt'} # which half of the batch is first; the others call twice, prompt first
 
-def by_hooks(pipe, wanted, call, n): # site -> kind -> (picture, step, token, width)
+def by_hooks(pipe, wanted, call, n): # site -> kind -> (image, step, token, width)
     "What ordinary forward hooks see in an ordinary call"
     seen,net = {s: [] for s in wanted},denoiser_of(pipe)
     def keep(s, take): return lambda m,a,k,o: seen[s].append(take(a, k, o).detach().clone())
@@ -289,7 +289,7 @@ def test_unknown_denoiser():
     with pytest.raises(ValueError, match='UNet2DModel is not known'): list_sites(pipe)
     with pytest.raises(TypeError, match='expected a diffusers pipeline'): list_sites(net)
 
-# pipelines that begin with a picture
+# pipelines that begin with an image
 
 pictures = [('sd', 'StableDiffusionImg2ImgPipeline'), ('sd', 'StableDiffusionInpaintPipeline'), ('sdxl', 'StableDiffusionXLImg2ImgPipeline'), ('sdxl', 'StableDiffusionXLInpaintPipeline'), ('sd3', 'StableDiffusion3Img2ImgPipeline'),
             ('flux', 'FluxImg2ImgPipeline'), ('flux', 'FluxInpaintPipeline'), ('flux', 'FluxKontextPipeline'), ('chroma', 'ChromaImg2ImgPipeline'), ('flux2', 'Flux2Pipeline'), ('flux2-klein', 'Flux2KleinPipeline'),
@@ -298,12 +298,12 @@ pictures = [('sd', 'StableDiffusionImg2ImgPipeline'), ('sd', 'StableDiffusionInp
 
 @pytest.mark.parametrize('name,cls', pictures, ids=lambda v: v)
 def test_pipelines_that_begin_with_a_picture(name, cls, monkeypatch):
-    "Image-to-image, inpainting and editing: only the steps that are made, only the tokens of the picture, the rows of a hook"
+    "Image-to-image, inpainting and editing: only the steps that are made, only the tokens of the image, the rows of a hook"
     from PIL import Image
     pipe = miniature(name, pipeline=cls)
     takes,rng = inspect.signature(type(pipe).__call__).parameters,np.random.default_rng(0)
     reference = 'strength' not in takes
-    h,w = (64, 96) if reference else (48, 80) # of the picture given
+    h,w = (64, 96) if reference else (48, 80) # of the image given
     n = 1 if 'EditPlus' in cls else 2
     call = {k: v for k,v in miniature_call(name, n).items() if k in takes}|dict(image=Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)))
     if 'mask_image' in takes: call['mask_image'] = Image.fromarray((np.arange(w)[None].repeat(h, 0)<w//2).astype(np.uint8)*255)
@@ -316,7 +316,7 @@ def test_pipelines_that_begin_with_a_picture(name, cls, monkeypatch):
     block = {'sd': 'mid_block.attentions.0', 'sdxl': 'up_blocks.0.attentions.1', 'z-image': 'layers.1', 'flux': 'transformer_blocks.1', 'chroma': 'transformer_blocks.1', 'flux2': 'transformer_blocks.1', 'flux2-klein': 'transformer_blocks.1'}.get(name, 'transformer_blocks.1')
     site = {'sd': 'mid.0.output', 'sdxl': 'up.0.1.output', 'z-image': 'blocks.1', 'sd3': 'blocks.1', 'qwen-image': 'blocks.1'}.get(name, 'double.1')
     seen = []
-    first = 384 if cls=='Flux2KleinKVPipeline' else 0 # this one puts the reference before the picture, in the first step
+    first = 384 if cls=='Flux2KleinKVPipeline' else 0 # this one puts the reference before the image, in the first step
     def keep(m, a, k, o):
         x = o[1] if name not in ('sd', 'sdxl', 'z-image') else o if name=='z-image' else tokens(o[0])
         f = first if not seen else 0
@@ -347,7 +347,7 @@ def test_record_dictionary_map_and_steer(name, site, tmp_path):
     rec = fi.record(pipe, None, site, num_inference_steps=3, images=True, previews=True, **call)
     r = rec[site]
     assert len(rec.images)==2 and [len(p) for p in rec.previews]==[3, 3] and rec.previews[0][0].size==(80, 48)
-    if name!='flux2': # the last preview is the picture, up to the autoencoder's rounding, where the last step leads to noise level 0
+    if name!='flux2': # the last preview is the image, up to the autoencoder's rounding, where the last step leads to noise level 0
         assert np.abs(np.asarray(rec.previews[0][-1]).astype(int)-np.asarray(rec.images[0]).astype(int)).mean()<8
     d = fi.coordinates(r, 4)
     maps = fi.maps_from(rec, d, 2)

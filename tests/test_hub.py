@@ -28,7 +28,7 @@ def test_every_library_is_there():
     names = {p.name.split('-')[0] for p in (here/'peers/files').iterdir()}
     assert names=={'saelens', 'sparsify', 'dictionary_learning'} # sdxl-unbox is no package: its layout is made by hand in the notebook
 
-def small(architecture='topk', normalizer='standardise', d=6, n=10, k=3):
+def small(architecture='topk', normalizer='standardize', d=6, n=10, k=3):
     g = torch.Generator().manual_seed(0)
     sae = make_sae(d, fi.SAEConfig(num_latents=n, k=k, architecture=architecture, normalizer=normalizer)).eval().requires_grad_(False)
     sae.normalizer.fit(torch.randn(200, d, generator=g)*torch.linspace(.3, 5, d)+2)
@@ -38,7 +38,7 @@ def small(architecture='topk', normalizer='standardise', d=6, n=10, k=3):
     return sae
 
 @pytest.mark.parametrize('architecture', architectures)
-@pytest.mark.parametrize('normalizer', ('none', 'mean-norm', 'standardise', 'whiten'))
+@pytest.mark.parametrize('normalizer', ('none', 'mean-norm', 'standardize', 'whiten'))
 def test_a_saved_dictionary_has_the_same_fingerprint(architecture, normalizer, tmp_path):
     sae = small(architecture, normalizer)
     again = fi.load_dictionary(fi.save_dictionary(sae, tmp_path))
@@ -51,7 +51,7 @@ def test_baselines_keep_theirs(tmp_path):
     for d in (fi.coordinates(x, 2), fi.pca(x, 2), fi.pca(x, 2, fixed=True), fi.random_directions(x, 20, 3)):
         assert dictionary_fingerprint(fi.load_dictionary(fi.save_dictionary(d, tmp_path)))==dictionary_fingerprint(d)
 
-@pytest.mark.parametrize('normalizer', ('none', 'mean-norm', 'standardise', 'whiten'))
+@pytest.mark.parametrize('normalizer', ('none', 'mean-norm', 'standardize', 'whiten'))
 def test_an_itda_keeps_its_fingerprint(normalizer, tmp_path):
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))*torch.linspace(.3, 5, 6)+2
     config = fi.ITDAConfig(k=3, normalizer=normalizer)
@@ -125,7 +125,7 @@ def reference(folder): # what SAELens' and sparsify's files say, computed densel
 
 def folders(tmp): # name -> (folder, files to damage)
     ours = 'cfg.json','sae_weights.safetensors','fluxinterp.safetensors'
-    made = {a: (fi.save_dictionary(small(a, n), tmp/a), ours) for a,n in zip(architectures, ('standardise', 'whiten', 'mean-norm'))}
+    made = {a: (fi.save_dictionary(small(a, n), tmp/a), ours) for a,n in zip(architectures, ('standardize', 'whiten', 'mean-norm'))}
     sae = small() # the first layout, before there were checksums
     save_tensors(sae.state_dict(), tmp/'old/sae_weights.safetensors')
     save_json(dict(architecture='topk', d_in=6, d_sae=10, k=3, fluxinterp=dict(config=asdict(sae.config), meta=asdict(sae.meta))), tmp/'old/cfg.json')

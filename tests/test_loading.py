@@ -10,9 +10,9 @@ import fluxinterp as fi
 from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.loading import offloads, place
 from fluxinterp.models.miniatures import miniature, miniature_call
-from fluxinterp.models.pipelines import denoiser_of, fingerprint, picture_generators
+from fluxinterp.models.pipelines import denoiser_of, fingerprint, image_generators
 
-def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=picture_generators(0, range(1)), output_type='latent').images
+def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=image_generators(0, range(1)), output_type='latent').images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for p in pipe.components.values() if isinstance(p, torch.nn.Module) for m in p.modules())
 
 sites = {'flux': ['double.0.image', 'double.1.image.attn', 'single.0.image.attn', 'single.0.text.mlp', 'single.1.image'], 'sdxl': ['down.2.1', 'mid.0', 'up.0.1.0.cross', 'up.0.1.output'], 'pixart': ['blocks.0', 'blocks.1.attn', 'blocks.1.mlp'],
@@ -21,7 +21,7 @@ sites = {'flux': ['double.0.image', 'double.1.image.attn', 'single.0.image.attn'
 @pytest.mark.parametrize('name', sites)
 @pytest.mark.parametrize('offload', (*offloads, 'leaf'))
 def test_records_and_steers_what_is_offloaded(name, offload):
-    "The hooks of accelerate and diffusers beside ours: the same activations, the same edits, the same pictures, nothing left behind"
+    "The hooks of accelerate and diffusers beside ours: the same activations, the same edits, the same images, nothing left behind"
     plain,call = miniature(name),miniature_call(name)
     pipe = miniature(name)
     if offload=='leaf': pipe.enable_group_offload(onload_device=torch.device('cpu'), offload_type='leaf_level')

@@ -56,7 +56,7 @@ def shown(browser, tmp_path):
     return f
 
 def box(page): return page.locator('.flx-player')
-def canvases(page): return page.locator('.flx-player canvas[tabindex]') # of the features; the picture's takes no keys
+def canvases(page): return page.locator('.flx-player canvas[tabindex]') # of the features; the image's takes no keys
 def note(page, i=0): return canvases(page).nth(i).locator('xpath=..').locator('.flx-quiet')
 def step_to(page, s):
     page.get_by_role('slider', name='step').fill(str(s))
@@ -169,11 +169,11 @@ def test_values_of_every_token(shown, signed):
             np.testing.assert_allclose([float(t.rsplit(' ', 1)[1]) for t in texts], v[s].ravel(), atol=1e-6, rtol=.006)
 
 @pytest.mark.parametrize('cmap,signed,gain', [('inferno', False, 1.), ('viridis', False, 1.), ('cividis', False, .4), ('inferno', True, 1.), ('inferno', True, .6)])
-def test_colours_are_those_of_overlay(shown, cmap, signed, gain):
-    "Picture, shadow, colour map, opacity: the page blends as `maps.overlay` does"
+def test_colors_are_those_of_overlay(shown, cmap, signed, gain):
+    "Image, shadow, color map, opacity: the page blends as `maps.overlay` does"
     v = values(signed=signed)
     with shown(player(v, signed=signed, load=dict(largest=[3/gain]))) as page:
-        if not signed: page.get_by_label('colours').select_option(cmap)
+        if not signed: page.get_by_label('colors').select_option(cmap)
         step_to(page, 2)
         got,want = pixels(canvases(page))[...,:3],np.asarray(overlay(picture(2), v[2], 3/gain, .85, 3, signed, cmap)).astype(int)
         off = np.abs(got-want)
@@ -188,15 +188,15 @@ def test_scales(shown):
         expect(bar).to_have_text('06'); assert like(6.)
         page.get_by_label('scale', exact=True).select_option('picture')
         expect(bar).to_have_text('03'); assert like(3.)
-        assert page.get_by_label('value drawn in full colour').is_hidden()
+        assert page.get_by_label('value drawn in full color').is_hidden()
         page.get_by_label('scale', exact=True).select_option('fixed')
         expect(bar).to_have_text('01'); assert like(1.)
-        page.get_by_label('value drawn in full colour').fill('12')
+        page.get_by_label('value drawn in full color').fill('12')
         page.keyboard.press('Tab')
         expect(bar).to_have_text('012'); assert like(12.)
-        expect(bar.locator('canvas')).to_have_attribute('aria-label', 'colour scale from 0 to 12')
+        expect(bar.locator('canvas')).to_have_attribute('aria-label', 'color scale from 0 to 12')
         page.get_by_role('slider', name='overlay').fill('0')
-        assert np.abs(look()-np.asarray(picture(0).resize((192, 192), Image.NEAREST))).mean()<2 # the picture itself
+        assert np.abs(look()-np.asarray(picture(0).resize((192, 192), Image.NEAREST))).mean()<2 # the image itself
         page.get_by_role('slider', name='overlay').fill('0.85')
         sharp = look()
         page.get_by_label('smooth').check()
@@ -205,16 +205,16 @@ def test_scales(shown):
 def test_signed_scale(shown):
     with shown(player(values(2., True), signed=True)) as page:
         expect(page.locator('.flx-scale')).to_have_text('-22')
-        expect(page.locator('.flx-scale canvas')).to_have_attribute('aria-label', 'colour scale from -2 to 2')
+        expect(page.locator('.flx-scale canvas')).to_have_attribute('aria-label', 'color scale from -2 to 2')
 
 def test_dead(shown):
-    "A map without activity is said to be dead, and is the grey picture; one that is silent at a step says that"
+    "A map without activity is said to be dead, and is the grey image; one that is silent at a step says that"
     v = values()
     v[2] = 0
     with shown(player(v, 0*v)) as page:
-        expect(note(page, 1)).to_have_text('not active in this picture')
+        expect(note(page, 1)).to_have_text('not active in this image')
         expect(page.locator('.flx-scale')).to_have_count(1) # there is nothing to scale
-        assert 'not active in this picture' in canvases(page).nth(1).get_attribute('aria-label')
+        assert 'not active in this image' in canvases(page).nth(1).get_attribute('aria-label')
         step_to(page, 2)
         expect(note(page, 0)).to_have_text('not active at this step')
         got,want = pixels(canvases(page).nth(1))[...,:3],np.asarray(overlay(picture(2), 0*v[2], 1., scale=3)).astype(int)
@@ -252,7 +252,7 @@ def test_words(shown):
             expect(page.locator('.flx-says')).to_contain_text(f'token {i} “{words[i]}”: ')
             expect(page.locator('.flx-word[data-at]')).to_have_text(words[i])
         picked = pixels(page.locator('figure canvas').first)[...,:3]-np.asarray(picture(1).resize((192, 192), Image.NEAREST)).astype(int)
-        assert np.abs(picked).max()<60 # no ring of a word on the picture
+        assert np.abs(picked).max()<60 # no ring of a word on the image
         check_view(page, shot='words')
 
 def test_hostile_names(shown):
@@ -271,16 +271,16 @@ def test_hostile_names(shown):
         expect(page.locator('.flx-says')).to_contain_text(hostile)
 
 def test_thousand_moves(shown):
-    "Steps, colours, scales and opacity, wildly: no error, and what is shown in the end is right"
+    "Steps, colors, scales and opacity, wildly: no error, and what is shown in the end is right"
     v = values()
     with shown(player(v, values(9., seed=2))) as page:
         page.evaluate('''async () => { let x = 1; const random = (n) => (x = (x * 48271) % 2147483647) % n, fire = (e, v, kind) => { e.value = v; e.dispatchEvent(new Event(kind, { bubbles: true })); };
-          const [step, alpha] = document.querySelectorAll("input[type=range]"), [colours, scale] = document.querySelectorAll("select");
+          const [step, alpha] = document.querySelectorAll("input[type=range]"), [colors, scale] = document.querySelectorAll("select");
           for (let i = 0; i < 1000; i++) {
             fire(step, random(4), "input");
-            if (i % 10 === 0) { fire(alpha, random(21) / 20, "input"); fire(colours, ["inferno", "viridis", "cividis"][random(3)], "change"); fire(scale, ["feature", "picture", "fixed"][random(3)], "change"); }
+            if (i % 10 === 0) { fire(alpha, random(21) / 20, "input"); fire(colors, ["inferno", "viridis", "cividis"][random(3)], "change"); fire(scale, ["feature", "picture", "fixed"][random(3)], "change"); }
             if (i % 100 === 0) await new Promise(requestAnimationFrame); }
-          fire(step, 3, "input"); fire(alpha, .85, "input"); fire(colours, "viridis", "change"); fire(scale, "feature", "change"); }''')
+          fire(step, 3, "input"); fire(alpha, .85, "input"); fire(colors, "viridis", "change"); fire(scale, "feature", "change"); }''')
         want = np.asarray(overlay(picture(3), v[3], 3., .85, 3, cmap='viridis')).astype(int)
         assert np.abs(pixels(canvases(page).first)[...,:3]-want).mean()<2
         expect(note(page)).to_have_text(re.compile(f'^largest here {digits(v[3].max()):g}'))
@@ -338,16 +338,16 @@ def driven(m, **acts): # of each: trait -> value
 
 def test_look_follows_the_kernel(shown):
     m = player(values())
-    with shown(driven(m, weaker=dict(alpha=.5), other=dict(colours='viridis', scale='fixed', fixed=6., smooth=True))) as page:
+    with shown(driven(m, weaker=dict(alpha=.5), other=dict(colors='viridis', scale='fixed', fixed=6., smooth=True))) as page:
         page.wait_for_selector('.flx-player[data-ready]')
-        page.get_by_label('colours').select_option('cividis')
+        page.get_by_label('colors').select_option('cividis')
         before = pixels(canvases(page))
         page.get_by_role('button', name='weaker').click()
         expect(page.get_by_role('slider', name='overlay')).to_have_value('0.5')
-        expect(page.get_by_label('colours')).to_have_value('cividis') # the page's own stays
+        expect(page.get_by_label('colors')).to_have_value('cividis') # the page's own stays
         assert (pixels(canvases(page))!=before).any()
         page.get_by_role('button', name='other').click()
-        for label,value in (('colours', 'viridis'), ('scale', 'fixed'), ('value drawn in full colour', '6')): expect(page.get_by_label(label, exact=True)).to_have_value(value)
+        for label,value in (('colors', 'viridis'), ('scale', 'fixed'), ('value drawn in full color', '6')): expect(page.get_by_label(label, exact=True)).to_have_value(value)
         expect(page.get_by_label('smooth')).to_be_checked()
         expect(page.locator('.flx-scale')).to_have_text('06')
 
@@ -425,9 +425,9 @@ def test_status(shown):
         page.get_by_role('button', name='Cancel').click()
         expect(page.get_by_role('button', name='Cancel')).to_be_disabled()
         check_view(page)
-    bar.show(False, 0., '', 'out of memory: draw a smaller picture')
+    bar.show(False, 0., '', 'out of memory: draw a smaller image')
     with shown(bar) as page:
-        expect(page.get_by_role('alert')).to_have_text('out of memory: draw a smaller picture')
+        expect(page.get_by_role('alert')).to_have_text('out of memory: draw a smaller image')
         expect(page.get_by_role('button')).to_have_count(0)
         check_view(page)
 
@@ -435,7 +435,7 @@ def test_status(shown):
 def test_looks(shown, dark, width):
     "Readable in light and dark, at both widths; nothing cut off, nothing that axe takes seriously"
     m,bar = player(values(), values(5., seed=1), values()*0, load=dict(names=['feature 17: red circles', 'feature 18: the sky, upper half', 'feature 19']), size=240),StatusBar()
-    bar.show(True, .4, 'drawing picture 2 of 5', '')
+    bar.show(True, .4, 'drawing image 2 of 5', '')
     both = Dashboard([bar, m])
     with shown(both, dark=dark, width=width) as page:
         page.wait_for_selector('.flx-player[data-ready]')
@@ -446,7 +446,7 @@ def test_looks(shown, dark, width):
         assert len(set(tops))==1, 'four steps stand in a row'
 
 def test_latency(shown):
-    "28 steps of 64 x 64 over pictures of 1024 pixels: a step is drawn within two frames of a 60 Hz screen"
+    "28 steps of 64 x 64 over images of 1024 pixels: a step is drawn within two frames of a 60 Hz screen"
     v = values(shape=(28, 64, 64))
     m = MapPlayer(size=512)
     m.load([maps(v, previews=[[picture(0, 1024)]*28])])

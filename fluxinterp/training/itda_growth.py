@@ -47,26 +47,26 @@ def distinct_rows(u:torch.Tensor,       # (n, d), rows of length 1, the preferre
     return torch.tensor(kept, dtype=torch.long)
 
 def central_rows(u:torch.Tensor, # (n, d), rows of length 1
-                 n:int,          # centres, 1 to the number of rows
+                 n:int,          # centers, 1 to the number of rows
                  seed:int=0, steps:int=20, signed:bool=False, # of k-means; whether a row and its opposite are alike
                 )->torch.Tensor: # (n,) positions, in increasing order
-    "k-means by cosine, and of every cluster the member nearest to its centre"
+    "k-means by cosine, and of every cluster the member nearest to its center"
     if not 0<n<=len(u): raise ValueError(f'{n} centres of {len(u)} rows: choose from 1 to {len(u)}')
-    centres = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n].to(u.device)]
+    centers = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n].to(u.device)]
     for step in range(steps+1):
-        near = [(p.abs() if signed else p).max(1) for p in (b@centres.T for b in u.split(max(1, 2**25//n)))]
+        near = [(p.abs() if signed else p).max(1) for p in (b@centers.T for b in u.split(max(1, 2**25//n)))]
         best,of = torch.cat([v for v,_ in near]),torch.cat([i for _,i in near])
         empty = (torch.bincount(of, minlength=n)==0).nonzero().squeeze(1)
-        if len(empty): # a cluster without members begins again at a row that lies far from every centre, of a cluster that has others
+        if len(empty): # a cluster without members begins again at a row that lies far from every center, of a cluster that has others
             order,size,moved = best.argsort(stable=True).tolist(),torch.bincount(of, minlength=n).tolist(),0
             for i in order:
                 if moved==len(empty): break
                 if size[int(of[i])]>1: size[int(of[i])] -= 1; of[i] = empty[moved]; best[i] = 2.; moved += 1
         if step==steps: break
-        sign = (u*centres[of]).sum(1).sign() if signed else torch.ones_like(best)
-        new = F.normalize(torch.zeros_like(centres).index_add_(0, of, u*sign[:,None]), dim=1)
-        if torch.equal(new, centres): break
-        centres = new
+        sign = (u*centers[of]).sum(1).sign() if signed else torch.ones_like(best)
+        new = F.normalize(torch.zeros_like(centers).index_add_(0, of, u*sign[:,None]), dim=1)
+        if torch.equal(new, centers): break
+        centers = new
     order = best.argsort(descending=True, stable=True)
     first = torch.full((n,), len(u), device=u.device).scatter_reduce_(0, of[order], torch.arange(len(u), device=u.device), 'amin') # the best of each cluster
     return order[first].sort().values.cpu()

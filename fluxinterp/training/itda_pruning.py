@@ -96,7 +96,7 @@ def prune(itda:ITDA,
     return itda.subset(order[distinct_rows(itda.atoms[order.to(itda.device)], cosine, itda.signed)].sort().values)
 
 def reduce(itda:ITDA, n:int,         # atoms to keep, 1 to all
-           seed:int=0, steps:int=20, # of k-means: where the centres begin, how often they move
+           seed:int=0, steps:int=20, # of k-means: where the centers begin, how often they move
           )->ITDA:
-    "A dictionary of `n` of the atoms: the nearest to the centres of k-means by cosine"
+    "A dictionary of `n` of the atoms: the nearest to the centers of k-means by cosine"
     return itda.subset(central_rows(itda.atoms, n, seed, steps, itda.signed))

@@ -33,7 +33,7 @@ class TinyConfig:
     size:str='tiny-flux'      # a key of `tiny.flux_sizes`
     num_scenes:int=40_000     # training scenes drawn once
     wordings:int=4            # captions per scene
-    vae_steps:int=1500        # of 24 pictures
+    vae_steps:int=1500        # of 24 images
     text_steps:int=1800       # of 128 captions
     denoiser_steps:int=10_700 # of `batch_size` scenes
     batch_size:int=32
@@ -52,7 +52,7 @@ _max_words = 31
 _values = {f: tuple(v) for f,v in scenes.factors.items()}
 
 def _bank_row(i, wordings, seed):
-    "Picture, captions, owners and factors of training scene `i`"
+    "Image, captions, owners and factors of training scene `i`"
     s = make_scene(seed*10_000_000+i)
     rng = np.random.default_rng((seed, i, 1))
     things = [o._asdict() for o in s.objects]
@@ -168,7 +168,7 @@ def train_vae(vae, bank, cfg, out, device, batch=24):
 
 @torch.no_grad()
 def encode_bank(vae, images, device, batch_size=200)->torch.Tensor: # (n, channels, 32, 32) bfloat16, before scale and shift
-    "Posterior means of all pictures"
+    "Posterior means of all images"
     res = []
     for b in tqdm(images.split(batch_size), desc='encode', leave=False):
         with fast_autocast(device):
@@ -264,7 +264,7 @@ def _noise_levels(n, g):
 
 def near_objects(images:torch.Tensor, # (n, 64, 64, 3) uint8
                 )->torch.Tensor:      # (n, 256) bool
-    "Tokens that hold part of an object, and their neighbours"
+    "Tokens that hold part of an object, and their neighbors"
     x = images.flatten(1, 2).float()
     background = x.median(1).values
     far = (x-background[:,None]).abs().amax(-1).view(-1, 1, 64, 64)>24
@@ -330,7 +330,7 @@ def train_denoiser(pipe, bank, latents, cfg, out, device, sample_every=1000):
 
 _sample_scenes = partial(make_scene, split='validation', drop=0.)
 
-def sample_grid(pipe, path, n=20, **call): # the pipeline; the PNG; pictures; how it is called
+def sample_grid(pipe, path, n=20, **call): # the pipeline; the PNG; images; how it is called
     "Draw held-out captions (bottom rows) under their true scenes"
     pairs = [_sample_scenes(i, objects=1+i%2) for i in range(n)]
     pipe.set_progress_bar_config(disable=True)
@@ -355,7 +355,7 @@ def open_run(out:str|Path,    # folder of the run
     return out,load_file(file)
 
 def stored_latents(out, vae, bank, device)->torch.Tensor: # of `encode_bank`, once per run
-    "Latents of the bank's pictures, encoded at the first call and read back afterwards"
+    "Latents of the bank's images, encoded at the first call and read back afterwards"
     file = Path(out)/'latents.safetensors'
     if not file.exists(): save_tensors(dict(latents=encode_bank(vae, bank['images'], device)), file)
     return load_file(file)['latents']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sdxl_stages', 'SDXLConfig', 'standardize_latents', 'said_so_far', 'encode_captions', 'train_clips',
            'standardize_text', 'schedule_sigmas', 'line_point', 'near_object_latents', 'shift_latents', 'orthogonalize',
-           'OrthogonalMomentum', 'obedience_by_steps', 'train_teacher', 'draw_pairs', 'train_student',
+           'OrthogonalMomentum', 'adherence_by_steps', 'train_teacher', 'draw_pairs', 'train_student',
            'train_tiny_sdxl']
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00003
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from . import scenes
 from ..core import default_device, load_json, save_json, save_tensors
-from .reader import obedience, read_images
+from .reader import prompt_adherence, read_images
 from .scenes import make_scene, object_factors
 from .flux import caption_tokens
 from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
@@ -35,7 +35,7 @@ from .flux_training import (TinyConfig, _attention, _caption_loss, _choices, _co
 class SDXLConfig(TinyConfig):
     "How a tiny-sdxl-turbo is trained; what is not here is as in `TinyConfig`"
     size:str='tiny-sdxl-turbo' # a key of `tiny_sdxl.sdxl_sizes`
-    vae_steps:int=1200         # of 12 pictures
+    vae_steps:int=1200         # of 12 images
     text_steps:int=1500        # of 96 captions
     denoiser_steps:int=4500    # of the teacher, `batch_size` scenes each
     muon_lr:float=0.02         # matrices and convolutions
@@ -147,7 +147,7 @@ def line_point(x0:torch.Tensor,     # (n, channels, h, w) latents
                timestep:torch.Tensor, # (n,) integers
                sigmas:torch.Tensor, # of `schedule_sigmas`
               )->tuple:             # what the network sees, and the v it should say; both as `x0`
-    "A point on the line from pure noise at the highest level to the picture, as a v-predicting Euler scheduler shows it"
+    "A point on the line from pure noise at the highest level to the image, as a v-predicting Euler scheduler shows it"
     s = sigmas[timestep].view(-1, 1, 1, 1).to(x0)
     x = (1-s/sigmas[-1].to(x0))*x0+s*noise
     a = (s*s+1).rsqrt()
@@ -160,7 +160,7 @@ def _timesteps(n, g, grid=(.3, .3, .2, .2), share=.6): # mostly those that a 4-s
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00021
 def near_object_latents(x0:torch.Tensor, # (n, channels, 32, 32), of variance 1
                        )->torch.Tensor:  # (n, 32, 32) bool
-    "Latents that hold part of an object, and their neighbours up to three away"
+    "Latents that hold part of an object, and their neighbors up to three away"
     middle = x0.flatten(2).median(2).values[...,None,None]
     far = F.pad((x0-middle).abs().amax(1)[:,3:-3,3:-3]>.5, (3, 3, 3, 3)) # not at the rim, where the autoencoder's padding shows
     return F.max_pool2d(far[:,None].float(), 7, 1, 3)[:,0]>0
@@ -168,7 +168,7 @@ def near_object_latents(x0:torch.Tensor, # (n, channels, 32, 32), of variance 1
 def shift_latents(x:torch.Tensor, # (channels, h, w)
                   down:int, right:int, # latents cut off at the top and at the left
                  )->torch.Tensor: # same shape
-    "Cut the top and the left off a picture and fill up with its background"
+    "Cut the top and the left off an image and fill up with its background"
     _,h,w = x.shape
     res = x.flatten(1).median(1).values[:,None,None].expand(x.shape).clone()
     res[:,:h-down,:w-right] = x[:,down:,right:]
@@ -214,7 +214,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
                 for p,u in zip(ps, orthogonalize(ahead)): p.add_(u.view(p.shape), alpha=-group['lr']*(rows/cols)**.5)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00027
-def obedience_by_steps(pipe:TinySDXLPipeline, # as trained so far
+def adherence_by_steps(pipe:TinySDXLPipeline, # as trained so far
                        n:int=64,             # captions
                        steps:tuple=(4, 1),   # step counts
                        split:str='validation', # 'test' when nothing will be decided any more
@@ -231,7 +231,7 @@ def obedience_by_steps(pipe:TinySDXLPipeline, # as trained so far
         for b in range(0, n, batch_size):
             some = shown[b:b+batch_size]
             images += pipe([s.caption for s in some], num_inference_steps=k, generator=[torch.Generator().manual_seed(b+i) for i in range(len(some))], **call).images
-        res[k] = {f: round(float(v), 3) for f,v in obedience([s.said for s in shown], read_images(images)).items()}
+        res[k] = {f: round(float(v), 3) for f,v in prompt_adherence([s.said for s in shown], read_images(images)).items()}
     return res
 
 def _report(pipe, name, step, cfg, out):
@@ -240,7 +240,7 @@ def _report(pipe, name, step, cfg, out):
     drawn = plain_sdxl(pipe, TinySDXLPipeline)
     drawn.set_progress_bar_config(disable=True)
     file = out/'validation.json'
-    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': obedience_by_steps(drawn, cfg.looks)}, file)
+    save_json((load_json(file) if file.exists() else {})|{f'{name}/{step}': adherence_by_steps(drawn, cfg.looks)}, file)
     for k in (4, 1): sample_grid(drawn, grid(k), num_inference_steps=k)
 
 def _fit(pipe, name, total, draw, rate, cfg, out, device):

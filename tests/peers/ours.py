@@ -25,7 +25,7 @@ def dictionaries(d=64, n=512, k=8):
             sae.normalizer.fit(x)
             for p in sae.parameters(): p.add_(.05*torch.randn(p.shape, generator=g))
             z = sae.normalizer(x)
-            excitation = sae.excite(z).topk(k, dim=1).values[:,-1].median()
+            excitation = sae.pre_acts(z).topk(k, dim=1).values[:,-1].median()
             if a=='batchtopk': sae.threshold.copy_(excitation)
             if a=='jumprelu': sae.log_threshold.copy_(excitation.log()+.1*torch.randn(n, generator=g))
             sae.meta = DictionaryMeta('double.1.image', 'abc', [0], [1.], (16, 16), 1, 2000)
