@@ -22,53 +22,14 @@ from ..features.feature_matches import match_firings, record_firing
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
 from ..dictionaries.metrics import evaluate
-from ..widgets.page import view_script
+from ..widgets.page import view_script, js_text, css_text
 from ..widgets.figures import comparison_figure
 from ..activations.site_records import Recording
 from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00013
-_pairs_script = r'''
-const render = ({ model, el }) => {
-  const get = (k) => model.get(k), box = root(el, model, "flx-matches", "matched features"), high = 26, alone = !model.widget_manager, me = fresh();
-  let pairs = [], rows = [], at = 0;
-  const summary = make("p"), says = make("div", { class: "flx-says", "aria-live": "polite" }), titles = make("div", { class: "flx-pair flx-titles", "aria-hidden": "true" });
-  const inner = make("div", { role: "presentation" }), list = make("div", { class: "flx-list", role: "listbox", tabindex: 0 }, inner);
-  const named = (side, f) => { const n = get(`${side}_latents`), words = get(`${side}_labels`)[f]; return (n ? f >= n ? `${f - n} −` : `${f} +` : `${f}`) + (words ? ` ${words}` : ""); };
-  const read = () => { const b = bytes(get("pairs")), v = new Float32Array(b.slice().buffer); pairs = []; for (let i = 0; i + 6 <= v.length; i += 6) pairs.push([...v.subarray(i, i + 6)]); sort(); };
-  const sort = () => { const order = get("order"), key = order === "strength" ? (p) => -p[5] : order === "low" ? (p) => p[2] : (p) => -p[2];
-    rows = pairs.slice().sort((p, q) => key(p) - key(q) || p[0] - q[0]); at = Math.max(0, rows.findIndex((p) => p[0] === get("feature"))); list.scrollTop = Math.max(0, at - 5) * high; if (alone) order_.select.value = order; write(); };
-  const words = (p) => `${get("left")} ${named("left", p[0])}, ${get("right")} ${named("right", p[1])}: correlation ${p[2].toFixed(2)}, tokens shuffled ${p[3].toFixed(2)}` + (Number.isNaN(p[4]) ? "" : `, another picture ${p[4].toFixed(2)}`);
-  const line = (p, i) => make("div", { class: "flx-pair" + (i === at ? " flx-at" : ""), role: "option", id: `${me}-${i}`, "aria-selected": String(p[0] === get("feature")), "aria-posinset": i + 1, "aria-setsize": rows.length, "aria-label": words(p), title: words(p), style: `top: ${i * high}px`, onclick: () => { at = i; choose(); } },
-    make("span", { class: "flx-name" }, named("left", p[0])), make("span", { class: "flx-bar" }, make("i", { style: `width: ${100 * Math.max(0, p[2])}%` }), make("b", { style: `left: ${100 * Math.max(0, Math.min(1, p[3]))}%` })), make("span", { class: "flx-number" }, p[2].toFixed(2)), make("span", { class: "flx-name" }, named("right", p[1])));
-  const draw = () => { const first = Math.max(0, Math.floor(list.scrollTop / high) - 5), some = rows.slice(first, first + Math.ceil((list.clientHeight || 390) / high) + 10);
-    inner.style.height = `${rows.length * high}px`; inner.replaceChildren(...some.map((p, k) => line(p, first + k)));
-    if (rows.length && at >= first && at < first + some.length) list.setAttribute("aria-activedescendant", `${me}-${at}`); else list.removeAttribute("aria-activedescendant"); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; box.dataset.pairs = rows.length; };
-  const write = () => { summary.textContent = get("summary"); list.setAttribute("aria-label", `${get("left")} features and their matches in ${get("right")}`); list.hidden = titles.hidden = tools.hidden = !rows.length; says.textContent = rows.length ? "" : get("empty");
-    titles.replaceChildren(make("span", {}, get("left")), make("span", { style: "grid-column: span 2" }, "correlation"), make("span", {}, get("right"))); draw(); };
-  const move = (i) => { if (!rows.length) return; at = Math.max(0, Math.min(rows.length - 1, i)); const y = at * high; if (y < list.scrollTop) list.scrollTop = y; else if (y + high > list.scrollTop + list.clientHeight) list.scrollTop = y + high - list.clientHeight; draw(); };
-  const latest = newest((q) => ask(model, "maps", q));
-  const choose = () => { const p = rows[at]; if (!p) return; model.set("feature", p[0]); model.save_changes(); draw(); says.textContent = words(p);
-    if (alone) latest({ feature: p[0] }).then((r) => { box.fail(""); for (const k of ["signed", "levels", "features", "tiles"]) model.set(k, r[k]); model.set("pictures", r.buffers[1]); model.set("shape", r.shape); model.set("maps", r.buffers[0]); }, (e) => { if (e.message === "outdated") return; model.set("features", []); model.set("shape", [0, 0, 0, 0]); box.fail(`${words(p)}. No maps: ${e.message}`); }); };
-  const keys = { ArrowDown: () => move(at + 1), ArrowUp: () => move(at - 1), PageDown: () => move(at + 14), PageUp: () => move(at - 14), Home: () => move(0), End: () => move(rows.length - 1), Enter: choose, " ": choose };
-  list.addEventListener("keydown", (e) => { if (keys[e.key]) { e.preventDefault(); e.stopPropagation(); keys[e.key](); } });
-  list.addEventListener("scroll", draw);
-  const where = fresh(), find = make("input", { type: "number", id: where, min: 0, step: 1, style: "width: 90px", onchange: () => { if (find.value === "") return; const i = rows.findIndex((p) => p[0] === +find.value); if (i < 0) says.textContent = `feature ${find.value} is not in the list: it never fires in these pictures, or there is none`; else { move(i); choose(); } } });
-  const order_ = choice({ label: "sort by", options: [["high", "correlation, high to low"], ["low", "correlation, low to high"], ["strength", "strength"]], value: get("order"), onchange: (v) => { model.set("order", v); model.save_changes(); } });
-  const tools = make("div", { class: "flx-row" }, make("span", { class: "flx-control" }, make("label", { for: where }, "find feature"), find), alone ? order_.el : null, make("span", { class: "flx-quiet" }, "bar: correlation, 0 to 1; notch: with shuffled tokens"));
-  box.append(summary, tools, titles, list, says);
-  const off = listen(model, { pairs: read, order: sort, feature: () => { const i = rows.findIndex((p) => p[0] === get("feature")); if (i >= 0) { at = i; move(i); } else draw(); }, summary: write, empty: write });
-  read();
-  const size = new ResizeObserver(draw); size.observe(list);
-  return () => { size.disconnect(); off(); box.done(); };
-};
-'''
-_pairs_style = '''
-.flx-matches { width: 430px; } .flx-list { position: relative; height: 390px; overflow-y: auto; border: 1px solid var(--line); border-radius: 3px; } .flx-list > div { position: relative; }
-.flx-pair { display: grid; grid-template-columns: minmax(0, 1fr) 120px 36px minmax(0, 1fr); gap: 8px; align-items: center; height: 26px; padding: 0 8px; } .flx-list .flx-pair { position: absolute; left: 0; right: 0; cursor: pointer; }
-.flx-titles { height: auto; font-size: 12px; color: var(--quiet); align-items: end; padding-right: 22px; } .flx-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .flx-list:focus .flx-at { outline: 2px solid var(--accent); outline-offset: -2px; } .flx-pair[aria-selected=true] { background: var(--raised); font-weight: 600; box-shadow: inset 4px 0 var(--accent); }
-.flx-bar { position: relative; height: 12px; border: 1px solid var(--line); } .flx-bar i { position: absolute; left: 0; top: 0; bottom: 0; background: var(--flx-series-0); } .flx-bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--fg); }
-'''
+_pairs_script = js_text('matched_pairs')
+_pairs_style = css_text('matched_pairs')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00014
 class MatchedPairs(View):
@@ -112,40 +73,13 @@ class MatchedPairs(View):
     def alt(self): return f'{self.left} features and their matches in {self.right}: {self.summary}' if self.frame is not None else 'matched features: nothing yet'
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00017
-_charts_script = r'''
-const render = ({ model, el }) => {
-  const get = (k) => model.get(k), box = root(el, model, "flx-compare", "comparison of dictionaries"), place = make("div", { class: "flx-row flx-top" }), several = make("div");
-  let which = 0;
-  const share = (v) => `${show(100 * v)} %`;
-  const numbered = (fig) => { fig.querySelectorAll("svg > circle, svg > rect").forEach((m, n) => { const x = +(m.getAttribute("cx") ?? +m.getAttribute("x") + 3.5), y = +(m.getAttribute("cy") ?? +m.getAttribute("y") + 3.5); m.after(svg("text", { x: x + 6, y: y + 4 }, String(n + 1))); }); return fig; };
-  const table = (list) => make("table", {}, make("caption", { class: "flx-quiet" }, get("about")), make("thead", {}, make("tr", {}, ["no.", "dictionary", "features", "L0", "FVU", "never fire here", ...(list.some((d) => d.score) ? ["median score"] : [])].map((h) => make("th", { scope: "col" }, h)))),
-    make("tbody", {}, list.map((d, i) => make("tr", {}, make("td", {}, String(i + 1)), make("th", { scope: "row" }, d.name), [d.features, d.l0.toFixed(1), d.fvu.toFixed(3), share(d.silent), ...(list.some((e) => e.score) ? [d.score ?? "none kept"] : [])].map((v) => make("td", { class: "flx-number" }, String(v)))))));
-  const draw = () => {
-    const list = get("evaluations"), c = get("correlations"), parts = [];
-    if (list.length) { parts.push(make("div", {}, table(list)));
-      parts.push(numbered(chart({ label: "rate and distortion", series: list.map((d, i) => ({ kind: "points", x: [d.l0], y: [d.fvu], name: `${i + 1} ${d.name}`, text: () => `${d.name}: L0 ${d.l0.toFixed(1)}, FVU ${d.fvu.toFixed(3)}` })), x: "L0, active features per token", y: "FVU", width: 260, height: 180 }))); }
-    if (c.x) parts.push(chart({ label: `correlation with the best match, ${c.of}`, series: [{ kind: "bars", x: c.x, y: c.matched, name: "matched" }, { kind: "line", x: c.x, y: c.chance, name: "tokens shuffled" }, ...(c.elsewhere ? [{ kind: "line", x: c.x, y: c.elsewhere, name: "same place, another picture" }] : [])].map((s) => ({ ...s, text: (i) => `${s.name}, ${show(s.x[i])}: ${share(s.y[i])} of features` })), x: "correlation", y: "share of features", yText: share, width: 280, height: 180 }));
-    place.replaceChildren(...parts); small(); box.dataset.drawn = +(box.dataset.drawn || 0) + 1;
-  };
-  const small = () => {
-    const all = get("distributions"); which = Math.min(which, Math.max(0, all.length - 1)); const d = all[which]; several.replaceChildren(); if (!d) return;
-    const top = Math.max(...d.of.flatMap((o) => o.y)), said = (v) => d.log ? show(10 ** v) : show(v);
-    if (all.length > 1) several.append(make("div", { class: "flx-row" }, choice({ label: "distribution of", options: all.map((o, i) => [String(i), o.name]), value: String(which), onchange: (v) => { which = +v; small(); several.querySelector("select").focus(); } }).el));
-    several.append(make("p", { class: "flx-quiet" }, d.says), make("div", { class: "flx-row flx-top" }, d.of.map((o) => chart({ label: `${o.name}: ${o.says}`, series: [{ kind: "bars", x: d.x, y: o.y, name: "features", text: (i) => `${o.name}, ${said(d.x[i])}: ${share(o.y[i])} of features` }, ...(o.chance == null ? [] : [{ kind: "line", x: [o.chance, o.chance], y: [0, top], name: `chance, ${show(o.chance)}` }])],
-      x: d.name, y: "share of features", yText: share, xText: said, high: top || 1, width: 290, height: 140 }))));
-  };
-  box.append(place, several);
-  const off = listen(model, { evaluations: draw, correlations: draw, distributions: draw });
-  draw();
-  return () => { off(); box.done(); };
-};
-'''
+_charts_script = js_text('comparison_charts')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00018
 class ComparisonCharts(View):
     "What dictionaries cost and give, as a table and charts"
     script = view_script(_charts_script)
-    _css = View._css+'.flx-compare caption { text-align: left; padding-bottom: 4px; max-width: 460px; } .flx-compare figure { margin-right: 10px; } .flx-compare .flx-legend { width: 0; min-width: 100%; } .flx-compare figcaption { max-width: 340px; }'
+    _css = View._css+css_text('comparison_charts')
     evaluations = traitlets.List([]).tag(sync=True)  # of each: name, features, l0, fvu, silent, score
     correlations = traitlets.Dict({}).tag(sync=True) # of, x, matched, chance, elsewhere: shares of features in each bin
     distributions = traitlets.List([]).tag(sync=True) # of each: name, says, x, log, of: (name, says, y, chance) for each dictionary

@@ -22,6 +22,7 @@ from ..autointerp.explainers import explanations
 from ..overlays import image_bytes, image_grid
 from ..autointerp.scorers import Detection, Scorer, score, scores, shuffled_explanations
 from ..autointerp.judges import Task, marked
+from ..widgets.page import js_text
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00006
 class HumanVerdicts:
@@ -65,27 +66,7 @@ class AnswerButtons(anywidget.AnyWidget):
     off = traitlets.List([]).tag(sync=True)      # those nobody can press now
     question = traitlets.Int(0).tag(sync=True)   # the number of the one that is shown
     pressed = traitlets.List([]).tag(sync=True)  # number of the question, word
-    _esm = '''
-const render = ({ model, el }) => {
-  el.setAttribute("role", "group"); el.setAttribute("aria-label", "answers");
-  const draw = () => {
-    const words = model.get("words"), off = model.get("off");
-    while (el.children.length > words.length) el.lastChild.remove();
-    while (el.children.length < words.length) {
-      const b = document.createElement("button");
-      b.type = "button"; b.className = "jupyter-widgets jupyter-button widget-button";
-      b.onclick = (e) => { if (e.detail > 1) return; model.set("pressed", [model.get("question"), b.textContent]); model.save_changes(); };
-      b.onkeydown = (e) => { if (e.repeat) e.preventDefault(); };
-      el.append(b);
-    }
-    words.forEach((w, i) => { el.children[i].textContent = w; el.children[i].disabled = off.includes(w); el.children[i].classList.toggle("mod-primary", i < words.length - 2); }); // "Cannot say" and "Back" stand back
-  };
-  model.on("change", draw);
-  draw();
-  return () => model.off("change", draw);
-};
-export default { render };
-'''
+    _esm = js_text('answer_buttons')
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00014
 _questions = dict(detect=('Does the marked part fit: <b>{}</b>?', {'Yes': 1., 'Partly': .5, 'No': 0.}),

@@ -18,7 +18,7 @@ from ..features.feature_maps import FeatureMaps
 
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
-from ..widgets.page import view_script
+from ..widgets.page import view_script, js_text, css_text
 from ..models.description import describe
 from ..models.pipelines import check_pipeline
 from ..widgets.figures import matrix_figure
@@ -27,88 +27,8 @@ from ..widgets.base import View, map_bytes, shown, tile_images
 from ..features.across_layers import SiteMaps, token_measures, image_sites, FamilyMember, site_maps
 
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00021
-_script = r'''
-const sides = { small: 32, medium: 56, large: 96 };
-const render = ({ model, el }) => {
-  const get = (k) => model.get(k), box = root(el, model, "flx-matrix", get("title"));
-  const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
-  let maps, rows = [], here = null, backdrop, picks = 0, ratio = 1;
-  const look = { alpha: get("alpha"), colors: get("colors"), scale: get("scale"), side: get("side") };
-  const steps = () => get("levels").length, where = (s) => `step ${s + 1} of ${steps()}, noise ${get("levels")[s].toFixed(2)}`;
-  const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
-  const colors = choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; restyle(); } });
-  const scale = choice({ label: "scale", options: [["row", "each row its own"], ["common", "one for all rows"]], value: look.scale, onchange: (v) => { look.scale = v; restyle(); } });
-  const side = choice({ label: "maps", options: Object.keys(sides).map((k) => [k, k]), value: look.side, onchange: (v) => { look.side = v; build(); } });
-  const legend = make("span", { class: "flx-row" }), says = make("div", { class: "flx-says", "aria-live": "polite" }), note = make("p", { class: "flx-quiet" }), open = make("span");
-  const controls = make("div", { class: "flx-row" }, side.el, scale.el, colors.el, strength.el, legend), frame = make("div", { class: "flx-mframe" });
-  const mark = make("div", { class: "flx-mhere", hidden: true }), picked = make("div", { class: "flx-mpicked", hidden: true });
-  const full = (r) => look.scale === "common" ? Math.max(...rows.map((r) => r.peak)) : r.peak;
-  const size = () => { const [h, w] = tiles.about.count ? [tiles.about.height, tiles.about.width] : rows[0].grid, f = sides[look.side] / Math.max(h, w); return [Math.round(w * f), Math.round(h * f)]; };
-  const value = (r, s, i) => { const b = maps[r.at + s * r.n + i]; return r.signed ? (b - 128) / 127 * r.peak : b / 255 * r.peak; };
-  const under = () => { const [w, h] = size(), S = steps(); backdrop = new OffscreenCanvas(S * (w + 1) * ratio, h * ratio); const ctx = backdrop.getContext("2d");
-    for (let s = 0; s < S; s++) { ctx.setTransform(1, 0, 0, 1, s * (w + 1) * ratio, 0); tiles.draw(ctx, Math.min(s, tiles.about.count - 1), look.alpha, w * ratio, h * ratio); } };
-  const paint = (r) => { r.stale = false;
-    const [w, h] = size(), [R, C] = r.grid, S = steps(), dye = palette(look.colors, full(r) ? r.peak / full(r) : 0, look.alpha, r.signed), pixels = new ImageData(S * C, R), to = new Uint32Array(pixels.data.buffer);
-    for (let s = 0, k = r.at; s < S; s++) for (let y = 0; y < R; y++) for (let x = 0, t = y * S * C + s * C; x < C; x++) to[t++] = dye[maps[k++]];
-    const strip = r.strip ||= new OffscreenCanvas(S * C, R); strip.getContext("2d").putImageData(pixels, 0, 0);
-    const W = S * (w + 1) * ratio, H = h * ratio; if (r.canvas.width !== W || r.canvas.height !== H) { r.canvas.width = W; r.canvas.height = H; }
-    const ctx = r.canvas.getContext("2d"); ctx.clearRect(0, 0, W, H); ctx.drawImage(backdrop, 0, 0); ctx.imageSmoothingEnabled = false;
-    for (let s = 0; s < S; s++) { const x = s * (w + 1) * ratio; ctx.drawImage(strip, s * C, 0, C, R, x, 0, w * ratio, H);
-      if (!r.top[s]) for (const [c, l] of [["#000", 3.5], ["#fff", 1.5]]) { ctx.strokeStyle = c; ctx.lineWidth = l * ratio; ctx.beginPath(); ctx.moveTo(x + 3 * ratio, H - 11 * ratio); ctx.lineTo(x + 11 * ratio, H - 3 * ratio); ctx.stroke(); } }
-  };
-  const sight = new IntersectionObserver((all) => { for (const e of all) { const r = rows[e.target.dataset.row]; if (!r || r.canvas !== e.target) continue; r.seen = e.isIntersecting; if (r.seen && r.stale) paint(r); } }, { root: frame, rootMargin: "300px" });
-  const restyle = () => { if (!rows.length) return; const began = performance.now(); under();
-    for (const r of rows) { r.stale = true; if (r.seen) paint(r); r.full.textContent = r.peak ? `${look.scale === "common" ? "largest" : "full color"} ${show(r.peak)}` : "not active"; }
-    const top = Math.max(...rows.map((r) => r.peak)), common = look.scale === "common", signed = rows.filter((r) => r.signed).length;
-    legend.replaceChildren(...[false, true].filter((s) => s ? signed : signed < rows.length).map((s) => scaleBar(s ? common ? -top : -1 : 0, common ? top : 1, look.colors, look.alpha, s)), ...[!common && "of the row's full color", rows.some((r) => r.top.includes(0)) && "╲ not active at that step"].filter(Boolean).map((w) => make("span", {}, w)));
-    box.dataset.took = (performance.now() - began).toFixed(1); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
-  const place = (m, at) => { m.hidden = !at || !rows[at.row] || at.step >= steps(); if (m.hidden) { m.remove(); return; } const [w, h] = size(); m.style.cssText = `left: ${at.step * (w + 1)}px; width: ${w}px; height: ${h}px`; rows[at.row].holder.append(m); };
-  const tell = () => { place(mark, here); if (!here) { says.textContent = rows.length ? "Point at a map, or use the arrow keys; a click or Enter opens it below." : ""; return; }
-    const r = rows[here.row], s = here.step, top = r.top[s];
-    says.textContent = `${r.name}${r.after ? ` ${r.after}` : ""}, ${where(s)}: ${top ? `largest here ${show(top)}` : r.peak ? "not active at this step" : "not active in this picture"}` + (here.token ? `; row ${here.token[0]}, column ${here.token[1]}: ${show(value(r, s, here.token[0] * r.grid[1] + here.token[1]))}` : ""); };
-  const go = (row, step, token = null) => { if (row < 0 || step < 0 || row >= rows.length || step >= steps()) return; if (here && here.row === row && here.step === step && String(here.token) === String(token)) return; here = { row, step, token }; tell(); };
-  const label = (r, i) => { const c = get("chosen"), best = r.top.indexOf(Math.max(...r.top)); r.canvas.setAttribute("aria-label", `${r.name}${r.after ? ` ${r.after}` : ""}${r.words ? `, ${r.words}` : ""}: ${r.peak ? `largest ${show(r.peak)}, at ${where(best)}` : "not active"}` + (c.row === i ? `; open below, step ${c.step + 1}` : "")); };
-  const chosen = () => { const c = get("chosen"); place(picked, c.row == null ? null : c); rows.forEach(label); open.textContent = rows[c.row] ? `Open below: ${rows[c.row].name}, ${where(Math.min(c.step, steps() - 1))}.` : ""; };
-  const choose = () => { if (!here) return; const { row, step } = here, r = rows[row]; picks = Math.max(picks, get("chosen").n || 0) + 1; model.set("chosen", { row, step, n: picks });
-    if (!model.widget_manager) { // nobody else will
-      const hand = { maps: maps.subarray(r.at, r.at + r.n * steps()), shape: [1, steps(), ...r.grid], features: [{ id: 0, name: r.title, peak: r.peak, largest: null, top: r.top }], signed: r.signed };
-      for (const [k, v] of Object.entries(hand)) model.set(`handed_${k}`, v);
-      model.set("handed_step", (step + 1) % steps()); model.set("handed_step", step); // it may have moved on by itself
-    }
-    model.save_changes(); chosen(); };
-  const at = (e, r) => { const b = r.canvas.getBoundingClientRect(), [w, h] = size(), x = e.clientX - b.left, s = Math.floor(x / (w + 1)), [R, C] = r.grid, t = [Math.floor((e.clientY - b.top) / h * R), Math.floor((x - s * (w + 1)) / w * C)]; return [s, t[0] >= 0 && t[0] < R && t[1] < C ? t : null]; };
-  const keys = (e, i) => { const d = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e6], End: [0, 1e6], PageUp: [-8, 0], PageDown: [8, 0] }[e.key];
-    if (e.key === "Enter" || e.key === " ") { e.preventDefault(); e.stopPropagation(); if (!here) go(i, 0); choose(); }
-    if (!d) return; e.preventDefault(); e.stopPropagation();
-    const now = here || { row: i, step: 0 }, row = Math.max(0, Math.min(rows.length - 1, now.row + d[0])), step = Math.max(0, Math.min(steps() - 1, now.step + d[1]));
-    rows.forEach((r, k) => r.canvas.setAttribute("tabindex", k === row ? 0 : -1)); go(row, step); rows[row].canvas.focus({ preventScroll: true }); mark.scrollIntoView({ block: "nearest", inline: "nearest" }); };
-  const add = (r, i) => { const [w, h] = size(), W = steps() * (w + 1);
-    r.canvas = make("canvas", { role: "img", tabindex: i ? -1 : 0, style: `width: ${W}px; height: ${h}px`, "data-row": i }); r.full = make("span"); r.holder = make("div", { class: "flx-mcells", style: `width: ${W}px` }, r.canvas);
-    r.canvas.addEventListener("pointermove", (e) => { const [s, t] = at(e, r); go(i, s, t); });
-    r.canvas.addEventListener("click", (e) => { const [s, t] = at(e, r); rows.forEach((r, k) => r.canvas.setAttribute("tabindex", k === i ? 0 : -1)); if (s < 0 || s >= steps()) return; go(i, s, t); choose(); });
-    r.canvas.addEventListener("focus", () => { if (!here || here.row !== i) go(i, here ? here.step : 0); }); r.canvas.addEventListener("keydown", (e) => keys(e, i));
-    label(r, i); sight.observe(r.canvas); r.stale = true; r.seen = false;
-    return make("div", { class: "flx-mrow" }, make("div", { class: "flx-mname" }, make("div", {}, make("b", {}, r.name), r.after ? ` ${r.after}` : ""), make("div", { class: "flx-quiet" }, r.words ? `${r.words} · ` : "", r.full)), r.holder); };
-  const head = () => { const [w] = size(); return make("div", { class: "flx-mrow flx-mhead" }, make("div", { class: "flx-mname flx-quiet" }, "site, in the order computed", make("br"), "step and noise level →"), get("levels").map((l, s) => make("span", { style: `width: ${w + 1}px`, title: where(s) }, String(s + 1), make("br"), l.toFixed(2)))); };
-  const build = () => { sight.disconnect(); maps = bytes(get("maps")); note.textContent = get("note"); let n = 0; rows = get("rows").map((r) => { const c = r.grid[0] * r.grid[1], res = { ...r, n: c, at: n }; n += c * steps(); return res; });
-    if (maps.length !== n) rows = []; // half of a change
-    controls.hidden = !rows.length; frame.classList.toggle("flx-mempty", !rows.length); if (!here || here.row >= rows.length || here.step >= steps()) here = null; else here.token = null;
-    if (!rows.length) frame.replaceChildren(make("p", { class: "flx-quiet" }, get("empty")));
-    else { ratio = rows.length * steps() * sides[look.side] ** 2 < 2e6 ? Math.min(2, Math.ceil(devicePixelRatio || 1)) : 1; frame.replaceChildren(head(), ...rows.map(add)); restyle(); }
-    chosen(); tell(); box.dataset.ready = rows.length; };
-  let waits; const soon = () => { cancelAnimationFrame(waits); waits = requestAnimationFrame(build); };
-  box.append(controls, frame, says, open, note);
-  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, alpha: () => { look.alpha = get("alpha"); strength.set(look.alpha); restyle(); }, colors: () => { look.colors = get("colors"); colors.select.value = look.colors; restyle(); }, scale: () => { look.scale = get("scale"); scale.select.value = look.scale; restyle(); }, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
-  load();
-  return () => { off(); box.done(); sight.disconnect(); cancelAnimationFrame(waits); done(); };
-};
-'''
-_style = '''
-.flx-mframe { max-height: min(72vh, 1100px); overflow: auto; width: fit-content; max-width: 100%; min-width: 240px; border: 1px solid var(--line); border-radius: 3px; padding: 0; scroll-padding: 44px 4px 4px 244px; } .flx-mframe.flx-mempty { padding: 4px 8px; }
-.flx-mrow { display: flex; align-items: center; width: max-content; padding-bottom: 3px; } .flx-mname { position: sticky; left: 0; z-index: 2; flex: none; width: 240px; padding: 0 8px; background: var(--bg); font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; align-self: stretch; display: flex; flex-direction: column; justify-content: center; } .flx-mname b { font-size: 12px; }
-.flx-mhead { position: sticky; top: 0; z-index: 3; background: var(--bg); padding: 4px 0; font-size: 10px; line-height: 1.3; text-align: center; font-variant-numeric: tabular-nums; } .flx-mhead span { flex: none; } .flx-mhead .flx-mname { text-align: left; display: block; }
-.flx-matrix .flx-says { margin-top: 6px; } .flx-mcells { position: relative; flex: none; } .flx-mcells canvas { cursor: pointer; border-radius: 0; } .flx .flx-mcells canvas:focus-visible { outline-offset: -2px; } .flx-mhere, .flx-mpicked { position: absolute; top: 0; pointer-events: none; border: 2px dashed #fff; outline: 1px solid #000; } .flx-mpicked { border-style: solid; outline: 2px solid #000; outline-offset: -4px; } .flx-mhere[hidden], .flx-mpicked[hidden] { display: none; }
-'''
+_script = js_text('map_matrix')
+_style = css_text('map_matrix')
 
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00022
 class MapMatrix(View):

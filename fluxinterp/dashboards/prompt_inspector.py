@@ -9,33 +9,14 @@ __all__ = ['PlaceFeatures', 'PromptInspector']
 import ipywidgets as widgets
 import traitlets
 
-from ..widgets.page import view_script
+from ..widgets.page import view_script, js_text, css_text
 from ..widgets.figures import token_figure
 from .timestep_viewer import TimestepViewer
 from ..widgets.base import View
 
 # %% ../../nbs/65_dashboards/10_prompt_inspector.ipynb #pin00006
-_script = r'''
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-here", "features at a place"), title = make("b", {}), body = make("div", { class: "flx-heres" });
-  const order = choice({ label: "order", options: [["now", "strongest at this step"], ["steps", "strongest over the steps"]], value: "now", onchange: () => draw() });
-  box.append(make("div", { class: "flx-row" }, title, order.el), body);
-  const pick = (f) => { model.set("chosen", [f, Math.random()]); model.save_changes(); };
-  const draw = () => {
-    const { step } = model.get("place"), levels = model.get("levels"), total = (e) => e.steps.reduce((a, v) => a + Math.abs(v), 0), key = order.select.value === "now" ? (e) => Math.abs(e.steps[step]) : total;
-    const some = model.get("entries").filter((e) => key(e) > 0).sort((a, b) => key(b) - key(a)).slice(0, 12), top = Math.max(...some.flatMap((e) => e.steps.map(Math.abs)), 1e-9);
-    title.textContent = model.get("title");
-    body.replaceChildren(...(some.length ? some.map((e) => make("button", { type: "button", class: "flx-fires", onclick: () => pick(e.id), "aria-label": `${e.name}: ${show(e.steps[step])} at this step; over the steps ${e.steps.map(show).join(", ")}. Show its map` },
-      make("span", { class: "flx-fires-name" }, e.name), make("span", { class: "flx-number" }, show(e.steps[step])),
-      svg("svg", { viewBox: `0 0 120 30`, width: 120, height: 30, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 120, y1: 29.5, y2: 29.5, class: "flx-grid" }), e.steps.map((v, i) => { const w = 120 / e.steps.length, h = Math.abs(v) / top * 28; return svg("rect", { x: i * w + 1, y: 29 - h, width: Math.max(1, w - 2), height: h, fill: `var(--flx-series-${v < 0 ? 1 : 0})`, stroke: i === step ? "var(--fg)" : "none", "stroke-width": 1.5 }, svg("title", {}, `step ${i + 1}${levels[i] != null ? `, noise ${levels[i].toFixed(2)}` : ""}: ${show(v)}`)); })))) : [make("p", { class: "flx-quiet" }, model.get("empty"))]));
-    box.dataset.drawn = +(box.dataset.drawn || 0) + 1;
-  };
-  draw();
-  const off = listen(model, { entries: draw, place: draw, title: draw });
-  return () => { off(); box.done(); };
-};
-'''
-_style = '.flx-heres { display: flex; flex-direction: column; gap: 3px; } .flx .flx-fires { display: grid; grid-template-columns: minmax(120px, 1fr) 60px 120px; gap: 8px; align-items: center; text-align: left; width: 100%; max-width: 520px; background: none; height: auto; min-height: 38px; flex: none; line-height: 1.3; } .flx-fires svg { display: block; } .flx-fires .flx-fires-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }'
+_script = js_text('place_features')
+_style = css_text('place_features')
 
 class PlaceFeatures(View):
     "Features that fire at a token, with their strength at every step"

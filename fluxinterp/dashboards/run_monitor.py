@@ -17,54 +17,11 @@ from .run_progress import number_text
 from .run_files import run_status
 from ..widgets.base import View
 from ..widgets.figures import progress_figure
-from ..widgets.page import view_script
+from ..widgets.page import view_script, js_text, css_text
 
 # %% ../../nbs/65_dashboards/40_run_monitor.ipynb #rmo00031
-_script = r'''
-const render = ({ model, el }) => {
-  const get = (k) => model.get(k), box = root(el, model, "flx-monitor", "runs"), says = make("span", { class: "flx-quiet" }), loud = make("span", { class: "flx-hidden", role: "status" }), list = make("div", { class: "flx-runs" });
-  const stop = button("", () => { model.set("watching", !get("watching")); model.save_changes(); });
-  box.append(make("div", { class: "flx-row" }, stop, says), loud, list);
-  const put = (node, value, build) => { const j = JSON.stringify(value); if (node.seen !== j) { node.seen = j; node.replaceChildren(...[build(value)].flat().filter((c) => c != null)); } return node; };
-  const bar = (name, share, text) => [make("progress", share == null ? { max: 1, value: 0, "aria-label": name, "aria-valuetext": text || "not known" } : { max: 1, value: share, "aria-label": name, "aria-valuetext": text }), make("span", {}, text)];
-  const table = ({ columns, rows }) => make("table", {}, make("caption", {}, "by status"), make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("span", { class: "flx-hidden" }, "of what")), columns.map((c) => make("th", { scope: "col", class: "flx-number" }, c.replace("_", " "))))),
-    make("tbody", {}, rows.map(([name, ...v]) => make("tr", {}, make("th", { scope: "row" }, name), v.map((n, i) => make("td", { class: "flx-number" }, n && columns[i] !== "ok" ? make("b", {}, `⚠ ${n}`) : String(n ?? "")))))));
-  const card = (r) => { const parts = Object.fromEntries(["head", "bar", "when", "problem", "stages", "numbers", "outcomes"].map((k) => [k, make("div", { class: `flx-run-${k}` })]));
-    const charts = make("div", { class: "flx-row flx-top flx-run-charts" });
-    return { key: r.key, parts, charts, el: make("section", { class: "flx-run", "aria-label": `${r.kind} ${r.name}` }, Object.values(parts), charts) }; };
-  let cards = [];
-  const fill = (c, r) => { const p = c.parts;
-    put(p.head, [r.kind, r.name, r.state], () => [make("b", {}, `${r.kind} ${r.name}`), make("span", { class: `flx-state flx-state-${r.state.replace(" ", "-")}` }, { done: "✓ ", silent: "⚠ ", damaged: "⚠ ", "under way": "▶ " }[r.state] || "", r.state)]);
-    put(p.bar, [r.share, r.says, r.pace], () => r.says ? [...(r.share == null ? [make("span", {}, r.says)] : bar(`${r.kind} ${r.name}`, r.share, r.says)), r.pace ? make("span", { class: "flx-quiet" }, r.pace) : null] : []);
-    put(p.when, r.when, (w) => w ? [w] : []);
-    put(p.problem, [r.problem, r.state], ([w, s]) => w ? [s === "nothing yet" ? w : make("div", { class: "flx-run-wrong" }, `⚠ ${w}`)] : []);
-    put(p.stages, r.stages, (s) => s.map(([name, share, text]) => make("div", { class: "flx-run-bar" }, make("span", {}, name), bar(name, share, text))));
-    put(p.numbers, r.numbers, (n) => n.map(([k, v]) => make("span", {}, make("span", { class: "flx-quiet" }, k), " ", v)));
-    put(p.outcomes, r.outcomes, (o) => o.rows.length ? [table(o)] : []); };
-  const draw = () => { const runs = get("runs");
-    if (runs.map((r) => r.key).join() !== cards.map((c) => c.key).join()) { cards = runs.map(card); list.replaceChildren(...cards.map((c) => c.el)); curves(); }
-    runs.forEach((r, i) => fill(cards[i], r));
-    const news = runs.map((r) => `${r.kind} ${r.name}: ${r.state}${r.problem ? `, ${r.problem}` : ""}`).join("; "); if (loud.textContent !== news) loud.textContent = news;
-    box.dataset.read = +(box.dataset.read || 0) + 1; };
-  const curves = () => get("curves").forEach((plots, i) => cards[i] && put(cards[i].charts, plots, () => plots.map(({ title, lines }) => chart({ label: title, x: "step", y: "", width: 250, height: 140, series: lines.map(([name, x, y]) => ({ kind: "line", x, y, name: name || title })), yText: /dead|added/.test(title) ? (v) => `${+(100 * v).toPrecision(3)} %` : show }))));
-  let since = performance.now();
-  const fresh = () => { since = performance.now(); tell(); };
-  const tell = () => { const at = new Date(1000 * get("read_at")).toLocaleTimeString(), late = (performance.now() - since) / 1000 > Math.max(15, 5 * get("every"));
-    const words = !get("watching") ? `not watching; as of ${at}` : late ? `as of ${at}; nothing new since: the kernel is busy or gone, or this page is a copy` : `as of ${at}, looking every ${show(get("every"))} s`;
-    if (says.textContent !== words) says.textContent = words; stop.textContent = get("watching") ? "Stop watching" : "Watch again"; stop.hidden = get("watching") && late; };
-  draw(); tell();
-  const clock = setInterval(tell, 1000), off = listen(model, { runs: draw, curves, read_at: fresh, watching: tell });
-  return () => { clearInterval(clock); off(); box.done(); };
-};
-'''
-_style = '''
-.flx-runs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 10px; align-items: start; }
-.flx-run { border: 1px solid var(--line); border-radius: 4px; padding: 8px 12px; min-width: 0; overflow-x: auto; } .flx-run > div:empty { display: none; } .flx-run > div { margin: 3px 0; }
-.flx-run-head, .flx-run-bar { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; } .flx-run-head b { overflow-wrap: anywhere; } .flx-run progress { appearance: none; width: 200px; height: 12px; border: 1px solid var(--line); border-radius: 3px; background: var(--raised); overflow: hidden; } .flx-run progress::-webkit-progress-bar { background: var(--raised); } .flx-run progress::-webkit-progress-value { background: var(--accent); } .flx-run progress::-moz-progress-bar { background: var(--accent); }
-.flx-state { border: 1px solid var(--line); border-radius: 10px; padding: 0 8px; font-size: 12px; } .flx-state-silent, .flx-state-damaged { border: 2px solid #c62828; font-weight: 600; }
-.flx-run-when { color: var(--quiet); } .flx-run-wrong { border-left: 3px solid #c62828; padding-left: 8px; overflow-wrap: anywhere; } .flx-run-bar { font-variant-numeric: tabular-nums; } .flx-run-stages .flx-run-bar { display: grid; grid-template-columns: minmax(230px, max-content) 200px 1fr; } .flx-run td { white-space: nowrap; }
-.flx-run-numbers { display: flex; flex-wrap: wrap; gap: 2px 18px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .flx-run caption { text-align: left; color: var(--quiet); font-size: 12px; } .flx-run th { font-weight: normal; }
-'''
+_script = js_text('run_monitor')
+_style = css_text('run_monitor')
 
 # %% ../../nbs/65_dashboards/40_run_monitor.ipynb #rmo00033
 def _outcomes(s): # of a `RunStatus` -> columns (statuses, 'ok' first) and rows

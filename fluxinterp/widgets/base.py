@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..core import atomic_path, error_text
 from ..overlays import image_bytes
-from .page import page_style, view_module, view_script
+from .page import page_style, view_module, view_script, js_text
 
 # %% ../../nbs/60_widgets/05_base.ipynb #vie00006
 def map_bytes(values,        # (..., row, col)
@@ -97,7 +97,7 @@ def figure_image(fig, dpi:int=80)->Image.Image: # of matplotlib
 class View(Fallback, anywidget.AnyWidget):
     "A view in the page"
     _css = page_style
-    script = view_script('const render = () => {};')
+    script = view_script(js_text('status_bar'))
     error = traitlets.Unicode('').tag(sync=True)
     def __init_subclass__(cls, **kwargs):
         if 'script' in cls.__dict__: cls._esm = view_module(cls.script)
@@ -122,17 +122,7 @@ class View(Fallback, anywidget.AnyWidget):
     def to_html(self, path): "Write a page that works without a kernel or a network"; write_page(self, path)
 
 # %% ../../nbs/60_widgets/05_base.ipynb #vie00011
-_page_script = r'''
-const unpack = (s) => Uint8Array.from(atob(s), (c) => c.charCodeAt(0));
-const thaw = (v) => v && typeof v === "object" && "b64" in v ? unpack(v.b64) : v;
-const standIn = (state, replies) => { const on = {}, emit = (e, ...a) => (on[e] || []).slice().forEach((f) => f(...a)); return {
-  get: (k) => state[k], set(k, v) { if (state[k] === v) return; state[k] = v; emit(`change:${k}`); }, save_changes() {},
-  on(e, f) { (on[e] ||= []).push(f); }, off(e, f) { on[e] = (on[e] || []).filter((g) => g !== f); },
-  send(m) { const r = replies[m.ask + JSON.stringify(m.data)]; setTimeout(() => r ? emit("msg:custom", { reply: m.id, data: r.data }, r.files.map(unpack)) : emit("msg:custom", { reply: m.id, error: "this page has no kernel: it shows what was kept in it" })); } }; };
-const models = widgets.map(({ state, replies }) => standIn(Object.fromEntries(Object.entries(state).map(([k, v]) => [k, thaw(v)])), replies));
-for (const [a, s, b, t] of links) models[a].on(`change:${s}`, () => models[b].set(t, models[a].get(s)));
-widgets.forEach(({ kind }, i) => views[kind].render({ model: models[i], el: document.getElementById(`view-${i}`) }));
-'''
+_page_script = js_text('offline_page')
 
 def _frozen(v): return dict(b64=base64.b64encode(bytes(v)).decode()) if isinstance(v, (bytes, bytearray, memoryview)) else v
 

@@ -12,7 +12,7 @@ import traitlets
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Ablate, Add, Clamp, Edit, Scale, guidance_policies
 from ..models.regions import ActivationMask
-from .page import view_script
+from .page import view_script, js_text, css_text
 from .figures import edits_figure
 from .base import View
 
@@ -58,37 +58,11 @@ def edit_row(e:Edit, steps:int, name:str='', largest:float=None)->tuple: # of th
     return new_row(e.feature, name, top, kind, steps, amount=float(getattr(e, edit_rows[kind]['amount'])), first=window[0], last=window[1], where=where, guidance=e.guidance),e.region if where=='painted' else None
 
 # %% ../../nbs/60_widgets/35_edit_controls.ipynb #edl00008
-_script = r'''
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-edits", "edits"), body = make("div", { class: "flx-column" });
-  const rows = () => model.get("rows"), kinds = model.get("kinds"), S = () => model.get("steps"), L = () => model.get("levels");
-  let mine = null;
-  const put = (i, values, quiet) => { const next = rows().map((r, j) => j === i ? { ...r, ...values } : r); mine = JSON.stringify(next); model.set("rows", next); model.save_changes(); if (!quiet) draw(); };
-  const remove = (i) => { model.set("rows", rows().filter((_, j) => j !== i)); model.save_changes(); draw(); };
-  const select = (label, options, value, f) => make("select", { "aria-label": label, title: label, onchange: (e) => f(e.target.value) }, options.map(([v, t]) => make("option", { value: v, selected: String(v) === String(value) }, t)));
-  const line = (r, i) => {
-    const on = make("input", { type: "checkbox", "aria-label": `${r.name}: on`, title: "on or off", onchange: (e) => put(i, { on: e.target.checked }, true) }); on.checked = r.on;
-    const gone = button("remove", () => remove(i), { "aria-label": `remove the edit of ${r.name}` }), name = make("span", { class: "flx-edit-name", title: r.name }, r.name);
-    if (r.fixed) return make("div", { class: "flx-row flx-edit" }, on, name, make("code", {}, r.fixed), gone);
-    const k = kinds[r.kind], unit = k.relative ? r.largest : 1, range = make("input", { type: "range", min: k.low * unit, max: k.high * unit, step: unit / 100, value: r.amount, "aria-label": `${r.name}: ${k.amount}` }), exact = make("input", { type: "number", step: "any", value: +r.amount.toPrecision(4), "aria-label": `${r.name}: ${k.amount}, as a number` });
-    range.addEventListener("input", () => { exact.value = +(+range.value).toPrecision(4); }); range.addEventListener("change", () => put(i, { amount: +range.value }, true));
-    exact.addEventListener("change", () => { if (Number.isFinite(+exact.value) && exact.value !== "") { range.value = exact.value; put(i, { amount: +exact.value }, true); } else exact.value = r.amount; });
-    const steps = Array.from({ length: S() }, (_, s) => [s, `${s + 1}${L()[s] != null ? ` (noise ${L()[s].toFixed(2)})` : ""}`]);
-    return make("div", { class: "flx-row flx-edit" }, on, name, select(`${r.name}: kind`, Object.keys(kinds).map((v) => [v, v]), r.kind, (v) => { const to = kinds[v]; put(i, { kind: v, amount: to.start * (to.relative ? r.largest : 1) }); }),
-      make("span", { class: "flx-control" }, k.amount, range, exact), make("span", { class: "flx-control" }, "steps", select(`${r.name}: first step`, steps, r.first, (v) => put(i, { first: +v }, true)), "to", select(`${r.name}: last step`, steps, r.last, (v) => put(i, { last: +v }, true))),
-      make("span", { class: "flx-control" }, "in", select(`${r.name}: where`, Object.entries(model.get("places")), r.where, (v) => put(i, { where: v }, true))), make("span", { class: "flx-control" }, "rows", select(`${r.name}: guidance rows`, model.get("policies").map((p) => [p, p]), r.guidance, (v) => put(i, { guidance: v }, true))), gone);
-  };
-  const draw = () => { const focus = box.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null; body.replaceChildren(...(rows().length ? rows().map(line) : [make("p", { class: "flx-quiet" }, model.get("empty"))])); if (focus) [...body.querySelectorAll("[aria-label]")].find((e) => e.getAttribute("aria-label") === focus)?.focus(); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
-  const changed = () => { if (JSON.stringify(rows()) !== mine) draw(); mine = null; }; // what this page has written is drawn already
-  box.append(body); draw();
-  const off = listen(model, { rows: changed, steps: draw, levels: draw });
-  return () => { off(); box.done(); };
-};
-'''
+_script = js_text('edit_list')
 
 class EditList(View):
     "Rows of edits with controls"
-    script,_css = view_script(_script),View._css+'.flx-edit { border-left: 3px solid var(--flx-series-0); padding-left: 6px; } .flx-edit-name { font-weight: 600; max-width: 220px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .flx .flx-edit input[type=number] { width: 86px; } .flx-edit code { overflow-wrap: anywhere; font-size: 12px; }'
+    script,_css = view_script(_script),View._css+css_text('edit_list')
     rows = traitlets.List([]).tag(sync=True)   # see `new_row`
     steps = traitlets.Int(1).tag(sync=True)    # of the schedule
     levels = traitlets.List([]).tag(sync=True) # noise level of each

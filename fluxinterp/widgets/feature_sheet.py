@@ -14,78 +14,13 @@ from PIL import Image
 
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import kept_notes, shown_images
-from .page import view_script
+from .page import view_script, js_text, css_text
 from .figures import sheet_figure
 from .base import View, map_bytes, tile_images
 
 # %% ../../nbs/60_widgets/45_feature_sheet.ipynb #fsh00006
-_script = r'''
-const lists = [["peak", "strongest"], ["mean", "strongest on average"], ["sample", "a sample, strong to weak"], ["silent", "random, where it is silent"]];
-const sizes = [["96", "small"], ["144", "medium"], ["240", "large"]];
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-sheet", "one feature"), head = make("div"), facts = make("div"), gallery = make("div"), look = { alpha: .85, colors: "inferno", scale: "feature", size: "144", step: -1, kind: "peak" };
-  let card = null, shown = null, tiles = new Tiles();
-  const fetchCard = newest((f) => ask(model, "card", { feature: f })), fetchList = newest((f, kind) => ask(model, "pictures", { feature: f, kind })), fetchSteps = newest((f, kind) => ask(model, "steps", { feature: f, kind }));
-  const move = (by) => { model.set("move", [by, Math.random()]); model.save_changes(); };
-  const keep = (feature, what) => ask(model, "keep", { feature, ...what }).then((r) => { box.fail(""); if (feature === card?.feature) { Object.assign(card, r); for (const [field, k] of [[label, "label"], [note, "note"]]) if (k in what && field.value === what[k]) field.value = r[k]; entitle(); } }, box.fail); // as it was kept
-  const alone = !model.widget_manager, needs = (title) => alone ? { disabled: true, title: "needs a kernel" } : { title }, title = make("b", { class: "flx-title" });
-  let label, note, flagged;
-  const heading = () => { const f = card.feature;
-    label = make("input", { type: "text", id: fresh(), value: card.label, size: 24, ...needs(), onchange: (e) => keep(f, { label: e.target.value }) }); note = make("textarea", { id: fresh(), rows: 1, cols: 36, value: card.note, ...needs(), onchange: (e) => keep(f, { note: e.target.value }) });
-    flagged = button("", () => keep(f, { flagged: !card.flagged }), needs("flag (f)"));
-    head.replaceChildren(make("div", { class: "flx-row" }, button("◀ previous", () => move(-1), needs("previous (p)")), button("next ▶", () => move(1), needs("next (n)")), title, flagged),
-      make("div", { class: "flx-row" }, make("label", { for: label.id }, "label"), label, make("label", { for: note.id }, "note"), note)); entitle(); };
-  const entitle = () => { title.textContent = `feature ${card.feature}${card.label ? `: ${card.label}` : ""}`; flagged.textContent = card.flagged ? "⚑ flagged" : "⚐ flag"; flagged.setAttribute("aria-pressed", card.flagged); };
-  const pick = (f) => { model.set("feature", f); model.save_changes(); };
-  const near = (name, pairs, unit) => pairs.length ? make("div", {}, make("span", { class: "flx-quiet" }, `${name}: `), pairs.map(([f, v, n]) => button(`${f} · ${show(v)}`, () => pick(f), { title: `${n || `feature ${f}`}, ${unit} ${show(v)}`, class: "flx-near" }))) : null;
-  const evidence = (e, s) => { const d = make("details", {}, make("summary", {}, "evidence")); let done = false;
-    d.addEventListener("toggle", () => { if (!d.open || done) return; done = true; ask(model, "evidence", { feature: card.feature, explainer: e.explainer, scorer: s.scorer }).then((r) => { const t = new Tiles(r.tiles);
-      t.load(r.buffers[0]).then(() => { d.append(make("table", {}, make("thead", {}, make("tr", {}, ["picture", "shown as", "truth", "verdict", "caption"].map((w) => make("th", {}, w)))), make("tbody", {}, r.rows.map(([p, kind, truth, verdict, caption], i) => { const c = make("canvas", { width: 64, height: 64, role: "img", "aria-label": `picture ${p}` }); if (r.tiles.count) t.draw(c.getContext("2d"), i, 0);
-        return make("tr", {}, make("td", {}, r.tiles.count ? c : p < 0 ? "–" : String(p)), ...[kind, truth, verdict, caption].map((w) => make("td", {}, w))); })))); t.close(); }); }, (x) => { done = false; box.fail(x); }); });
-    return d; };
-  const said = () => card.explanations.length ? make("div", {}, make("b", {}, "what is said about it"), card.explanations.map((e) => make("div", { class: "flx-said" }, make("div", {}, make("span", { class: "flx-quiet" }, `${e.explainer}: `), e.status === "ok" ? `“${e.text}”` : `none (${e.status})`),
-    e.detail ? make("div", { class: "flx-quiet" }, e.detail) : null,
-    e.scores.map((s) => make("div", {}, s.status === "ok" ? `${s.scorer}: ${show(s.value)}${s.low != null ? ` (${show(s.low)} to ${show(s.high)})` : ""}${s.n != null ? `, n ${s.n}` : ""}; chance ${show(s.chance)}${s.shuffled != null ? `, another feature's words ${show(s.shuffled)}` : ""}` : `${s.scorer}: ${s.status}`, evidence(e, s)))))) : make("p", { class: "flx-quiet" }, "Nothing is said about it yet: fi.explain(atlas) does.");
-  const numbers = () => { const c = card;
-    const icons = make("div", { class: "flx-row" });
-    facts.replaceChildren(make("p", {}, c.dead ? make("b", {}, `dead: it fired in none of ${c.pictures} pictures`) : `fires on ${show(100 * c.rate)} % of tokens, in ${show(100 * c.share)} % of ${c.pictures} pictures, there on ${show(100 * c.area)} % of the picture; mean ${show(c.mean)} where it fires, largest ${show(c.largest)}`),
-      make("div", { class: "flx-row flx-top" }, c.dead ? null : chart({ label: "when: mean activation by noise level", series: [{ kind: "bars", x: c.levels.map((_, i) => i), y: c.profile, text: (i) => `noise ${c.levels[i].toFixed(2)}: ${show(c.profile[i])}` }], x: "noise level, first step left", y: "mean", xTicks: c.levels.map((_, i) => i).filter((i) => c.levels.length < 9 || i % Math.ceil(c.levels.length / 6) === 0), xText: (i) => c.levels[i]?.toFixed(2) ?? "" }),
-        c.dead ? null : chart({ label: "how strongly: activations where it fires", series: [{ kind: "bars", x: c.histogram.map((_, i) => i), y: c.histogram.map(([, n]) => n), text: (i) => `from ${show(c.histogram[i][0])}: ${c.histogram[i][1]}` }], x: "activation", y: "how many", xTicks: c.histogram.map((_, i) => i).filter((i) => i % Math.ceil(c.histogram.length / 5) === 0), xText: (i) => show(c.histogram[i]?.[0]) }),
-        icons, make("div", { class: "flx-column flx-words" }, said(), near("like it in direction", c.near, "cosine"), near("fires together with", c.together, "Jaccard index"))));
-    card.kept.forEach((k, i) => createImageBitmap(new Blob([card.buffers[i]])).then((b) => { const cv = make("canvas", { width: 128, height: 128 * b.height / b.width, role: "img", "aria-label": `${k} of the feature` }); cv.getContext("2d").drawImage(b, 0, 0, cv.width, cv.height); b.close(); icons.append(make("figure", {}, make("figcaption", {}, k), cv)); }));
-  };
-  const grid = make("div", { class: "flx-gallery", role: "tabpanel", tabindex: 0, "aria-label": "pictures" }), scale = make("div");
-  const paint = () => { if (!shown) return; const { examples, rows, cols, maps, steps } = shown, n = rows * cols;
-    const top = (e) => look.scale === "feature" ? card.largest : e.peak;
-    [...grid.querySelectorAll("canvas")].forEach((c, i) => { const e = examples[i], ctx = c.getContext("2d"), all = look.step >= 0 && steps, at = all ? steps.maps.subarray((i * card.levels.length + look.step) * n, (i * card.levels.length + look.step + 1) * n) : maps.subarray(i * n, (i + 1) * n), peak = all ? steps.peaks[i] : e.peak;
-      tiles.draw(ctx, i, e.silent || !rows ? 0 : look.alpha);
-      if (!e.silent && rows) { c.off ||= document.createElement("canvas"); cells(c.off, at, rows, cols, palette(look.colors, top(e) ? peak / top(e) : 0, look.alpha, false)); lay(ctx, c.off, false); } });
-    scale.replaceChildren(...(card.dead || look.kind === "silent" || look.scale === "picture" ? [] : [scaleBar(0, card.largest, look.colors, look.alpha, false)])); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
-  const lay_out = () => { if (!shown) return; const s = +look.size; grid.replaceChildren(...(shown.examples.length ? shown.examples.map((e) => make("figure", { style: `width: ${s}px` }, make("canvas", { width: s, height: Math.round(s * (shown.tiles.height || 1) / (shown.tiles.width || 1)), role: "img", "aria-label": `${e.caption}: ${e.silent ? "silent" : `largest ${show(e.peak)}`}` }), make("figcaption", {}, make("span", { class: "flx-number" }, e.silent ? "silent" : show(e.peak)), e.half === "score" ? " · held out" : "", make("br"), e.caption))) : [make("p", { class: "flx-quiet" }, card.dead && look.kind !== "silent" ? "It fires in no picture of this atlas." : "No picture of this kind.")])); paint(); };
-  const load = () => { const f = card.feature, kind = look.kind; fetchList(f, kind).then(async (r) => { const next = await new Tiles(r.tiles).load(r.buffers[0]); tiles.close(); tiles = next; shown = { ...r, feature: f, maps: r.buffers[1] }; lay_out(); if (look.step >= 0) every(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
-  const every = () => { if (!shown || shown.steps || shown.asking || look.kind === "silent") return paint(); const mine = shown; mine.asking = true; fetchSteps(card.feature, look.kind).then((r) => { mine.steps = { maps: r.buffers[0], peaks: r.peaks }; paint(); }).catch((e) => { mine.asking = false; if (e.message !== "outdated") box.fail(e); }); };
-  const tabs = lists.map(([k, t]) => button(t, () => { look.kind = k; mark(); load(); }, { role: "tab", "aria-selected": k === look.kind, "data-kind": k }));
-  const mark = () => tabs.forEach((t) => t.setAttribute("aria-selected", t.dataset.kind === look.kind));
-  const time = slider({ label: "step", min: -1, max: 0, value: -1, text: (v) => v < 0 ? "strongest of all" : `${v + 1} of ${card?.levels.length}, noise ${card?.levels[v].toFixed(2)}`, oninput: (v) => { look.step = v; v >= 0 && !shown?.steps ? every() : paint(); } });
-  const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; paint(); } });
-  gallery.append(make("div", { class: "flx-row", role: "tablist", "aria-label": "which pictures" }, tabs), make("div", { class: "flx-row" }, time.el, strength.el, choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; paint(); } }).el,
-    choice({ label: "scale", options: [["feature", "feature max"], ["picture", "each picture's max"]], value: look.scale, onchange: (v) => { look.scale = v; paint(); } }).el, choice({ label: "size", options: sizes, value: look.size, onchange: (v) => { look.size = v; lay_out(); } }).el, scale), grid);
-  const facts_of = ({ label, note, flagged, buffers, ...rest }) => JSON.stringify(rest);
-  const draw = () => { const f = model.get("feature"); if (f < 0) { head.replaceChildren(make("p", { class: "flx-quiet" }, model.get("empty"))); facts.replaceChildren(); gallery.hidden = true; return; }
-    fetchCard(f).then((r) => { const was = card, same = !gallery.hidden && was?.feature === r.feature; card = r; gallery.hidden = false; box.fail("");
-      if (same) { for (const [field, k] of [[label, "label"], [note, "note"]]) if (field.value === was[k]) field.value = r[k]; entitle(); if (facts_of(was) !== facts_of(r)) numbers(); if (shown?.feature !== r.feature) load(); return; } // the atlas has changed, in words only
-      heading(); numbers(); look.step = Math.min(look.step, card.levels.length - 1); time.set(look.step, card.levels.length - 1); load(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
-  box.append(head, facts, gallery);
-  box.addEventListener("keydown", (e) => { if (alone || e.ctrlKey || e.metaKey || e.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(e.target.tagName) || !card) return; const by = { n: 1, p: -1 }[e.key];
-    if (by) { e.preventDefault(); e.stopPropagation(); move(by); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); keep(card.feature, { flagged: !card.flagged }); } });
-  draw();
-  const off = listen(model, { feature: draw, version: draw });
-  return () => { off(); box.done(); tiles.close(); };
-};
-'''
-_style = '''
-.flx-sheet :disabled { opacity: .55; } .flx-title { font-size: 16px; } .flx-words { max-width: 560px; flex: 1 1 300px; } .flx-said { margin: 2px 0 6px; overflow-wrap: anywhere; } .flx-said table { overflow-wrap: break-word; } .flx .flx-near { margin: 1px 3px; padding: 0 6px; min-height: 22px; } .flx-gallery { display: flex; flex-wrap: wrap; gap: 8px; } .flx-gallery figcaption { overflow-wrap: anywhere; }
-'''
+_script = js_text('feature_sheet')
+_style = css_text('feature_sheet')
 
 # %% ../../nbs/60_widgets/45_feature_sheet.ipynb #fsh00007
 def _clean(v): return None if v is None or v!=v else float(v)

@@ -12,7 +12,7 @@ import numpy as np
 import traitlets
 
 from ..atlases.atlas import Atlas
-from .page import view_script
+from .page import view_script, js_text, css_text
 from .figures import table_figure
 from .base import View
 
@@ -35,62 +35,8 @@ def read_condition(text:str,
     raise ValueError(f'{text!r} is no condition on a number: write >0.1, <=3, 0.1-0.5 or 17')
 
 # %% ../../nbs/60_widgets/40_feature_table.ipynb #fta00008
-_script = r'''
-const columns = { feature: ["feature", 64], name: ["label or explanation", 180], score: ["score", 60], rate: ["firing rate", 100], area: ["area", 66], level: ["noise level", 96], peak: ["largest", 70], profile: ["steps", 70], flagged: ["flag", 54] };
-const high = 26, chunk = 100;
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-table", "features"), kept = new Map(), id = fresh(), alone = !model.widget_manager;
-  let version = -1, active = 0, asked = new Set();
-  const grid = `grid-template-columns: ${Object.values(columns).map(([, w], i) => i === 1 ? `minmax(${w}px, 1fr)` : `${w}px`).join(" ")}`;
-  const sortBy = (k) => { const [was, down] = model.get("sort"); model.set("sort", [k, was === k ? !down : k !== "feature" && k !== "name"]); model.save_changes(); };
-  const heads = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span", { class: "flx-cell" }, t) : button(t, () => sortBy(k), { "data-sort": k, disabled: alone, title: alone ? "sorting needs a kernel" : `sort by ${t}` }));
-  const wanted = Object.entries(columns).map(([k, [t]]) => k === "profile" ? make("span") : k === "flagged" ? make("input", { type: "checkbox", "aria-label": "flagged only", disabled: alone, title: "flagged only", onchange: (e) => filter(k, e.target.checked ? "yes" : "") })
-    : make("input", { type: "text", "aria-label": `filter by ${t}`, placeholder: k === "name" ? "words" : "> <", disabled: alone, title: alone ? "filtering needs a kernel" : k === "name" ? "words of the label or explanation" : `for example >0.1, <=3 or 0.1-0.5${k === "rate" || k === "area" ? ", in per cent" : ""}`, onchange: (e) => filter(k, e.target.value) }));
-  const filter = (k, v) => { const f = { ...model.get("filters") }; if (v) f[k] = v; else delete f[k]; model.set("filters", f); model.save_changes(); };
-  const fill = () => Object.keys(columns).forEach((k, i) => { const field = wanted[i], v = model.get("filters")[k] ?? ""; if (k === "flagged") field.checked = !!v; else if (k !== "profile" && field !== document.activeElement) field.value = v; }); // what is being typed stays
-  const says = make("div", { class: "flx-quiet", role: "status" }), list = make("div", { class: "flx-lines" });
-  const body = make("div", { class: "flx-scroll", role: "listbox", tabindex: 0, "aria-label": "features, one a line", style: `height: ${high * model.get("lines")}px` }, list);
-  box.append(make("div", { class: "flx-grid-line flx-heads", style: grid }, heads), make("div", { class: "flx-grid-line", style: grid }, wanted), body, says);
-  const line = (i) => kept.get(Math.floor(i / chunk))?.[i % chunk];
-  const spark = (p) => svg("svg", { width: 60, height: 18, "aria-hidden": "true" }, p.map((v, i) => { const w = 60 / p.length; return svg("rect", { x: i * w, y: 18 - v * 17 - 1, width: Math.max(.7, w - 1), height: v * 17 + 1, fill: "var(--flx-series-0)" }); }));
-  const row = (i, r) => { const [f, name, mine, score, rate, area, level, peak, profile, flagged] = r, own = f === model.get("selected");
-    const words = `feature ${f}${name ? `, ${name}` : ""}, fires on ${show(100 * rate)} % of tokens${flagged ? ", flagged" : ""}`;
-    return make("div", { id: `${id}-${i}`, role: "option", "aria-selected": own, "aria-setsize": model.get("count"), "aria-posinset": i + 1, "aria-label": words, class: `flx-grid-line flx-line${i === active ? " flx-active" : ""}`, style: `${grid}; top: ${i * high}px`, onclick: () => choose(i) },
-      make("span", { class: "flx-number" }, String(f)), make("span", { class: `flx-name${mine ? "" : " flx-quiet"}`, title: name }, name || "–"), ...[score, rate == null ? null : rate, area, level, peak].map((v, k) => make("span", { class: "flx-number" }, k === 1 || k === 2 ? (v == null ? "–" : `${show(100 * v)} %`) : show(v))), spark(profile), make("span", {}, flagged ? "⚑" : "")); };
-  let drawn = null; const draw = () => { cancelAnimationFrame(drawn); drawn = requestAnimationFrame(() => {
-    const count = model.get("count"), first = Math.max(0, Math.floor(body.scrollTop / high) - 5), last = Math.min(count, first + Math.ceil(body.clientHeight / high) + 10);
-    list.style.height = `${count * high}px`;
-    const rows = [];
-    for (let i = first; i < last; i++) { const r = line(i); if (r) rows.push(row(i, r)); else fetch(Math.floor(i / chunk)); }
-    list.replaceChildren(...rows);
-    body.toggleAttribute("aria-activedescendant", false); if (document.getElementById(`${id}-${active}`)) body.setAttribute("aria-activedescendant", `${id}-${active}`);
-    heads.forEach((h) => { const on = h.dataset.sort === model.get("sort")[0]; if (h.dataset.sort) { h.setAttribute("aria-pressed", on); h.textContent = columns[h.dataset.sort][0] + (on ? (model.get("sort")[1] ? " ↓" : " ↑") : ""); } });
-    says.textContent = model.get("message"); box.dataset.drawn = `${version}:${rows.length}`;
-  }); };
-  const fetch = (n) => { const v = model.get("version"), key = `${v}:${n}`; if (asked.has(key)) return; asked.add(key);
-    ask(model, "lines", { version: v, first: n * chunk }).then((r) => { if (v === model.get("version")) { kept.set(n, r.lines); draw(); } }, (e) => { asked.delete(key); box.fail(e); }); };
-  const have = (then, i = active) => { const r = line(i), n = Math.floor(i / chunk), v = model.get("version"); // what a line says, which may be on its way
-    if (r) then(r, i); else if (!kept.has(n)) ask(model, "lines", { version: v, first: n * chunk }).then((a) => { if (v === model.get("version")) kept.set(n, a.lines); else if (!model.get("keeps")) return; have(then, i); }, box.fail); };
-  const choose = (i, scroll) => { const count = model.get("count"); if (!count) return; active = Math.max(0, Math.min(count - 1, i)); if (scroll) { const top = active * high; if (top < body.scrollTop) body.scrollTop = top; else if (top + high > body.scrollTop + body.clientHeight) body.scrollTop = top + high - body.clientHeight; }
-    have((r, at) => { if (at !== active) return; own = r[0]; model.set("selected", r[0]); model.save_changes(); draw(); }); draw(); };
-  const flag = () => have((r) => ask(model, "flag", { feature: r[0], on: !r[9] }).then((x) => { r[9] = x.on; box.fail(""); draw(); }, box.fail));
-  body.addEventListener("keydown", (e) => { const page = Math.floor(body.clientHeight / high), to = { ArrowDown: active + 1, n: active + 1, j: active + 1, ArrowUp: active - 1, p: active - 1, k: active - 1, PageDown: active + page, PageUp: active - page, Home: 0, End: model.get("count") - 1 }[e.key];
-    if (e.ctrlKey || e.metaKey || e.altKey) return; if (to != null) { e.preventDefault(); e.stopPropagation(); choose(to, true); } else if (e.key === "f") { e.preventDefault(); e.stopPropagation(); flag(); } });
-  body.addEventListener("scroll", draw);
-  const into = () => { const top = active * high; if (top < body.scrollTop || top + high > body.scrollTop + body.clientHeight) body.scrollTop = Math.max(0, top - 4 * high); };
-  const reset = () => { if (version === model.get("version")) return; version = model.get("version"); kept.clear(); asked.clear(); active = Math.max(0, model.get("place")); own = null; if (!model.get("keeps")) body.scrollTop = 0; draw(); }; // another order is read from its top
-  // own: the feature the page itself went to last; what the kernel says of its line comes late, when the page may be further
-  let seen = model.get("selected"), own = null; const moved = () => { if (model.get("selected") !== own) active = Math.max(0, model.get("place")); list.style.height = `${model.get("count") * high}px`; if (seen !== model.get("selected")) { seen = model.get("selected"); into(); } draw(); };
-  const picked = () => { if (model.get("selected") !== own) own = null; draw(); };
-  fill(); reset(); requestAnimationFrame(() => { list.style.height = `${model.get("count") * high}px`; into(); draw(); });
-  const off = listen(model, { version: reset, selected: picked, place: moved, message: draw, sort: draw, filters: fill });
-  return () => { off(); box.done(); };
-};
-'''
-_style = '''
-.flx-table :disabled { opacity: .55; } .flx-grid-line { display: grid; gap: 4px; align-items: center; min-width: 800px; } .flx-grid-line > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; } .flx .flx-heads button { text-align: left; padding: 2px 4px; font-size: 12px; } .flx-table .flx-grid-line input[type=text] { width: 100%; padding: 1px 4px; min-height: 22px; } .flx-cell { font-size: 12px; }
-.flx-scroll { overflow: auto; border: 1px solid var(--line); position: relative; margin: 4px 0; min-width: 802px; } .flx-lines { position: relative; } .flx-line { position: absolute; left: 0; right: 0; height: 26px; cursor: pointer; padding: 0 2px; border-bottom: 1px solid var(--line); } .flx-line[aria-selected=true] { background: var(--raised); box-shadow: inset 3px 0 var(--accent); font-weight: 600; } .flx-active { outline: 1px dotted var(--fg); outline-offset: -2px; }
-'''
+_script = js_text('feature_table')
+_style = css_text('feature_table')
 
 # %% ../../nbs/60_widgets/40_feature_table.ipynb #fta00010
 class FeatureTable(View):

@@ -9,33 +9,12 @@ __all__ = ['ImageStrip']
 import numpy as np
 import traitlets
 
-from .page import view_script
+from .page import view_script, js_text
 from .figures import strip_figure
 from .base import View, map_bytes, tile_images
 
 # %% ../../nbs/60_widgets/25_image_strip.ipynb #pst00006
-_script = r'''
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-pictures", model.get("title")), stage = make("div", { class: "flx-row flx-top" }), bar = make("div", { class: "flx-row" });
-  const { tiles, load, done } = tileLoader(model, "pictures", () => build());
-  let cut = .5, canvases = [];
-  const wipe = slider({ label: "wipe: before | after", max: 100, value: 50, text: (v) => `${v} %`, oninput: (v) => { cut = v / 100; draw(); } }); wipe.el.classList.add("flx-long");
-  const side = () => [model.get("size"), Math.round(model.get("size") * (tiles.about.height || 1) / (tiles.about.width || 1))];
-  const draw = () => canvases.forEach(({ c, kind, i }) => { const ctx = c.getContext("2d"), [w, h] = [c.width, c.height];
-    if (kind === "wipe") { tiles.draw(ctx, 0, 0); const off = new OffscreenCanvas(w, h); tiles.draw(off.getContext("2d"), 1, 0, w, h); const x = Math.round(w * cut); ctx.drawImage(off, x, 0, w - x, h, x, 0, w - x, h); ctx.fillStyle = "#000"; ctx.fillRect(x - 2, 0, 4, h); ctx.fillStyle = "#fff"; ctx.fillRect(x - 1, 0, 2, h); }
-    else if (kind === "difference") { const [H, W] = model.get("difference_shape"); ctx.fillStyle = "#222"; ctx.fillRect(0, 0, w, h); const off = document.createElement("canvas"); cells(off, bytes(model.get("difference")), H, W, palette("viridis", 1, 1, false)); lay(ctx, off, false); }
-    else tiles.draw(ctx, i, 0); });
-  const build = () => { const [w, h] = side(), names = model.get("captions"), diff = model.get("difference_shape"), peak = model.get("difference_peak");
-    const one = (kind, i, name, more) => { const c = make("canvas", { width: w, height: h, role: "img", "aria-label": name, style: `width: ${w}px; height: ${h}px` }); canvases.push({ c, kind, i }); return make("figure", { style: `width: ${w}px` }, make("figcaption", {}, name), c, more); };
-    canvases = []; const n = tiles.about.count || 0, pair = diff.length === 2 && n === 2;
-    stage.replaceChildren(...(n ? [...Array.from({ length: n }, (_, i) => one("picture", i, names[i] ?? "")), ...(pair ? [one("difference", 0, peak ? "difference" : "no difference: not a pixel changed", scaleBar(0, peak, "viridis", 1, false)), one("wipe", 0, "one over the other")] : [])] : [make("p", { class: "flx-quiet" }, model.get("empty"))]));
-    bar.replaceChildren(...(pair ? [wipe.el] : [])); draw(); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
-  let f; const soon = () => { cancelAnimationFrame(f); f = requestAnimationFrame(load); };
-  box.append(stage, bar); load();
-  const off = listen(model, { pictures: soon, tiles: soon, captions: soon, difference: soon, empty: soon });
-  return () => { off(); box.done(); cancelAnimationFrame(f); done(); };
-};
-'''
+_script = js_text('image_strip')
 
 class ImageStrip(View):
     "Images with captions; of two also the difference"

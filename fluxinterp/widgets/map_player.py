@@ -11,99 +11,12 @@ import traitlets
 from PIL import Image
 
 from ..overlays import map_figure
-from .page import view_script
+from .page import view_script, js_text, css_text
 from .base import View, map_bytes, tile_images
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00006
-_script = r'''
-const render = ({ model, el }) => {
-  const get = (k) => model.get(k), box = root(el, model, "flx-player", get("title") || "feature maps");
-  const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
-  let step = get("step"), playing = null, at = null, panels = [], maps = bytes(get("maps")), due = 0;
-  const look = { alpha: get("alpha"), colors: get("colors"), scale: get("scale"), fixed: get("fixed"), smooth: get("smooth") };
-  const stage = make("div", { class: "flx-row flx-top" }), says = make("div", { class: "flx-says", "aria-live": "polite" });
-  const many = () => get("shape")[1], words = () => get("words");
-  const where = (s) => `${s + 1} of ${many()}` + (get("levels")[s] != null ? `, noise ${get("levels")[s].toFixed(2)}` : "");
-  const time = slider({ label: "step", max: 1, value: 0, text: where, oninput: (v) => { step = v; draw(); } });
-  time.el.classList.add("flx-long");
-  const play = button("▶ play", () => { if (playing) { halt(); inquire(); } else run(); }, { "aria-pressed": "false", title: "play the steps (space)" });
-  const halt = () => { clearInterval(playing); playing = null; play.textContent = "▶ play"; play.setAttribute("aria-pressed", "false"); };
-  const next = () => many() ? go((step + 1) % many()) : halt();
-  const run = () => { if (calm()) { next(); return; } playing = setInterval(next, Math.max(120, 2400 / many())); play.textContent = "❚❚ pause"; play.setAttribute("aria-pressed", "true"); };
-  const go = (s) => { step = s; time.set(step); draw(); };
-  const restyle = () => { if (due || !panels.length) return; strips(); draw(); bars(); };
-  const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
-  const colors = choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; restyle(); } });
-  const fixed = make("input", { type: "number", min: 0, step: "any", value: look.fixed, "aria-label": "value drawn in full color", onchange: () => { look.fixed = +fixed.value || 1; restyle(); } });
-  const scale = choice({ label: "scale", options: [["feature", "feature max"], ["picture", "picture max"], ["fixed", "fixed"]], value: look.scale, onchange: (v) => { look.scale = v; fixed.hidden = v !== "fixed"; restyle(); } });
-  fixed.hidden = look.scale !== "fixed";
-  const smooth = tick({ label: "smooth", value: look.smooth, onchange: (v) => { look.smooth = v; restyle(); } });
-  const shows = () => { strength.set(look.alpha); colors.select.value = look.colors; scale.select.value = look.scale; fixed.value = look.fixed; fixed.hidden = look.scale !== "fixed"; smooth.input.checked = look.smooth; };
-  const looks = Object.fromEntries(Object.keys(look).map((k) => [k, () => { look[k] = get(k); shows(); restyle(); }])); // what the kernel says holds for one of them
-  const slice = (f, s) => { const [, S, R, C] = get("shape"), n = R * C; return maps.subarray((f * S + s) * n, (f * S + s + 1) * n); };
-  const value = (f, s, i) => { const b = slice(f, s)[i], p = get("features")[f].peak; return get("signed") ? (b - 128) / 127 * p : b / 255 * p; };
-  const full = (f) => { const { peak, largest } = get("features")[f]; return look.scale === "fixed" ? look.fixed : look.scale === "picture" ? peak : largest || peak; };
-  const dye = (f) => palette(look.colors, full(f) ? get("features")[f].peak / full(f) : 0, look.alpha, get("signed"));
-  const paint = (p, canvas, s) => { const ctx = canvas.getContext("2d"); tiles.draw(ctx, p.f == null || tiles.about.count === 1 && !get("levels").length ? Math.min(s, Math.max(0, tiles.about.count - 1)) : s, p.f == null ? 0 : look.alpha);
-    if (p.f != null) { cells(p.off, slice(p.f, s), get("shape")[2], get("shape")[3], p.dye); lay(ctx, p.off, look.smooth); } };
-  const busy = (f, s) => { const v = slice(f, s), zero = get("signed") ? 128 : 0, { peak, top } = get("features")[f]; let n = 0, most = 0; for (const b of v) { if (b !== zero) n++; most = Math.max(most, Math.abs(b - zero)); } return [n / v.length, top ? top[s] : most / (get("signed") ? 127 : 255) * peak]; }; // a byte says 0 of what is small beside the peak
-  const ring = (canvas) => { if (!at || words().length) return; const [, , R, C] = get("shape"), ctx = canvas.getContext("2d"), w = canvas.width / C, h = canvas.height / R; ctx.lineWidth = 3; ctx.strokeStyle = "#000"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); ctx.lineWidth = 1.5; ctx.strokeStyle = "#fff"; ctx.strokeRect(at[1] * w, at[0] * h, w, h); };
-  const draw = () => {
-    if (due) return; // half of a change
-    for (const p of panels) {
-      if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colors, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
-      else { paint(p, p.canvas, step); ring(p.canvas); if (p.at !== step) { p.strip[p.at]?.setAttribute("aria-pressed", false); p.strip[step]?.setAttribute("aria-pressed", true); p.at = step; } }
-      if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !top ? "not active at this step" : `largest here ${show(top)}, ` + (share ? `on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens` : "too weak to be drawn");
-        p.canvas?.setAttribute("aria-label", `${name.name}, step ${where(step)}: ${p.note.textContent}`); }
-      else p.canvas.setAttribute("aria-label", `the picture as predicted at step ${where(step)}`);
-    }
-    tell(); inquire();
-    box.dataset.drawn = +(box.dataset.drawn || 0) + 1; box.dataset.step = step;
-  };
-  const strips = () => { for (const p of panels) { if (p.f != null) p.dye = dye(p.f); if (p.f != null && p.words) continue; p.strip.forEach((b, s) => paint(p, b.firstChild, s)); } };
-  const bars = () => panels.forEach((p) => { if (p.f != null) p.scale.replaceChildren(...(full(p.f) ? [scaleBar(get("signed") ? -full(p.f) : 0, full(p.f), look.colors, look.alpha, get("signed"))] : [])); });
-  const tell = () => {
-    if (!at || !panels.length) { says.textContent = "Point at a map, or use its arrow keys, for a token's value."; return; }
-    const [r, c] = at, [, , , C] = get("shape"), i = r * C + c;
-    says.textContent = (words().length ? `token ${i} “${words()[i]}”` : `row ${r}, column ${c}`) + ": " + get("features").map((f, k) => `${f.name} ${show(value(k, step, i))}`).join(", ") + (at.more?.step === step ? ` · strongest here: ${at.more.says}` : "");
-  };
-  let waiting = null; const latest = newest((q) => ask(model, "strongest", q));
-  const inquire = () => { // once token and step rest
-    clearTimeout(waiting); if (!get("asks") || !at || playing || at.asked === step) return;
-    const mine = at, q = { step, row: at[0], col: at[1] }, more = (says) => { mine.more = { step: q.step, says }; tell(); };
-    waiting = setTimeout(() => { mine.asked = q.step; latest(q).then((x) => more(x.strongest.map(([f, v, n]) => `${f}${n ? ` (${n})` : ""} ${show(v)}`).join(", ") || "nothing"), (e) => { if (e.message !== "outdated") more(e.message); }); }, 120); };
-  const point = (r, c) => { const [, , R, C] = get("shape"); if (r < 0 || c < 0 || r >= R || c >= C || at && at[0] === r && at[1] === c) return; at = [r, c]; draw(); };
-  const choose = () => { if (at) { model.set("cell", { row: at[0], col: at[1], step }); model.save_changes(); } };
-  const place = (e, canvas) => { const b = canvas.getBoundingClientRect(), [, , R, C] = get("shape"); return [Math.floor((e.clientY - b.top) / b.height * R), Math.floor((e.clientX - b.left) / b.width * C)]; };
-  const keys = (e) => { if (e.ctrlKey || e.metaKey || e.altKey) return; const d = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
-    if (d) at ? point(at[0] + d[0], at[1] + d[1]) : point(0, 0); else if (e.key === "Enter") choose(); else if (e.key === " ") play.click(); else return;
-    e.preventDefault(); e.stopPropagation(); };
-  const panel = (f) => { const [, S, R, C] = get("shape"), p = { f, off: document.createElement("canvas"), strip: [], scale: make("div") }, name = f == null ? "forming picture" : get("features")[f].name;
-    p.note = make("span", { class: "flx-quiet" }, f == null ? "as predicted at this step" : "");
-    if (f != null && words().length) { p.words = words().map((w) => make("span", { class: "flx-word" }, w)); p.words.forEach((w, i) => { w.addEventListener("pointerenter", () => point(0, i)); w.addEventListener("click", () => { point(0, i); choose(); }); }); p.el = make("figure", { class: "flx-text" }, make("figcaption", {}, make("b", {}, name), " ", p.note), make("div", { tabindex: 0, role: "group", "aria-label": `${name}, tokens of the text: arrow keys choose one`, onkeydown: keys }, p.words), p.scale); return p; }
-    const size = get("size"), ratio = words().length ? (tiles.about.height || 1) / (tiles.about.width || 1) : R / C, w = Math.round(size), h = Math.round(size * ratio);
-    p.canvas = make("canvas", { width: w, height: h, role: "img", tabindex: f == null ? null : 0, style: `width: ${w}px; height: ${h}px` });
-    if (f != null) { p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas))); p.canvas.addEventListener("click", (e) => { point(...place(e, p.canvas)); choose(); }); p.canvas.addEventListener("keydown", keys); }
-    const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 8 * S) / Math.max(1, S));
-    if (S > 1) p.strip = Array.from({ length: S }, (_, s) => button("", () => go(s), { class: "flx-frame", "aria-label": `${name}, step ${where(s)}`, title: `step ${where(s)}` }));
-    p.strip.forEach((b) => b.append(make("canvas", { width: small * 2, height: Math.round(small * 2 * ratio), style: `width: ${small}px; height: ${Math.round(small * ratio)}px`, "aria-hidden": "true" })));
-    p.el = make("figure", { style: `width: ${w}px` }, make("figcaption", {}, make("b", {}, name), make("br"), p.note), p.canvas, make("div", { class: "flx-strip" }, p.strip), p.scale);
-    return p; };
-  const build = () => { due = 0; const [F, S] = get("shape"); if (!F) halt(); maps = bytes(get("maps")); step = step < 0 ? S - 1 : Math.min(step, S - 1); time.set(step, Math.max(0, S - 1)); box.classList.toggle("flx-one", S < 2);
-    at = null; panels = F ? [...(tiles.about.count ? [null] : []), ...Array.from({ length: F }, (_, f) => f)].map(panel) : [];
-    stage.replaceChildren(...(panels.length ? panels.map((p) => p.el) : [make("p", { class: "flx-quiet" }, get("empty"))])); controls.hidden = !panels.length; if (panels.length) restyle(); else says.textContent = ""; box.dataset.ready = F; };
-  const soon = () => { cancelAnimationFrame(due); due = requestAnimationFrame(build); };
-  const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colors.el, scale.el, fixed, smooth.el));
-  box.append(stage, controls, says);
-  const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: load, ...looks, step: () => { step = get("step"); if (many()) go(step < 0 ? many() - 1 : Math.min(step, many() - 1)); } });
-  load();
-  return () => { halt(); clearTimeout(waiting); cancelAnimationFrame(due); off(); box.done(); done(); };
-};
-'''
-_style = '''
-.flx-strip { display: flex; flex-wrap: wrap; gap: 3px; } .flx .flx-frame { padding: 0; border: 2px solid transparent; min-height: 0; background: none; line-height: 0; } .flx .flx-frame[aria-pressed=true] { border-color: var(--accent); box-shadow: none; }
-.flx-one .flx-strip { display: none; } .flx-text { max-width: 640px; } .flx-word { display: inline-block; padding: 2px 5px; margin: 1px; border: 1px solid var(--line); border-radius: 3px; cursor: pointer; } .flx-word[data-at] { outline: 2px solid var(--accent); }
-'''
+_script = js_text('map_player')
+_style = css_text('map_player')
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00008
 class MapPlayer(View):

@@ -11,63 +11,15 @@ import traitlets
 from PIL import Image
 
 from ..overlays import overlay
-from .page import view_script
+from .page import view_script, js_text, css_text
 from .base import View, tile_images
 
 # %% ../../nbs/60_widgets/30_region_brush.ipynb #pai00006
-_script = r'''
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-paint", "region to steer"), past = [], future = [], { tiles, load, done } = tileLoader(model, "picture", () => draw());
-  let mask = new Uint8Array(0), cursor = null, down = false, stripes = null, keyed = false;
-  const grid = () => model.get("grid"), canvas = make("canvas", { role: "img", tabindex: 0, class: "flx-brush" }), says = make("div", { class: "flx-says", role: "status" });
-  const state = { erase: false, size: model.get("brush") };
-  const tools = [["paint", false], ["erase", true]].map(([t, e]) => button(t, () => { state.erase = e; mark(); }, { "data-erase": e, title: e ? "erase (e)" : "paint (e)" }));
-  const mark = () => tools.forEach((b) => b.setAttribute("aria-pressed", String(state.erase) === b.dataset.erase));
-  const size = slider({ label: "brush", min: 1, max: 8, value: state.size, text: (v) => `${v} token${v > 1 ? "s" : ""}`, oninput: (v) => { state.size = v; draw(); } });
-  const undo = button("undo", () => step(past, future), { title: "undo (z)" }), redo = button("redo", () => step(future, past), { title: "redo (y)" });
-  const step = (from, to) => { if (!from.length) return; to.push(mask); mask = from.pop(); send(); };
-  const change = (f) => { const before = mask.slice(); f(); if (mask.some((v, i) => v !== before[i])) { past.push(before); if (past.length > 200) past.shift(); future.length = 0; } send(); };
-  const send = () => { draw(); model.set("mask", new DataView(mask.slice().buffer)); model.save_changes(); };
-  const whole = [["all", () => mask.fill(1)], ["none", () => mask.fill(0)], ["invert", () => mask.forEach((v, i) => { mask[i] = 1 - v; })]].map(([t, f]) => button(t, () => change(f)));
-  const dab = ([r, c]) => { const [R, C] = grid(), s = state.size, a = Math.floor((s - 1) / 2); for (let y = r - a; y < r - a + s; y++) for (let x = c - a; x < c - a + s; x++) if (y >= 0 && x >= 0 && y < R && x < C) mask[y * C + x] = state.erase ? 0 : 1; };
-  const place = (e) => { const b = canvas.getBoundingClientRect(), [R, C] = grid(); return [Math.max(0, Math.min(R - 1, Math.floor((e.clientY - b.top) / b.height * R))), Math.max(0, Math.min(C - 1, Math.floor((e.clientX - b.left) / b.width * C)))]; };
-  const between = (a, b) => { const n = Math.max(Math.abs(a[0] - b[0]), Math.abs(a[1] - b[1]), 1); for (let i = 0; i <= n; i++) dab([Math.round(a[0] + (b[0] - a[0]) * i / n), Math.round(a[1] + (b[1] - a[1]) * i / n)]); };
-  const draw = () => {
-    const [R, C] = grid(), w = model.get("size"), h = Math.round(w * (R && C ? R / C : 1)), ctx = canvas.getContext("2d");
-    if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; canvas.style.width = `${w}px`; canvas.style.height = `${h}px`; stripes = null; }
-    tiles.draw(ctx, 0, 0);
-    const at = (i) => [(i % C) * w / C, Math.floor(i / C) * h / R, w / C, h / R];
-    if (!stripes) { const s = document.createElement("canvas"); s.width = s.height = 8; const c = s.getContext("2d"); c.fillStyle = "rgb(0 200 255 / .35)"; c.fillRect(0, 0, 8, 8); c.strokeStyle = "rgb(0 40 80 / .8)"; c.lineWidth = 1.5; c.beginPath(); c.moveTo(0, 8); c.lineTo(8, 0); c.stroke(); stripes = ctx.createPattern(s, "repeat"); }
-    ctx.fillStyle = stripes; let n = 0;
-    mask.forEach((v, i) => { if (v) { n++; ctx.fillRect(...at(i)); } });
-    ctx.strokeStyle = "#fff"; ctx.lineWidth = 1.5; ctx.beginPath();
-    mask.forEach((v, i) => { if (!v) return; const [x, y, cw, ch] = at(i), r = Math.floor(i / C), c = i % C, off = (rr, cc) => rr < 0 || cc < 0 || rr >= R || cc >= C || !mask[rr * C + cc];
-      if (off(r - 1, c)) { ctx.moveTo(x, y); ctx.lineTo(x + cw, y); } if (off(r + 1, c)) { ctx.moveTo(x, y + ch); ctx.lineTo(x + cw, y + ch); } if (off(r, c - 1)) { ctx.moveTo(x, y); ctx.lineTo(x, y + ch); } if (off(r, c + 1)) { ctx.moveTo(x + cw, y); ctx.lineTo(x + cw, y + ch); } });
-    ctx.stroke();
-    if (cursor && R) { const s = state.size, a = Math.floor((s - 1) / 2), [r, c] = cursor; ctx.setLineDash(state.erase ? [4, 3] : []); for (const [k, l] of [["#000", 3], ["#fff", 1.3]]) { ctx.strokeStyle = k; ctx.lineWidth = l; ctx.strokeRect((c - a) * w / C, (r - a) * h / R, s * w / C, s * h / R); } ctx.setLineDash([]); }
-    says.textContent = R ? `${n} of ${R * C} tokens painted` + (cursor && keyed ? `; brush at row ${cursor[0]}, column ${cursor[1]}` : "") : "Nothing to paint on yet."; canvas.setAttribute("aria-label", `region painted on the picture: ${n} of ${R * C} tokens. Arrow keys move the brush, space paints, e erases, z undoes`);
-    undo.disabled = !past.length; redo.disabled = !future.length; box.dataset.cells = n; box.dataset.drawn = +(box.dataset.drawn || 0) + 1;
-  };
-  let before = null, last = null;
-  canvas.addEventListener("pointerdown", (e) => { if (!grid()[0] || e.button) return; e.preventDefault(); canvas.focus(); down = true; keyed = false; canvas.setPointerCapture(e.pointerId); before = mask.slice(); last = place(e); dab(last); cursor = last; draw(); });
-  canvas.addEventListener("pointermove", (e) => { if (!grid()[0]) return; cursor = place(e); keyed = false; if (down) { between(last, cursor); last = cursor; } draw(); });
-  const lift = () => { if (!down) return; down = false; const now = mask; mask = before; change(() => { mask = now; }); };
-  canvas.addEventListener("pointerup", lift); canvas.addEventListener("pointercancel", lift);
-  canvas.addEventListener("pointerleave", () => { if (!down) { cursor = null; draw(); } });
-  canvas.addEventListener("keydown", (e) => { if (e.ctrlKey || e.metaKey || e.altKey) { return; } const [R, C] = grid(); if (!R) return; const d = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
-    keyed = true; if (d) cursor = cursor ? [Math.max(0, Math.min(R - 1, cursor[0] + d[0])), Math.max(0, Math.min(C - 1, cursor[1] + d[1]))] : [0, 0]; else if (e.key === " " || e.key === "Enter") { cursor ||= [0, 0]; change(() => dab(cursor)); } else if (e.key === "e") { state.erase = !state.erase; mark(); } else if (e.key === "z") step(past, future); else if (e.key === "y") step(future, past); else if (e.key === "+" || e.key === "-") { state.size = Math.max(1, Math.min(8, state.size + (e.key === "+" ? 1 : -1))); size.set(state.size); } else return;
-    e.preventDefault(); e.stopPropagation(); draw(); });
-  const take = () => { const [R, C] = grid(), m = bytes(model.get("mask")); const next = m.length === R * C ? m.slice() : new Uint8Array(R * C); if (next.length !== mask.length) { past.length = future.length = 0; } mask = next; draw(); };
-  box.append(make("div", { class: "flx-row" }, tools, size.el, undo, redo, whole), canvas, says);
-  mark(); take(); load();
-  const off = listen(model, { picture: load, tiles: load, mask: take, grid: take });
-  return () => { off(); box.done(); done(); };
-};
-'''
+_script = js_text('region_brush')
 
 class RegionBrush(View):
     "Paint a region on the token grid of an image"
-    script,_css = view_script(_script),View._css+'.flx-brush { cursor: crosshair; touch-action: none; }'
+    script,_css = view_script(_script),View._css+css_text('region_brush')
     picture = traitlets.Bytes(b'').tag(sync=True) # JPEG of one tile
     tiles = traitlets.Dict({}).tag(sync=True)
     grid = traitlets.List([0, 0]).tag(sync=True)  # rows, columns
