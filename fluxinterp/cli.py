@@ -20,7 +20,7 @@ from .core import error_text
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='Take text-to-image diffusion models apart into sparse features.')
 
 @app.command('demo')
-def demo_command(out:Annotated[str, typer.Option(help='folder for the report and its images')]='demo',
+def demo_command(out:Annotated[str, typer.Option(help='folder for the report and its pictures')]='demo',
                  seed:Annotated[int, typer.Option(help='of noise and training')]=0):
     "The whole road on tiny-flux: record, train, find, map, steer; writes a report."
     from fluxinterp.demo import run_demo
@@ -75,7 +75,7 @@ def harvest_command(pipeline:Annotated[str, typer.Argument(help='tiny-flux, rand
                     num_inference_steps:Annotated[int, typer.Option(help="denoising steps; the pipeline's default when 0")]=0,
                     steps:Annotated[str, typer.Option(help='which steps to keep, e.g. 0,1; all by default')]='',
                     seed:Annotated[int, typer.Option(help='of noise and kept tokens')]=0,
-                    tokens:Annotated[int, typer.Option(help='tokens to keep of each image and step; all when 0')]=0,
+                    tokens:Annotated[int, typer.Option(help='tokens to keep of each picture and step; all when 0')]=0,
                     dtype:Annotated[str, typer.Option(help='bfloat16, float32 or int8')]='bfloat16',
                     guidance:Annotated[str, typer.Option(help='conditional, unconditional or both')]='conditional',
                     images_per_prompt:int=1, height:Annotated[int, typer.Option(help="pixels; the pipeline's default when 0")]=0, width:int=0,
@@ -121,7 +121,7 @@ def train_command(store:Annotated[str, typer.Argument(help='folder or URL of a s
                   num_latents:int=2048,
                   k:Annotated[int, typer.Option(help='active latents per token')]=16,
                   architecture:Annotated[str, typer.Option(help='topk, batchtopk or jumprelu')]='topk',
-                  normalizer:Annotated[str, typer.Option(help='none, mean, mean-norm, standardize or whiten')]='mean-norm',
+                  normalizer:Annotated[str, typer.Option(help='none, mean, mean-norm, standardise or whiten')]='mean-norm',
                   steps:int=2500, batch_size:Annotated[int, typer.Option(help='tokens')]=2048, lr:float=2e-3,
                   dead_after:Annotated[int, typer.Option(help='tokens without firing after which a latent counts as dead')]=100_000,
                   dead:Annotated[str, typer.Option(help='what is done for dead latents: auxk, resample or none')]='auxk',
@@ -166,7 +166,7 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
                   part:Annotated[str, typer.Option(help='which part of how many, e.g. 0/4; torchrun says so by itself')]='',
                   icons:Annotated[bool, typer.Option(help='with --pipeline: draw an empty prompt with each feature on')]=False,
                   device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
-    "Look through images and keep what every feature fires on; interrupted in any way, run it again."
+    "Look through pictures and keep what every feature fires on; interrupted in any way, run it again."
     from fluxinterp.atlases.atlas import build_atlas
     from fluxinterp.core import default_device
     from fluxinterp.dictionaries.hub import load_dictionary
@@ -211,7 +211,7 @@ def explain_command(atlas:Annotated[str, typer.Argument(help='folder of an atlas
                     prompts:Annotated[str, typer.Option(help='folder of your own prompt files')]='',
                     plan:Annotated[bool, typer.Option(help='only say what it would take')]=False,
                     concurrency:int=8, again:Annotated[bool, typer.Option(help='also those explained before')]=False):
-    "Say what features mean, and score it on held-out images; interrupted in any way, run it again."
+    "Say what features mean, and score it on held-out pictures; interrupted in any way, run it again."
     from fluxinterp.atlases.atlas import Atlas
     from fluxinterp.autointerp.endpoint import BudgetSpent, Endpoint, EndpointError
     from fluxinterp.autointerp.explainers import PromptStatistics, explain

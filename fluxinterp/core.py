@@ -86,15 +86,15 @@ def peak_memory()->float: # GiB, the larger of this process's peak resident size
 def error_text(e:BaseException)->str:
     "An error as a person wants to read it"
     text = (str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)).strip() or type(e).__name__ # a KeyError puts its message into quotes
-    if isinstance(e, MemoryError) or 'out of memory' in text.lower(): return f'out of memory: {text.splitlines()[0][:300]}. Draw a smaller image or fewer steps, or load the pipeline with offload="model"'
+    if isinstance(e, MemoryError) or 'out of memory' in text.lower(): return f'out of memory: {text.splitlines()[0][:300]}. Draw a smaller picture or fewer steps, or load the pipeline with offload="model"'
     return text if isinstance(e, (ValueError, KeyError, OSError, ImportError)) else f'{type(e).__name__}: {text}'
 
 # %% ../nbs/00_core.ipynb #79593eb7
 def prompt_generator(seed:int,    # of the run
                      index:int,   # of the prompt in the whole list, not in its batch
-                     image:int=0, # which of several images of the prompt
+                     image:int=0, # which of several pictures of the prompt
                     ):            # `torch.Generator` on the CPU
-    "The random numbers of one image of one prompt, a function of `(seed, index, image)` alone"
+    "The random numbers of one picture of one prompt, a function of `(seed, index, image)` alone"
     import torch
     state = np.random.SeedSequence([seed, index]+([image] if image else [])).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0])<<31 | int(state[1])>>1)

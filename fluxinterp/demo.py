@@ -17,7 +17,7 @@ from .worlds.scenes import concepts, make_scene
 
 # %% ../nbs/91_demo.ipynb #2b35375d
 class Report:
-    "A self-contained HTML page, written piece by piece, and its images as PNG files"
+    "A self-contained HTML page, written piece by piece, and its pictures as PNG files"
     def __init__(self, out:str|Path, title:str):
         self.out,self.title,self.parts = Path(out),title,[]
         self.out.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class Report:
     def table(self, frame:pd.DataFrame, digits:int=3): "A data frame"; self.parts.append(frame.to_html(float_format=f'{{:.{digits}f}}'.format, border=0))
 
     def picture(self, name:str, picture, caption:str=''): # file name without ending; a PIL image or a matplotlib figure
-        "An image, also written as `name.png`"
+        "A picture, also written as `name.png`"
         path = self.out/f'{name}.png'
         with atomic_path(path) as p:
             if hasattr(picture, 'savefig'): picture.savefig(p, dpi=120)
@@ -44,11 +44,11 @@ class Report:
         return self.out/'report.html'
 
 # %% ../nbs/91_demo.ipynb #0d80b9c6
-def _find_steerable(table, wanted=('color',)): # the best recovered concept of these factors
+def _find_steerable(table, wanted=('colour',)): # the best recovered concept of these factors
     some = table[table.factor.isin(wanted)]
     return (some if len(some) else table).sort_values('auroc', ascending=False).iloc[0]
 
-def run_demo(out:str|Path='demo',   # folder for the report and its images
+def run_demo(out:str|Path='demo',   # folder for the report and its pictures
              pipeline:str='tiny-flux', # a bundled pipeline
              num_prompts:int=768,   # recorded for training
              num_scenes:int=160,    # known scenes to choose features on, and as many to score them
@@ -65,7 +65,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its images
     from fluxinterp.dictionaries.metrics import compare
     from fluxinterp.models.pipelines import load_pipeline
     from fluxinterp.worlds.scenes import scene_prompts
-    from fluxinterp.worlds.reader import prompt_adherence, read_images
+    from fluxinterp.worlds.reader import obedience, read_images
     from fluxinterp.dictionaries.sae import SAEConfig
     from fluxinterp.models.sites import list_sites
     from fluxinterp.steering.generation import Generated, generate
@@ -80,7 +80,7 @@ def run_demo(out:str|Path='demo',   # folder for the report and its images
     report.text(f'Site: {double}. Everything below was computed in this run, with seed {seed}.')
     test = [make_scene(i, 'test', drop=0.) for i in range(64)]
     drawn = generate(pipe, [s.caption for s in test], seed=seed).images
-    shown = prompt_adherence([s.said for s in test], read_images(drawn))
+    shown = obedience([s.said for s in test], read_images(drawn))
     report.heading('1. The model draws what the caption says')
     report.picture('samples', image_grid([s.image for s in test[:10]]+drawn[:10], 10, scale=2), 'Above: true scenes of ten held-out captions. Below: what the model drew from the captions.')
     report.table(shown.to_frame('said and shown').T, 2)
@@ -109,25 +109,25 @@ def run_demo(out:str|Path='demo',   # folder for the report and its images
     shares = compare_methods(others, a, b)
     found = find_concepts(sae, a, b).sort_values('auroc', ascending=False)
     report.heading('3. Features against known concepts')
-    report.text('Share of the concepts that the best of 256 candidates of each method detects with an AUROC of at least 0.9 on held-out scenes, among tokens of the same kind (red against other colors, not against the background).')
+    report.text('Share of the concepts that the best of 256 candidates of each method detects with an AUROC of at least 0.9 on held-out scenes, among tokens of the same kind (red against other colours, not against the background).')
     report.table(shares, 2)
     print(shares.to_string(float_format='{:.2f}'.format))
     report.table(found.head(12).set_index('value')[['factor', 'feature', 'auroc', 'auroc_low', 'auroc_high', 'average_precision', 'f1']])
 
     say(5, 'draw the best features over the steps')
     report.heading('4. Where and when they are active')
-    best = found[found.factor.isin(('shape', 'color', 'texture', 'place'))].drop_duplicates('feature').groupby('factor', sort=False).head(1)
+    best = found[found.factor.isin(('shape', 'colour', 'texture', 'place'))].drop_duplicates('feature').groupby('factor', sort=False).head(1)
     for _,row in best.iterrows():
         with_it = [s.caption for s in (make_scene(70_000+i, 'test', drop=0.) for i in range(400)) if any(getattr(o, row.factor)==row.value for o in s.objects)][:3]
         maps = maps_from(record(pipe, with_it, [double], seed=seed, images=True, previews=True), sae, int(row.feature))
-        report.picture(f'maps_{row.factor}_{row.value}', maps.figure(), f'Feature {int(row.feature)}, best for {row.factor} {row.value} (AUROC {row.auroc:.2f}): its activation at every step over the predicted image.')
+        report.picture(f'maps_{row.factor}_{row.value}', maps.figure(), f'Feature {int(row.feature)}, best for {row.factor} {row.value} (AUROC {row.auroc:.2f}): its activation at every step over the predicted picture.')
 
     say(6, 'steer one')
     pick = _find_steerable(found)
     other = [s for s in (make_scene(80_000+i, 'test', 1, drop=0.) for i in range(400)) if getattr(s.objects[0], pick.factor)!=pick.value][:8]
     captions = [s.caption for s in other]
     strong = max(float(code.latent(int(pick.feature)).max()) for code in sae.code_tiles(held.x)) # the largest activation on held-out prompts
-    objects = [i for i,(f,_) in enumerate(concepts) if f=='color'] # their maps together: where any object is
+    objects = [i for i,(f,_) in enumerate(concepts) if f=='colour'] # their maps together: where any object is
     where = [r.maps[objects].sum(0)>.5 for r in read_images([generate(pipe, [c], seed=seed+i).images[0] for i,c in enumerate(captions)])]
     rows,pictures = [],None
     for times in (0, .5, 1, 2):

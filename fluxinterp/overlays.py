@@ -16,36 +16,36 @@ def upsample_map(values,         # (rows, cols)
                  size:tuple,     # (width, height) in pixels
                  smooth:bool=False, # interpolate; by default cells stay visible as cells
                 )->np.ndarray:   # (height, width)
-    "A map at the resolution of an image"
+    "A map at the resolution of a picture"
     im = Image.fromarray(np.asarray(values, dtype=np.float32))
     return np.asarray(im.resize(size, Image.BICUBIC if smooth else Image.NEAREST))
 
-def overlay(image:Image.Image,   # the image
+def overlay(image:Image.Image,   # the picture
             values,              # (rows, cols), activations; negative ones count as 0 unless `signed`
             vmax:float=None,     # drawn at full strength; the map's largest magnitude when None
             alpha:float=.85,     # opacity at full strength
-            scale:int=3,         # pixels per pixel of the image
+            scale:int=3,         # pixels per pixel of the picture
             signed:bool=False,   # negative values in blue
             cmap:str='inferno',
            )->Image.Image:
-    "A map drawn over an image"
+    "A map drawn over a picture"
     import matplotlib
     size = (image.width*scale, image.height*scale)
     v = upsample_map(values, size)
     vmax = float(vmax if vmax is not None else np.abs(v).max()) or 1.
     strength = np.clip((np.abs(v) if signed else v)/vmax, 0, 1)
-    color = matplotlib.colormaps['coolwarm'](.5+.5*np.clip(v/vmax, -1, 1)) if signed else matplotlib.colormaps[cmap](.25+.7*strength)
+    colour = matplotlib.colormaps['coolwarm'](.5+.5*np.clip(v/vmax, -1, 1)) if signed else matplotlib.colormaps[cmap](.25+.7*strength)
     gray = np.asarray(image.convert('L').resize(size, Image.NEAREST), dtype=np.float32)[...,None]/255
     a = alpha*np.sqrt(strength)[...,None]
-    return Image.fromarray((255*((1-a)*(.25+.6*gray)+a*color[...,:3])).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((255*((1-a)*(.25+.6*gray)+a*colour[...,:3])).clip(0, 255).astype(np.uint8))
 
-def spotlight(image:Image.Image,   # the image
+def spotlight(image:Image.Image,   # the picture
               values,              # (rows, cols), activations; negative ones count as 0
               vmax:float=None,     # shown in full light; the map's largest value when None
               dark:float=.15,      # light where the map is 0
-              scale:int=1,         # pixels per pixel of the image
+              scale:int=1,         # pixels per pixel of the picture
              )->Image.Image:
-    "An image in its own colors, light where a map is active and dark where it is silent"
+    "A picture in its own colours, light where a map is active and dark where it is silent"
     size = (image.width*scale, image.height*scale)
     v = upsample_map(values, size)
     light = dark+(1-dark)*np.sqrt(np.clip(v/(float(vmax if vmax is not None else v.max()) or 1.), 0, 1))[...,None]
@@ -56,7 +56,7 @@ def image_grid(images:list,      # PIL images of one size
                pad:int=2,        # white pixels between
                scale:int=1,
               )->Image.Image:
-    "Images in rows"
+    "Pictures in rows"
     w,h = images[0].width*scale,images[0].height*scale
     rows = -(-len(images)//cols)
     out = Image.new('RGB', (cols*(w+pad)-pad, rows*(h+pad)-pad), 'white')
@@ -66,7 +66,7 @@ def image_grid(images:list,      # PIL images of one size
 def image_bytes(image:Image.Image,
                 format:str='PNG', # or 'JPEG', which keeps notebooks small
                )->bytes:
-    "An image as the bytes of a file"
+    "A picture as the bytes of a file"
     b = io.BytesIO()
     image.save(b, format=format, **(dict(quality=88) if format=='JPEG' else {}))
     return b.getvalue()
@@ -91,16 +91,16 @@ def plain_text(fig): # matplotlib `Figure`
     return fig
 
 # %% ../nbs/01_overlays.ipynb #50aa61d2
-def map_figure(values,          # (image, step, row, col)
-               previews:list,   # per image, a PIL image per step
+def map_figure(values,          # (picture, step, row, col)
+               previews:list,   # per picture, a PIL image per step
                levels:list,     # noise level per step
-               captions:list,   # one per image
-               images:list=None, # the finished images, shown in the first column
+               captions:list,   # one per picture
+               images:list=None, # the finished pictures, shown in the first column
                title:str='',
                vmax:float=None, # shared by all maps; the largest value when None
                signed:bool=False, size:float=1.25, # inches per cell
               ):                # matplotlib `Figure`
-    "Maps over the forming images: a row per image, a column per step, one color scale"
+    "Maps over the forming pictures: a row per picture, a column per step, one colour scale"
     from matplotlib.figure import Figure
     values = np.asarray(values, dtype=np.float32)
     n,steps = values.shape[:2]
@@ -120,5 +120,5 @@ def map_figure(values,          # (image, step, row, col)
     for ax in axs.flat: ax.set(xticks=[], yticks=[])
     if first: axs[0,0].set_title('finished', fontsize=7)
     for j,l in enumerate(levels): axs[0,j+first].set_title(f'noise {l:.2f}', fontsize=7)
-    if title: fig.suptitle(f'{title}   (full color = {vmax:.2f})', fontsize=8)
+    if title: fig.suptitle(f'{title}   (full colour = {vmax:.2f})', fontsize=8)
     return plain_text(fig)

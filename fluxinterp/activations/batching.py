@@ -87,7 +87,7 @@ def slice_call(call:dict,             # keyword arguments of a pipeline call for
             return value[list(batch)]
         if name=='latents' and value is not None:
             if len(value)!=n*images:
-                raise ValueError(f'latents has {len(value)} rows for {n*images} images')
+                raise ValueError(f'latents has {len(value)} rows for {n*images} pictures')
             return value[[i*images+j for i in batch for j in range(images)]]
         return value
     return {k: cut(k, v) for k,v in call.items()}

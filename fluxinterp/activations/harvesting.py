@@ -327,11 +327,11 @@ def harvest(pipe,                          # a diffusers pipeline
             num_inference_steps:int=None,  # the pipeline's default when None
             steps=None,                    # which to keep: None for all, an index, a slice, a list, or `noise(low, high)`
             seed:int=0,                    # of noise and kept tokens
-            tokens:int|float=None,         # how many, or which share, of the tokens of an image and step to keep; all when None
+            tokens:int|float=None,         # how many, or which share, of the tokens of a picture and step to keep; all when None
             dtype:str='bfloat16',          # 'bfloat16', 'float32', or 'int8' (with a scale per vector)
             guidance:str='conditional',    # rows to keep: 'conditional', 'unconditional' or 'both'
             num_images_per_prompt:int=1,
-            images:list=None,              # images to add noise to, one a prompt, instead of drawing
+            images:list=None,              # pictures to add noise to, one a prompt, instead of drawing
             noise_levels=None,             # for `images`: in (0, 1]
             batch_size:int|str=16,         # prompts at a time; 'auto' halves it whenever memory runs out
             shard_mb:float=64,             # of the shards of one run of prompts, all sites together
@@ -349,8 +349,8 @@ def harvest(pipe,                          # a diffusers pipeline
     new,broken = _prompts_of(prompts)
     sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
     if not sites or len({s.name for s in sites})<len(sites): raise ValueError(f'name each site once, and at least one: {[s.name for s in sites]}')
-    if images is not None and num_images_per_prompt!=1: raise ValueError('a real image is one image: num_images_per_prompt does not go with images')
-    if append and images is not None: raise ValueError('append=True does not go with images: give all prompts and all images')
+    if images is not None and num_images_per_prompt!=1: raise ValueError('a real picture is one picture: num_images_per_prompt does not go with images')
+    if append and images is not None: raise ValueError('append=True does not go with pictures: give all prompts and all pictures')
     args = dict(num_inference_steps=num_inference_steps, steps=steps, guidance=guidance, num_images_per_prompt=num_images_per_prompt, noise_levels=noise_levels, batch_size=batch_size)
     settings = {k: _plain(k, v) for k,v in (args|dict(seed=seed, tokens=tokens, dtype=dtype, sites=[asdict(s) for s in sites], shard_mb=shard_mb)|{f'call.{k}': v for k,v in call.items()}).items()}
     folder,model = StoreFolder(out),describe(pipe).fingerprint
@@ -366,7 +366,7 @@ def harvest(pipe,                          # a diffusers pipeline
             if old['settings']!=settings: raise StoreError(f'{folder.root} was made with other arguments: {"; ".join(_differences(old["settings"], settings))}. Use those, or another folder')
         every,added = _merge_prompts(folder, old, new, append)
         pictures = None if images is None else _pictures_sum(images[:len(every)])
-        if old is not None and images is not None and not added and old['segments'][-1]['pictures']!=pictures: raise StoreError(f'{folder.root} was made from other images')
+        if old is not None and images is not None and not added and old['segments'][-1]['pictures']!=pictures: raise StoreError(f'{folder.root} was made from other pictures')
         rows = num_images_per_prompt*(2 if guidance=='both' else 1)
         h = _Harvest(pipe, every, sites, images, args|call, seed, tokens, dtype, rows)
         manifest,first,good = old,None,set()

@@ -24,7 +24,7 @@ from .site_records import Recording, SiteRecord
 from ..models.clock import guidance_kinds, replaced_methods
 from ..models.steps import step_window
 from ..models.description import describe
-from ..models.pipelines import check_pipeline, check_prompts, image_generators, image_size
+from ..models.pipelines import check_pipeline, check_prompts, picture_generators, picture_size
 from ..models.previews import decode_latents, predicted_clean
 from ..models.sites import Site, resolve_site
 
@@ -226,7 +226,7 @@ def _check_size(pipe, call): # before anything is generated
     binned = 'use_resolution_binning' in inspect.signature(type(pipe).__call__).parameters
     if call.get('use_resolution_binning', binned): return # sizes are rounded by the pipeline
     if call.get('height') or call.get('width') or 'image' not in call:
-        image_size(pipe, call.get('height'), call.get('width'))
+        picture_size(pipe, call.get('height'), call.get('width'))
 
 class _Generator:
     "Generates the batches of a `RecordPlan`, and keeps the activations of its sites"
@@ -276,7 +276,7 @@ class _Generator:
                 capture = _PreviewCapture(pipe, keeper, clock, not plan.images, from_velocity)
                 capture.attach(stack)
             try:
-                noise = image_generators(plan.seed, part, per_prompt)
+                noise = picture_generators(plan.seed, part, per_prompt)
                 output_type = 'pil' if plan.images else 'latent'
                 images = pipe(generator=noise, output_type=output_type, **arguments).images
                 keeper.end_batch()
@@ -318,14 +318,14 @@ def record_batches(pipe,                              # a diffusers pipeline
     else: prompts = [f'prompt_embeds[{i}]' for i in range(len(embedded))]
     indices = list(range(len(prompts))) if indices is None else [int(i) for i in indices]
     if noise_levels is None and not isinstance(images, bool):
-        raise ValueError('images to record need noise_levels=, e.g. (.75, .5, .25); '
-                         'images=True draws and keeps the images')
+        raise ValueError('pictures to record need noise_levels=, e.g. (.75, .5, .25); '
+                         'images=True draws and keeps the pictures')
     plan = RecordPlan(pipe, prompts, sites, kinds, indices, call, num_inference_steps=num_inference_steps,
                       steps=steps, seed=seed, images=images, previews=previews, batch_size=batch_size,
                       dtype=dtype, progress=progress, num_images_per_prompt=num_images_per_prompt,
                       noise_levels=noise_levels)
     with describe(pipe).lock: batch = _Generator(plan) if noise_levels is None else _Noiser(plan)
-    desc = 'record' if noise_levels is None else 'record images'
+    desc = 'record' if noise_levels is None else 'record pictures'
     return _in_turn(pipe, batched(indices, batch_size, batch, desc, progress))
 
 def _joined(parts, name): # the records of a site in several recordings, as one
@@ -359,15 +359,15 @@ def record(pipe,                  # a diffusers pipeline
 def _check_noised(plan)->list: # noise levels
     pipe,images = plan.pipe,plan.images
     if not _is_flux(pipe):
-        raise NotImplementedError('noised real images are known for FLUX-class pipelines only, '
+        raise NotImplementedError('noised real pictures are known for FLUX-class pipelines only, '
                                   f'not for {type(pipe).__name__}')
     if isinstance(images, bool) or images is None:
-        raise ValueError('noise_levels= needs the images: images=[...], one a prompt')
+        raise ValueError('noise_levels= needs the pictures: images=[...], one a prompt')
     if len(images)!=len(plan.prompts):
-        raise ValueError(f'{len(images)} images but {len(plan.prompts)} prompts: '
-                         'give one caption an image')
+        raise ValueError(f'{len(images)} pictures but {len(plan.prompts)} prompts: '
+                         'give one caption a picture')
     if plan.kinds!=('conditional',):
-        raise ValueError('noised real images are one forward pass with their caption: '
+        raise ValueError('noised real pictures are one forward pass with their caption: '
                          'there are no unconditional rows')
     levels = plan.noise_levels
     levels = [float(t) for t in ([levels] if isinstance(levels, (int, float)) else levels)]
@@ -386,7 +386,7 @@ class _Noiser:
         pipe = plan.pipe
         self.plan,self.levels = plan,_check_noised(plan)
         self.size = width,height = _as_image(plan.images[0]).size
-        image_size(pipe, height, width)
+        picture_size(pipe, height, width)
         self.net,self.model = describe(pipe).network,describe(pipe).fingerprint
         self.keeper = _Keeper(plan, None, stop=True)
         self.encode = PromptEncoder(pipe, [plan.prompts[i] for i in plan.indices], plan.call)
@@ -396,7 +396,7 @@ class _Noiser:
         images = [_as_image(self.plan.images[i]) for i in part]
         sizes = {i.size for i in images}
         if sizes!={self.size}:
-            raise ValueError(f'images of different sizes: {sorted(sizes|{self.size})}; resize them to one')
+            raise ValueError(f'pictures of different sizes: {sorted(sizes|{self.size})}; resize them to one')
         pixels = pipe.image_processor.preprocess(images).to(device, pipe.vae.dtype)
         z = pipe.vae.encode(pixels).latent_dist.mean
         z = (z-pipe.vae.config.shift_factor)*pipe.vae.config.scaling_factor
@@ -419,7 +419,7 @@ class _Noiser:
         plan,keeper,levels = self.plan,self.keeper,self.levels
         x0,ids = self.latents(part)
         conditions = self.conditions(part)|dict(img_ids=ids)
-        eps = [torch.randn(x0.shape[1:], generator=g) for g in image_generators(plan.seed, part)]
+        eps = [torch.randn(x0.shape[1:], generator=g) for g in picture_generators(plan.seed, part)]
         eps = torch.stack(eps).to(x0)
         with hooked(plan.pipe, [(s, keeper.callback(s)) for s in plan.sites]) as clock:
             clock.levels,clock.timesteps = levels,torch.tensor([1000*t for t in levels])

@@ -131,8 +131,8 @@ class SiteRecord:
 # %% ../../nbs/20_activations/00_site_records.ipynb #b7d1fd41
 class Recording(dict):
     "Site name -> `SiteRecord`; with `images` and `previews` when asked for"
-    images:list = None      # a PIL image per image
-    previews:list = None    # per image, a PIL image of the predicted image at each recorded step
+    images:list = None      # a PIL image per picture
+    previews:list = None    # per picture, a PIL image of the predicted picture at each recorded step
     def __getitem__(self, name):
         if name not in self: raise KeyError(f'{name!r} was not recorded; recorded are: {", ".join(self)}')
         return super().__getitem__(name)

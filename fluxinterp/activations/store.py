@@ -223,7 +223,7 @@ class _Plan(NamedTuple):
     total:int          # vectors of the stream
 
 def _plan(data, mask, size, seed)->_Plan: # (prompt,) bool of prompts wanted; vectors a buffer holds
-    # 1. runs of neighbors, which can be read at once
+    # 1. runs of neighbours, which can be read at once
     shard,first,end = _runs(data, mask)
     # 2. pieces of the runs: about `_pieces` fill a buffer, and none is shorter than a read should be
     longest = max(size//8, 1)
@@ -349,7 +349,7 @@ class StoreData:
         self.width,self.tokens,self.kept,self.grid = about['width'],about['tokens'],about['kept'],tuple(about['grid']) if about['grid'] else None
         self.steps,self.levels,self.timesteps = m['schedule']['steps'],m['schedule']['levels'],torch.tensor(m['schedule']['timesteps'], dtype=torch.float32)
         self._steps,self._levels,self._timesteps = np.array(self.steps, np.int64),np.array(self.levels, np.float32),np.array(m['schedule']['timesteps'], np.float32)
-        self.per_row = len(self.steps)*self.kept             # vectors of an image
+        self.per_row = len(self.steps)*self.kept             # vectors of a picture
         self.per_prompt = self.per_row*m['rows_per_prompt']
         self.starts = np.array([s['start'] for s in m['shards']])
         self.shards = np.array(store.report.good_shards(self.site.name))

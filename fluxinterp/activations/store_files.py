@@ -234,7 +234,7 @@ def kept_tokens(seed:int,        # of the harvest
                 total:int,       # tokens there are
                 keep:int,        # tokens kept
                )->np.ndarray:    # (n, step, keep) int32, ascending
-    "Which tokens of each image and step are kept"
+    "Which tokens of each picture and step are kept"
     known = {}
     def pick(prompt, image, step):
         if (prompt, image, step) not in known:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['nothing_said', 'statuses', 'AtlasError', 'search_words', 'read_uri', 'AtlasText', 'set_label', 'set_note',
-           'kept_notes', 'add_explanations', 'forget_score', 'add_scores', 'keep_shown', 'shown_images', 'find_images',
-           'find_features']
+           'kept_notes', 'add_explanations', 'forget_score', 'add_scores', 'keep_shown', 'shown_pictures',
+           'find_pictures', 'find_features']
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00003
 import json, os, re, sqlite3, threading
@@ -72,7 +72,7 @@ class AtlasText:
         if key is not None and about.get('atlas')!=key: raise AtlasError(f'{self.path} belongs to another atlas')
 
     @classmethod
-    def create(cls, path, key:str, pictures): # the file, in whose place a new one is put; of the atlas; (prompt, image, seed, half, caption) of each image
+    def create(cls, path, key:str, pictures): # the file, in whose place a new one is put; of the atlas; (prompt, image, seed, half, caption) of each picture
         "A new file"
         tmp = Path(path).with_name(Path(path).name+'.new')
         for p in (tmp, *(tmp.with_name(tmp.name+s) for s in ('-wal', '-shm'))): p.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def forget_score(text:AtlasText, feature:int, explainer:str, scorer:str):
     "Take a score away, with its verdicts"
     with text.writing() as db: _forget(db, (int(feature), explainer, scorer))
 
-def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, value or None, detail, verdicts); a verdict is (image, kind, truth, verdict, detail)
+def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, value or None, detail, verdicts); a verdict is (picture, kind, truth, verdict, detail)
     "Keep scores with their verdicts; one of the same explanation and scorer is replaced"
     with text.writing():
         for f,explainer,scorer,status,value,detail,verdicts in rows:
@@ -171,16 +171,16 @@ def add_scores(text:AtlasText, rows): # (feature, explainer, scorer, status, val
             text.db.executemany('insert into verdicts values (?, ?, ?, ?, ?, ?, ?)', ((i, n, int(p), kind, int(truth), verdict, json.dumps(d, ensure_ascii=False)) for n,(p,kind,truth,verdict,d) in enumerate(verdicts)))
 
 def keep_shown(text:AtlasText, kind:str, pictures): # 'icon', 'patch', ...; (feature, JPEG bytes) pairs
-    "Keep an image of its own for each of some features; one of the same kind is replaced"
+    "Keep a picture of its own for each of some features; one of the same kind is replaced"
     with text.writing(): text.db.executemany('insert or replace into shown values (?, ?, ?)', ((int(f), kind, j) for f,j in pictures))
 
-def shown_images(text:AtlasText, feature:int)->dict: # kind -> JPEG bytes
-    "The images kept for a feature"
+def shown_pictures(text:AtlasText, feature:int)->dict: # kind -> JPEG bytes
+    "The pictures kept for a feature"
     return dict(text.db.execute('select kind, jpeg from shown where feature=? order by kind', (int(feature),)))
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00013
-def find_images(text:AtlasText, word:str)->np.ndarray: # numbers of images, ascending
-    "Images whose caption has a word"
+def find_pictures(text:AtlasText, word:str)->np.ndarray: # numbers of pictures, ascending
+    "Pictures whose caption has a word"
     return np.array([r[0] for r in text.db.execute('select rowid from caption_words where caption_words match ? order by rowid', (f'"{word}"',))], np.int64)
 
 def find_features(text:AtlasText, words:list)->Counter: # feature -> how many of the words its label and explanations have, the most first

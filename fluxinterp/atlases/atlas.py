@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import safe_open
 
-from fluxinterp.atlases.building import (block_files, finish, image_source, plan_atlas, read_tensor,
+from fluxinterp.atlases.building import (block_files, finish, picture_source, plan_atlas, read_tensor,
     scan_part, write_text)
 from ..dictionaries.dictionary import dictionary_fingerprint
 from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
-from .annotations import AtlasError, AtlasText, find_features, find_images, kept_notes, nothing_said, search_words, set_label, set_note, shown_images
+from .annotations import AtlasError, AtlasText, find_features, find_pictures, kept_notes, nothing_said, search_words, set_label, set_note, shown_pictures
 from ..core import load_json, save_json, weights_path
 from ..dictionaries.dictionary import Dictionary, check_belongs
 from ..overlays import image_bytes, image_grid, overlay
@@ -33,7 +33,7 @@ from ..overlays import image_bytes, image_grid, overlay
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00006
 @dataclass
 class Example:
-    "A feature in one image"
+    "A feature in one picture"
     feature:int
     picture:int     # its number in the atlas
     caption:str
@@ -44,7 +44,7 @@ class Example:
     image:Image.Image=field(default=None, repr=False) # its thumbnail
 
     def overlay(self, vmax:float=None, step:int=None, scale:int=1)->Image.Image: # the largest over the steps when None; pixels per pixel of the thumbnail
-        "The map over the image"
+        "The map over the picture"
         v = self.values.max(0) if step is None else self.values[step]
         return overlay(self.image or Image.new('RGB', (8*v.shape[1], 8*v.shape[0]), '#888'), v, vmax, scale=scale)
 
@@ -72,7 +72,7 @@ class Atlas:
     @cached_property
     def _which(self): return {k: self.array(f'which/{k}').view(self.num_features, 2, -1) for k in example_lists}
     @cached_property
-    def pictures(self)->pd.DataFrame: "prompt, image, seed, half and caption of each image, by its number"; return self.text.frame('select * from pictures order by id').set_index('id')
+    def pictures(self)->pd.DataFrame: "prompt, image, seed, half and caption of each picture, by its number"; return self.text.frame('select * from pictures order by id').set_index('id')
     @property
     def grid_shape(self)->tuple: return tuple(self.grid) if self.grid else (1, self.about['tokens'])
     def copy(self, folder)->'Atlas': # which is made
@@ -83,11 +83,11 @@ class Atlas:
         db.execute('pragma journal_mode=wal')
         db.close()
         return Atlas(folder)
-    def check_images(self):
-        "Raise `AtlasError` unless there are images with maps over them, to be shown or judged"
-        if not self.grid: raise AtlasError(f'{self.path} is of {self.site}, whose tokens have no place in an image: nothing can be marked')
-        if not hasattr(self, '_has_thumbnails'): self._has_thumbnails = self.thumbnail(0) is not None
-        if not self._has_thumbnails: raise AtlasError(f'{self.path} has no thumbnails: build it from a pipeline, or from a recording with images=True')
+    def check_pictures(self):
+        "Raise `AtlasError` unless there are pictures with maps over them, to be shown or judged"
+        if not self.grid: raise AtlasError(f'{self.path} is of {self.site}, whose tokens have no place in a picture: nothing can be marked')
+        if not hasattr(self, '_pictured'): self._pictured = self.thumbnail(0) is not None
+        if not self._pictured: raise AtlasError(f'{self.path} has no thumbnails: build it from a pipeline, or from a recording with images=True')
     def check(self, i:int)->int:
         "A feature's number; raises `ValueError` when there is no such feature"
         if not 0<=int(i)<self.num_features: raise ValueError(f'feature {i} of {self.num_features}: choose 0 to {self.num_features-1}')
@@ -96,7 +96,7 @@ class Atlas:
         "Raise `AtlasError` unless the atlas was built of this dictionary"
         if dictionary_fingerprint(dictionary)!=self.about['dictionary']: raise AtlasError(f'{self.path} is of another dictionary than the one given: build an atlas of that one, or load the one this was built of')
     def __len__(self): return self.num_features
-    def __repr__(self): return f"Atlas of {self.num_features} features at {self.site}, over {self.about['prompts']*self.about['images']} images, {len(self.levels)} steps"
+    def __repr__(self): return f"Atlas of {self.num_features} features at {self.site}, over {self.about['prompts']*self.about['images']} pictures, {len(self.levels)} steps"
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00008
 @contextmanager
@@ -123,15 +123,15 @@ def build_atlas(dictionary:Dictionary,
                 prompts=None,       # captions, of a pipeline
                 examples:int=10,    # of each kind, in each half
                 part:tuple=None,    # which of how many; as torchrun says when None
-                checkpoint_every:int=None, # images; once half-way when None
+                checkpoint_every:int=None, # pictures; once half-way when None
                 batch_tokens:int=8192, # vectors encoded at a time
                 device=None,        # of what is kept while scanning; the dictionary's when None
                 force:bool=False,   # accept another site or model with a warning
                 progress:bool=True,
                 **call,             # of a pipeline, as in `record`
                )->Atlas:            # None while parts are missing
-    "Look through images once and keep what every feature fires on"
-    source,out = image_source(dictionary, data, prompts, **call),Path(out)
+    "Look through pictures once and keep what every feature fires on"
+    source,out = picture_source(dictionary, data, prompts, **call),Path(out)
     check_belongs(dictionary, source.site.name, source.model, force)
     if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
     part = part or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
@@ -148,8 +148,8 @@ def build_atlas(dictionary:Dictionary,
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00011
 @patch
-def block_rows(self:Atlas)->list: # (file, first image, one after the last, where the thumbnails lie in it, with None for none)
-    "The files of what fired, with the images they hold"
+def block_rows(self:Atlas)->list: # (file, first picture, one after the last, where the thumbnails lie in it, with None for none)
+    "The files of what fired, with the pictures they hold"
     if not hasattr(self, '_blocks'):
         n,blocks = 0,[]
         for f in block_files(self.path):
@@ -161,9 +161,9 @@ def block_rows(self:Atlas)->list: # (file, first image, one after the last, wher
 
 @patch
 def thumbnail(self:Atlas, picture:int)->Image.Image:
-    "An image's thumbnail; None where the atlas was built without images"
+    "A picture's thumbnail; None where the atlas was built without pictures"
     f,first,_,ends = next((b for b in self.block_rows() if b[1]<=picture<b[2]), (None, 0, 0, None))
-    if f is None: raise ValueError(f'image {picture}: this atlas has {len(self.pictures)}')
+    if f is None: raise ValueError(f'picture {picture}: this atlas has {len(self.pictures)}')
     if ends is None: return None
     with safe_open(f, 'pt') as t: return Image.open(io.BytesIO(t.get_slice('jpegs')[ends[picture-first]:ends[picture-first+1]].numpy().tobytes())).convert('RGB')
 
@@ -182,7 +182,7 @@ def examples(self:Atlas, i:int,       # feature
              half:str='explain',      # or 'score'; both when None
              n:int=None,              # at most so many
             )->list:                  # of `Example`s
-    "Images a feature fires in, with its maps"
+    "Pictures a feature fires in, with its maps"
     i = self.check(i)
     if kind not in example_lists or half not in (*halves, None): raise ValueError(f'examples by {kind!r} of the half {half!r}: choose from {", ".join(example_lists)}; {", ".join(halves)} or None')
     which = self._which[kind][i] if half is None else self._which[kind][i,halves.index(half)][None]
@@ -193,8 +193,8 @@ def examples(self:Atlas, i:int,       # feature
 
 @patch
 def peaks(self:Atlas, features=None, # numbers; all when None
-         )->np.ndarray:              # (images, features) float16, 0 where it does not fire
-    "How strongly each feature fires in each image, at its strongest place"
+         )->np.ndarray:              # (pictures, features) float16, 0 where it does not fire
+    "How strongly each feature fires in each picture, at its strongest place"
     features = torch.arange(self.num_features) if features is None else torch.as_tensor([self.check(i) for i in features])
     column = torch.full((self.num_features,), -1)
     column[features] = torch.arange(len(features))
@@ -207,16 +207,16 @@ def peaks(self:Atlas, features=None, # numbers; all when None
     return res.numpy()
 
 @patch
-def fires(self:Atlas, i:int)->np.ndarray: # (images,) bool
-    "In which images a feature fires"
-    first = self.check(i)//256*256 # its neighbors come with it: all features one after the other read the files once in 256
+def fires(self:Atlas, i:int)->np.ndarray: # (pictures,) bool
+    "In which pictures a feature fires"
+    first = self.check(i)//256*256 # its neighbours come with it: all features one after the other read the files once in 256
     kept = getattr(self, '_fires', (-1, None))
     if kept[0]!=first: self._fires = kept = first,self.peaks(range(first, min(first+256, self.num_features)))>0
     return kept[1][:,i-first]
 
 @patch
-def non_activating_images(self:Atlas, i:int, n:int=10, half:str='score', seed:int=0)->list: # numbers of images
-    "Random images in which a feature does not fire"
+def silent_pictures(self:Atlas, i:int, n:int=10, half:str='score', seed:int=0)->list: # numbers of pictures
+    "Random pictures in which a feature does not fire"
     some = np.flatnonzero(~self.fires(i)&(self.pictures.half.to_numpy()==halves.index(half)))
     return np.random.default_rng([seed, i]).permutation(some)[:n].tolist()
 
@@ -234,7 +234,7 @@ def table(self:Atlas, features:list=None, # numbers; all when None
     t = {k: self.array(f'totals/{k}').numpy()[rows] for k in ('counts', 'sums', 'fired', 'maps', 'shape')}
     pictures,tokens = int(self.array('totals/pictures')[0]),int(np.prod(self.grid_shape))
     n,maps = t['counts'].sum(1),np.maximum(t['maps'], 1)
-    frame = pd.DataFrame(dict(firing_rate=n/(pictures*len(self.levels)*tokens), image_rate=t['fired']/pictures, largest=self.array('largest').numpy()[rows], mean_active=t['sums'].sum(1)/np.maximum(n, 1),
+    frame = pd.DataFrame(dict(firing_rate=n/(pictures*len(self.levels)*tokens), picture_rate=t['fired']/pictures, largest=self.array('largest').numpy()[rows], mean_active=t['sums'].sum(1)/np.maximum(n, 1),
                               noise_level=np.array(self.levels)[t['sums'].argmax(1)], area=n/(maps*tokens)), index=index)
     frame[list(shape_statistics)] = t['shape']/maps[:,None]
     frame.loc[n==0, ['noise_level', 'area', *shape_statistics]] = np.nan
@@ -268,11 +268,11 @@ def histogram(self:Atlas, i:int)->pd.Series: # lower edge of the bin -> activati
     return pd.Series(h[a:b], pd.Index(histogram_edges()[a:b], name='from'), name=f'feature {i}')
 
 @patch
-def neighbors(self:Atlas, i:int, # feature
+def neighbours(self:Atlas, i:int, # feature
                by:str='direction', # or 'firing': on the same tokens
               )->pd.Series:       # feature -> cosine, or Jaccard index
     "Features like this one"
-    if by not in ('direction', 'firing'): raise ValueError(f'neighbors by "direction" or by "firing", not {by!r}')
+    if by not in ('direction', 'firing'): raise ValueError(f'neighbours by "direction" or by "firing", not {by!r}')
     j,v = (self.array(k)[self.check(i)] for k in (('near', 'cosine') if by=='direction' else ('together', 'jaccard')))
     return pd.Series(v[j>=0].float().numpy(), pd.Index(j[j>=0].numpy(), name='feature'), name='cosine' if by=='direction' else 'Jaccard index')
 
@@ -293,7 +293,7 @@ def flag(self:Atlas, i:int, on:bool=True):
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00017
 @patch
-def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of the peaks (n, feature), and of their squares in the first; a block at a time
+def _peak_sums(self:Atlas, masks): # (n, pictures) bool -> sums of the peaks (n, feature), and of their squares in the first; a block at a time
     sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
     for f,first,last,_ in self.block_rows():
         row,feature,peak = np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy()),read_tensor(f, 'features').long().numpy(),read_tensor(f, 'peaks').double().numpy()
@@ -305,7 +305,7 @@ def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of the peaks (n, f
 
 @patch
 def firing_counts(self:Atlas, half:str)->np.ndarray: # (feature,) int
-    "In how many images of a half each feature fires"
+    "In how many pictures of a half each feature fires"
     mine,count = self.pictures.half.to_numpy()==halves.index(half),np.zeros(self.num_features, int)
     for f,first,last,_ in self.block_rows():
         on = mine[np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())]
@@ -320,7 +320,7 @@ def search(self:Atlas, query:str, n:int=20)->pd.DataFrame: # a line per feature:
     said = find_features(self.text, words)
     score,hits = np.zeros(self.num_features),{}
     mine = self.pictures.half.to_numpy()==0
-    masks = np.stack([mine, *(mine&np.isin(np.arange(len(mine)), find_images(self.text, w)) for w in words)])
+    masks = np.stack([mine, *(mine&np.isin(np.arange(len(mine)), find_pictures(self.text, w)) for w in words)])
     sums,square = self._peak_sums(masks)
     total = sums[0]
     for w,has,there in zip(words, masks[1:], sums[1:]):
@@ -333,7 +333,7 @@ def search(self:Atlas, query:str, n:int=20)->pd.DataFrame: # a line per feature:
     for f,k in said.items(): score[f] += 1000*k
     order = [f for f in np.argsort(-score, kind='stable')[:n] if score[f]>0]
     t = self.table()
-    return t.loc[order, ['label', 'explanation', 'image_rate', 'largest']].assign(z=[score[f]%1000 for f in order], words=[' '.join(hits.get(int(f), [])) for f in order])
+    return t.loc[order, ['label', 'explanation', 'picture_rate', 'largest']].assign(z=[score[f]%1000 for f in order], words=[' '.join(hits.get(int(f), [])) for f in order])
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00020
 def _img(image, alt): return f'<img alt="{html.escape(alt)}" style="image-rendering:pixelated" src="data:image/jpeg;base64,{base64.b64encode(image_bytes(image, "JPEG")).decode()}">'
@@ -348,27 +348,27 @@ class FeatureCard:
     @property
     def dead(self)->bool: return self.statistics.firing_rate==0
     def pictures(self, kind:str='peak', n:int=8, scale:int=2)->Image.Image: # as in `Atlas.examples`
-        "Its maps over some of its images, one color scale"
+        "Its maps over some of its pictures, one colour scale"
         some = self.atlas.examples(self.feature, kind, None, n)
         return image_grid([e.overlay(float(self.statistics.largest), scale=scale) for e in some], len(some))
     def steps(self, scale:int=2)->Image.Image:
-        "Its strongest image at every step"
+        "Its strongest picture at every step"
         e = self.atlas.examples(self.feature, 'peak', None, 1)[0]
         return image_grid([e.overlay(float(self.statistics.largest), k, scale) for k in range(len(self.atlas.levels))], len(self.atlas.levels))
-    def shown(self)->dict: # 'icon' or 'patch' -> PIL image
-        "Images of its own, see `add_icons` and `add_patches`"
-        return {k: Image.open(io.BytesIO(j)).convert('RGB') for k,j in shown_images(self.atlas.text, self.feature).items()}
+    def shown(self)->dict: # 'icon' or 'patch' -> PIL picture
+        "Pictures of its own, see `add_icons` and `add_patches`"
+        return {k: Image.open(io.BytesIO(j)).convert('RGB') for k,j in shown_pictures(self.atlas.text, self.feature).items()}
     def __repr__(self):
         s,a = self.statistics,self.atlas
         name = f'feature {self.feature} at {a.site}'+(f': {s.label}' if isinstance(s.label, str) else '')+(f' ({s.explanation})' if isinstance(s.explanation, str) else '')
-        if self.dead: return f"{name}: dead, it fired in none of {a.about['prompts']*a.about['images']} images"
+        if self.dead: return f"{name}: dead, it fired in none of {a.about['prompts']*a.about['images']} pictures"
         lines = [e.caption for e in a.examples(self.feature, n=3)]
-        return f'{name}: fires on {s.firing_rate:.2%} of tokens, in {s.image_rate:.1%} of images, most at noise {s.noise_level:.2f}\n  '+'\n  '.join(lines)
+        return f'{name}: fires on {s.firing_rate:.2%} of tokens, in {s.picture_rate:.1%} of pictures, most at noise {s.noise_level:.2f}\n  '+'\n  '.join(lines)
     def _repr_html_(self):
         first,*captions = map(html.escape, repr(self).split('\n'))
         if self.dead: return f'<p>{first}</p>'
-        near = ', '.join(f'{f} ({v:.2f})' for f,v in self.atlas.neighbors(self.feature).head(4).items())
-        parts = [*((kind, im) for kind,im in self.shown().items()), ('strongest images', self.pictures()), ('the strongest at every step', self.steps()), ('a sample, from strong to weak', self.pictures('sample'))]
+        near = ', '.join(f'{f} ({v:.2f})' for f,v in self.atlas.neighbours(self.feature).head(4).items())
+        parts = [*((kind, im) for kind,im in self.shown().items()), ('strongest pictures', self.pictures()), ('the strongest at every step', self.steps()), ('a sample, from strong to weak', self.pictures('sample'))]
         return f'<p><b>{first}</b><br>'+'<br>'.join(captions)+'</p>'+''.join(f'<p>{what}<br>{_img(im, what)}</p>' for what,im in parts)+f'<p>nearest directions: {near}</p>'
 
 @patch

@@ -27,13 +27,13 @@ def _jpeg(image, size):
 def add_icons(atlas:Atlas, pipe, dictionary:Dictionary,
               features=None,       # numbers; all that fire when None
               strength:float=1.,   # times the feature's largest activation
-              seeds=(0,),          # an image each, side by side
+              seeds=(0,),          # a picture each, side by side
               batch_size:int=32, size:int=96, # pixels of the longer side of each
               again:bool=False,    # also those that have one
               progress:bool=True,
               **call,              # passed on to the pipeline
              )->int:               # how many were drawn
-    "Draw an empty prompt with each feature on, and keep the image in the atlas"
+    "Draw an empty prompt with each feature on, and keep the picture in the atlas"
     atlas.check_dictionary(dictionary)
     largest,done = atlas.array('largest'),set() if again else _with(atlas, 'icon')
     features = (largest>0).nonzero().flatten().tolist() if features is None else [atlas.check(f) for f in features]
@@ -49,11 +49,11 @@ def add_icons(atlas:Atlas, pipe, dictionary:Dictionary,
 
 def add_patches(atlas:Atlas, itda:ITDA,
                 features=None,     # numbers; all when None. Of a signed dictionary both sides of a latent have its patch
-                pipe=None,         # draws the images where the dictionary has no thumbnails
+                pipe=None,         # draws the pictures where the dictionary has no thumbnails
                 size:int=96,       # pixels of the longer side
                 **call,            # as in `record`, as the activations were recorded
                )->int:             # how many have a patch
-    "Keep each atom's own image, its patch marked, in the atlas"
+    "Keep each atom's own picture, its patch marked, in the atlas"
     atlas.check_dictionary(itda)
     features = list(range(atlas.num_features)) if features is None else [atlas.check(f) for f in features]
     atoms = sorted({f%itda.num_latents for f in features})

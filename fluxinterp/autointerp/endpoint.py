@@ -83,7 +83,7 @@ class _Cache:
     def put(self, key, reply):
         with self.lock, self.db: self.db.execute('insert or replace into answers values (?, ?)', (key, json.dumps(reply)))
 
-def message_content(parts:list)->list: # texts and images as PNG or JPEG bytes
+def message_content(parts:list)->list: # texts and pictures as PNG or JPEG bytes
     "The content of a message, as the chat-completions format has it"
     kind = lambda b: 'png' if b[:4]==b'\x89PNG' else 'jpeg'
     return [dict(type='text', text=p) if isinstance(p, str) else dict(type='image_url', image_url=dict(url=f'data:image/{kind(p)};base64,{base64.b64encode(p).decode()}')) for p in parts]
@@ -114,7 +114,7 @@ class Answerer:
     def spent(self)->float: "In the unit of the budget"; return sum(t*p for t,p in zip(self.tokens, self.prices))/1e6 if self.prices else self.calls
 
     def plan(self, questions)->pd.Series: # of `Question`s, one after the other
-        "What asking would take at most: calls, tokens (a guess: four characters each, `image_tokens` an image), cost"
+        "What asking would take at most: calls, tokens (a guess: four characters each, `image_tokens` a picture), cost"
         every,new,read = 0,0,0
         for q in questions:
             every += 1

@@ -50,7 +50,7 @@ class ModelWriter:
         yield from self.model.answers([Question(i, [fill_prompt(self.prompt, description=d, count=n)], read) for i,d in enumerate(descriptions)])
 
 class Generation(Scorer):
-    "AUROC of the feature's peak in images drawn from its description against others"
+    "AUROC of the feature's peak in pictures drawn from its description against others"
     name,asks = 'generation',False
     def __init__(self, pipe, dictionary:Dictionary, writer=None, # `SceneWriter()` when None
                  n:int=6,              # captions of each kind
@@ -82,19 +82,19 @@ class Generation(Scorer):
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00008
 class Intervention(Scorer):
-    "Share of images in which turning the feature up shows more of what is described"
+    "Share of pictures in which turning the feature up shows more of what is described"
     name = 'intervention'
     def __init__(self, pipe, dictionary:Dictionary,
-                 n:int=4,              # images
+                 n:int=4,              # pictures
                  strength:float=1.5,   # times the feature's largest activation
                  seed:int=200, **call): # of the pipeline
         self.pipe,self.dictionary,self.n,self.strength,self.seed,self.call,self._drawn = pipe,dictionary,n,strength,seed,call,{}
-        self.settings = f'{n} images, strength {strength}, seed {seed}, {sorted((k, str(v)) for k,v in call.items())}'
+        self.settings = f'{n} pictures, strength {strength}, seed {seed}, {sorted((k, str(v)) for k,v in call.items())}'
 
-    def _pairs(self, atlas, f): # drawn once for a feature: its explanation and the twin's are about the same images
+    def _pairs(self, atlas, f): # drawn once for a feature: its explanation and the twin's are about the same pictures
         if f not in self._drawn:
             atlas.check_dictionary(self.dictionary)
-            n,some = self.dictionary.num_latents,atlas.non_activating_images(f, self.n)
+            n,some = self.dictionary.num_latents,atlas.silent_pictures(f, self.n)
             captions = [atlas.pictures.caption[p] for p in some]
             draw = lambda: self.pipe(captions, generator=prompt_generators(self.seed, range(len(captions))), **self.call).images
             if captions:

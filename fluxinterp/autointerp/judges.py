@@ -25,7 +25,7 @@ task_kinds = ('detect', 'locate', 'changed', 'intruder')
 
 @dataclass
 class Task:
-    "A question about images"
+    "A question about pictures"
     id:object
     kind:str          # of `task_kinds`
     description:str   # of the feature
@@ -35,7 +35,7 @@ class Task:
         if self.kind not in task_kinds: raise ValueError(f'a task of kind {self.kind!r}: choose from {", ".join(task_kinds)}')
 
 def marked(image:Image.Image, values, size:int=256)->bytes: # PIL image; (rows, cols) or None; pixels of the longer side, at least
-    "An image as a judge is shown it: dark where the map is 0, in its own colors where it is not; as it is without a map. PNG"
+    "A picture as a judge is shown it: dark where the map is 0, in its own colours where it is not; as it is without a map. PNG"
     scale = max(1, -(-size//max(image.size)))
     if values is None: return image_bytes(image.convert('RGB').resize((image.width*scale, image.height*scale), Image.NEAREST))
     return image_bytes(spotlight(image, values, scale=scale))
@@ -55,10 +55,10 @@ class ReaderVerdicts:
         read = dict(zip(images, read_images(list(images.values())))) if images else {}
         for t in tasks:
             about = named_concepts(t.description)
-            shown = np.stack([self._shown(read[id(im)], m) for im,m in t.pictures]) # (image, concept)
+            shown = np.stack([self._shown(read[id(im)], m) for im,m in t.pictures]) # (picture, concept)
             yield Answer(t.id, 'ok', self._verdict(t.kind, shown, about), dict(concepts=[concepts[i][1] for i in about]))
 
-    def _shown(self, reading, m): # (concept,): share of the marked part; of an unmarked image, how surely it is there
+    def _shown(self, reading, m): # (concept,): share of the marked part; of an unmarked picture, how surely it is there
         if m is None: return reading.probabilities
         m = np.asarray(Image.fromarray(np.asarray(m, np.float32)).resize((16, 16), Image.BOX)) # the reader's own grid
         return (reading.maps*m).sum((1, 2))/max(m.sum(), 1e-9)
@@ -92,7 +92,7 @@ class ModelVerdicts:
     "A vision-language model answers"
     def __init__(self, model:Answerer,
                  prompts=None,     # folder of your own prompt files
-                 size:int=256):    # pixels of the images' longer side, at least
+                 size:int=256):    # pixels of the pictures' longer side, at least
         self.model,self.size,self.name = model,size,model.model
         self.prompts = {k: load_prompt(name, needs, prompts) for k,(name,needs) in _asks.items()}
         self.settings = f'{model.parameters}, {size} pixels, prompts {crc32(" ".join(self.prompts.values()).encode()):08x}'

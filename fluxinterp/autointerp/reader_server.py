@@ -21,7 +21,7 @@ from .judges import ReaderVerdicts, Task
 
 # %% ../../nbs/55_explaining/40_reader_server.ipynb #rsv00006
 class ReaderServer:
-    "Answers the packaged prompts about images of an atlas of a tiny model, over HTTP on this machine"
+    "Answers the packaged prompts about pictures of an atlas of a tiny model, over HTTP on this machine"
     def __init__(self, atlas:Atlas,
                  key:str=None,     # asked for, when given
                  faults=None,      # number of the request, its text -> None, 'busy', 'broken', 'hang', 'prose' or 'refuse'
@@ -30,7 +30,7 @@ class ReaderServer:
         self.key,self.faults,self.pace,self.asked,self._lock = key,faults or (lambda n, text: None),pace,[],threading.Lock()
         self.images = [atlas.thumbnail(i) for i in range(len(atlas.pictures))]
         if any(i is None for i in self.images): raise ValueError('this atlas has no thumbnails: build it from a pipeline, or from a recording with images=True')
-        self._known = np.stack([np.asarray(i, np.float32).reshape(-1, 3) for i in self.images]) # (image, pixel, rgb)
+        self._known = np.stack([np.asarray(i, np.float32).reshape(-1, 3) for i in self.images]) # (picture, pixel, rgb)
         self._square,self.readings,self.grid = (self._known**2).sum(2),read_images(self.images),atlas.grid_shape
         outer = self
         class Handler(BaseHTTPRequestHandler):
@@ -57,11 +57,11 @@ class ReaderServer:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f'http://127.0.0.1:{self.http.server_port}/v1'
 
-    def look(self, image:Image.Image)->tuple: # a shown image -> number of the thumbnail, map (rows, cols), or None where all is lit
-        "Which image this is, and where it is light"
+    def look(self, image:Image.Image)->tuple: # a shown picture -> number of the thumbnail, map (rows, cols), or None where all is lit
+        "Which picture this is, and where it is light"
         w,h = self.images[0].size
         x = np.asarray(image.convert('RGB').resize((w, h), Image.BOX), np.float32).reshape(-1, 3)
-        g = np.clip((self._known*x).sum(2)/np.maximum(self._square, 1.), 0, 1) # (image, pixel)
+        g = np.clip((self._known*x).sum(2)/np.maximum(self._square, 1.), 0, 1) # (picture, pixel)
         i = int(((x-g[...,None]*self._known)**2).sum((1, 2)).argmin())
         cells = lambda v: v.reshape(self.grid[0], h//self.grid[0], self.grid[1], w//self.grid[1]).sum((1, 3))
         light = cells(g[i]*self._square[i])/np.maximum(cells(self._square[i]), 1.)
@@ -80,7 +80,7 @@ class ReaderServer:
         value = next(ReaderVerdicts()([Task(0, kind, description, [(self.images[i], m) for i,m in seen])])).value
         return json.dumps({'score': value} if kind=='detect' else {'intruder': value+1} if kind=='intruder' else {'second': value})
 
-    def _pattern(self, seen): # what the lit parts show more of than images do on the whole
+    def _pattern(self, seen): # what the lit parts show more of than pictures do on the whole
         def lit(i, m):
             cells = self.readings[i].maps.reshape(len(concepts), m.shape[0], 16//m.shape[0], m.shape[1], 16//m.shape[1]).mean((2, 4))
             return (cells*m).sum((1, 2))/max(m.sum(), 1e-9)

@@ -21,9 +21,9 @@ from .judges import marked
 
 # %% ../../nbs/55_explaining/15_vision_explainer.ipynb #vis00006
 def crop_peak(image:Image.Image, values:np.ndarray, # (rows, cols)
-              around:float=.25,                     # half the crop's side, as a share of the image's
+              around:float=.25,                     # half the crop's side, as a share of the picture's
              )->Image.Image:
-    "The part of an image around the peak of a map"
+    "The part of a picture around the peak of a map"
     r,c = np.unravel_index(values.argmax(), values.shape)
     (w,h),(y,x) = image.size,((r+.5)/values.shape[0],(c+.5)/values.shape[1])
     y,x = (min(max(t, around), 1-around) for t in (y, x))
@@ -32,32 +32,32 @@ def crop_peak(image:Image.Image, values:np.ndarray, # (rows, cols)
 views = ('marked', 'crop', 'both')
 
 class VisionExplainer(Explainer):
-    "What marked images have in common, in a vision-language model's words"
+    "What marked pictures have in common, in a vision-language model's words"
     def __init__(self, model:Answerer,
-                 count:int=5,        # top images, half of them the strongest, half from the sample
-                 silent:int=0,       # silent images shown beside them
+                 count:int=5,        # top pictures, half of them the strongest, half from the sample
+                 silent:int=0,       # silent pictures shown beside them
                  view:str='marked', # 'marked', 'crop' or 'both'
                  prompts=None,       # folder of your own prompt files
-                 size:int=256):      # pixels of the images' longer side, at least
+                 size:int=256):      # pixels of the pictures' longer side, at least
         if view not in views: raise ValueError(f'view {view!r}: choose from {", ".join(views)}')
         self.model,self.count,self.silent,self.view,self.size = model,count,silent,view,size
         self.prompt = load_prompt('contrast' if silent else 'explain', ['count', 'others'] if silent else ['count'], prompts)
-        self.settings = f'{model.parameters}, {count} images, {silent} silent, {size} pixels, prompt {crc32(self.prompt.encode()):08x}'
+        self.settings = f'{model.parameters}, {count} pictures, {silent} silent, {size} pixels, prompt {crc32(self.prompt.encode()):08x}'
         self.name = f'{model.model}, {view}'+(', contrast' if silent else '')
 
     def question(self, atlas:Atlas, f:int)->Question:
         "What is asked about a feature"
-        atlas.check_images()
+        atlas.check_pictures()
         tops = atlas.examples(f, 'peak')[:self.count-self.count//2]
         seen = {e.picture for e in tops}
         some = tops+[e for e in atlas.examples(f, 'sample') if e.picture not in seen][:self.count//2]
         parts = [fill_prompt(self.prompt, count=len(some), others=self.silent)]
         for i,e in enumerate(some, 1):
-            parts.append(f'Image {i}:')
+            parts.append(f'Picture {i}:')
             m = e.values.max(0)
             if self.view!='crop': parts.append(marked(e.image, m, self.size))
             if self.view!='marked': parts.append(marked(crop_peak(e.image, m), None, self.size))
-        for i,p in enumerate(atlas.non_activating_images(f, self.silent, 'explain'), 1): parts += [f'Silent image {i}:', marked(atlas.thumbnail(p), None, self.size)]
+        for i,p in enumerate(atlas.silent_pictures(f, self.silent, 'explain'), 1): parts += [f'Silent picture {i}:', marked(atlas.thumbnail(p), None, self.size)]
         def read(text):
             obj = read_json(text, pattern=str)
             if not obj['pattern'].strip(): raise ValueError('"pattern" is empty')

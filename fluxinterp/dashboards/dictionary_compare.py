@@ -25,7 +25,7 @@ from ..dictionaries.metrics import evaluate
 from ..widgets.page import view_script
 from ..widgets.figures import comparison_figure
 from ..activations.site_records import Recording
-from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
+from ..widgets.base import View, figure_picture, map_bytes, shown, tile_pictures
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00013
 _pairs_script = r'''
@@ -94,7 +94,7 @@ class MatchedPairs(View):
         with self.hold_sync():
             self.left,self.right,self.summary,self.feature = left,right,summary,-1
             (self.left_latents,self.right_latents),(self.left_labels,self.right_labels) = latents,[{str(k): v for k,v in l.items()} for l in labels]
-            self.empty = '' if len(frame) else f'No feature of {left} fires in these images.'
+            self.empty = '' if len(frame) else f'No feature of {left} fires in these pictures.'
             self.pairs = frame[['feature', 'match', 'correlation', 'chance', 'elsewhere', 'largest']].to_numpy(np.float32).tobytes()
     def ordered(self, order:str=None)->list: # features, in an order or in the one shown
         "As the list has them"
@@ -193,7 +193,7 @@ def _rate_chart(densities): # dictionary -> (feature,) share of tokens
     some = np.concatenate([d[d>0] for d in densities.values()])
     edges = np.linspace(np.floor(np.log10(some.min())) if len(some) else -1, 0, 21)
     of = [dict(name=n, says=f'{int((d>0).sum())} of {len(d)} fire', y=_shares(np.log10(d[d>0]), edges), chance=None) for n,d in densities.items()]
-    return dict(name='firing rate', says='How often features fire: the share of tokens, of those features that fire in these images; a logarithmic axis.', x=_middles(edges), log=True, of=of)
+    return dict(name='firing rate', says='How often features fire: the share of tokens, of those features that fire in these pictures; a logarithmic axis.', x=_middles(edges), log=True, of=of)
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00022
 def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of their site
@@ -208,8 +208,8 @@ def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of thei
     for n,d in dictionaries.items():
         if d.meta.model and r.model and d.meta.model!=r.model: raise ValueError(f'{n} was made for model {d.meta.model}, the recording is of {r.model}: record with the pipeline the dictionaries belong to')
         if d.width!=r.x.shape[-1]: raise ValueError(f'{n} reads activations of width {d.width}, the recording has width {r.x.shape[-1]}')
-    if r.grid is None: raise ValueError(f'{r.site.name} has no image grid: the maps need dictionaries of an image stream')
-    if not (recording.previews or recording.images): raise ValueError('this recording has no images: record it with images=True, previews=True')
+    if r.grid is None: raise ValueError(f'{r.site.name} has no picture grid: the maps need dictionaries of an image stream')
+    if not (recording.previews or recording.images): raise ValueError('this recording has no pictures: record it with images=True, previews=True')
     for n,a in (atlases or {}).items():
         if n not in dictionaries: raise ValueError(f'an atlas for {n!r}, but the dictionaries are {", ".join(dictionaries)}')
         a.check_dictionary(dictionaries[n])
@@ -217,7 +217,7 @@ def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of thei
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00024
 class DictionaryCompare(WorkDashboard):
-    "Several dictionaries of one site on the same images"
+    "Several dictionaries of one site on the same pictures"
     def __init__(self, dictionaries:dict,   # name -> Dictionary, of one site and model; baselines among them
                  recording:Recording,       # of that site, with images or previews
                  atlases:dict=None,         # name -> Atlas of that dictionary, for labels and scores
@@ -228,9 +228,9 @@ class DictionaryCompare(WorkDashboard):
         self.record = checked
         self.dictionaries,self.recording,self.atlases,self.seed = dict(dictionaries),recording,atlases or {},seed
         guidance = self.record.rows.guidance.tolist()
-        self.rows = [i for i,g in enumerate(guidance) if g==guidance[0]] # of each image; guidance may have given it two
+        self.rows = [i for i,g in enumerate(guidance) if g==guidance[0]] # of each picture; guidance may have given it two
         self.pictures = len(recording.previews or recording.images)
-        if len(self.rows)!=self.pictures: raise ValueError(f'{len(self.rows)} rows of {self.record.site.name} but {self.pictures} images: give the recording as `record` made it')
+        if len(self.rows)!=self.pictures: raise ValueError(f'{len(self.rows)} rows of {self.record.site.name} but {self.pictures} pictures: give the recording as `record` made it')
         self.codes,self.firing,self.evaluations,self.matches = {},{},{},None
         self.labels,self.scores = {n: {f: t[:60] for f,t in a.names().items() if t} for n,a in self.atlases.items()},_kept_scores(self.atlases)
         first = _by_scorer(self.scores)[:1]
@@ -241,7 +241,7 @@ class DictionaryCompare(WorkDashboard):
         self.sort = field([('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength', 'strength')], 'high', 'sort by')
         self.picture = field([('where the pair is strongest', -1), *((f'{i}: {self.record.rows.caption[r][:60]}', i) for i,r in enumerate(self.rows))], -1, 'picture')
         self.pairs,self.player,self.charts = MatchedPairs(),MapPlayer(title='maps of the chosen pair', empty='Choose a pair.'),ComparisonCharts()
-        self.charts.about = f'{self.record.site.name}, {self.pictures} images, {self.record.x[...,0].numel()} tokens'+''.join(f'; score: {s} of {e}' for (s,e),_ in first)
+        self.charts.about = f'{self.record.site.name}, {self.pictures} pictures, {self.record.x[...,0].numel()} tokens'+''.join(f'; score: {s} of {e}' for (s,e),_ in first)
         self.pairs.maps_of = self._page_maps
         self.links = [(self.pairs, t, self.player, t) for t in ('signed', 'levels', 'features', 'tiles', 'pictures', 'shape', 'maps')] # of a page without a kernel; here `player.load` does it
         wrap = lambda *w: widgets.HBox(w, layout=widgets.Layout(flex_flow='row wrap', align_items='flex-start'))
@@ -275,7 +275,7 @@ class DictionaryCompare(WorkDashboard):
     def _summary(self, a, f):
         silent,n = f.attrs['silent'],len(f)+f.attrs['silent']
         if not len(f): return f'None of the {n} features of {a} fires here.'
-        beside = f'{f.chance.median():.2f} with shuffled tokens'+('' if f.elsewhere.isna().all() else f', {f.elsewhere.median():.2f} at the same place in another image')
+        beside = f'{f.chance.median():.2f} with shuffled tokens'+('' if f.elsewhere.isna().all() else f', {f.elsewhere.median():.2f} at the same place in another picture')
         return f'{len(f)} of {n} features of {a} fire here, {silent} never do and are left out. Median correlation {f.correlation.median():.2f}; by chance: {beside}.'
     def _show(self, a, b, frame): # in the thread
         self.matches = frame
@@ -336,7 +336,7 @@ def _page_maps(self:DictionaryCompare, feature): # for a page without a kernel
     values = np.stack([m.values[0] for m in s.maps])
     data,peaks = map_bytes(values, each=1)
     first = s.maps[0]
-    jpeg,tiles = tile_images(first.previews[0] if first.previews else [first.images[0]]*len(first.levels))
+    jpeg,tiles = tile_pictures(first.previews[0] if first.previews else [first.images[0]]*len(first.levels))
     return dict(signed=False, levels=[float(l) for l in first.levels], shape=list(values.shape), tiles=tiles,
                 features=[dict(id=int(m.feature), name=n, peak=p, largest=l or None, top=t) for m,n,p,l,t in zip(s.maps, s.names, peaks, s.largest, np.abs(values).max((2, 3)).tolist())]),[data, jpeg]
 
@@ -353,13 +353,13 @@ def static(self:DictionaryCompare):
     if self.matches is None: return None
     f,kept = self.matches,self.scored
     points = pd.DataFrame({n: dict(L0=e.l0, FVU=e.fvu) for n,e in self.evaluations.items()}).T
-    correlations = {f'{self.pairs.left} in {self.pairs.right}': f.correlation, 'tokens shuffled': f.chance, 'another image': f.elsewhere} if len(f) else {}
+    correlations = {f'{self.pairs.left} in {self.pairs.right}': f.correlation, 'tokens shuffled': f.chance, 'another picture': f.elsewhere} if len(f) else {}
     if len(kept):
         values,about = {n: kept.value[kept.dictionary==n] for n in self.dictionaries},dict(what=kept.scorer.iloc[0], chance=None if kept.chance.isna().all() else float(kept.chance.median()))
     else: values,about = self._densities(),dict(what='firing rate', log=True)
     fig,below = comparison_figure(points, correlations, values, title=self.record.site.name, **about),self.player.static()
     if below is None: return fig
-    parts = [figure_image(x) for x in (fig, below)]
+    parts = [figure_picture(x) for x in (fig, below)]
     sheet = Image.new('RGB', (max(p.width for p in parts), sum(p.height for p in parts)), 'white')
     for i,p in enumerate(parts): sheet.paste(p, (0, i*parts[0].height))
     return sheet

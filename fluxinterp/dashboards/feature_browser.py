@@ -27,7 +27,7 @@ class FeatureBrowser(Dashboard):
                  dictionary:Dictionary=None,    # the atlas's; found by itself for packaged ones
                  prompt:str='a large red striped circle on the left and a small white star on the right',
                  feature:int=None,              # to begin with; the first of the list when None
-                 examples:int=10, lines:int=12): # images of a list; lines of the list on the screen
+                 examples:int=10, lines:int=12): # pictures of a list; lines of the list on the screen
         super().__init__()
         self.atlas = Atlas(atlas) if not isinstance(atlas, Atlas) else atlas
         if not len(self.atlas): raise AtlasError(f'{self.atlas.path} has no features')
@@ -45,7 +45,7 @@ class FeatureBrowser(Dashboard):
         self.link()
         self.search.observe(self._search, 'value')
         self.clear.on_click(lambda _: setattr(self.search, 'value', ''))
-        self.sheet.observe(lambda c: setattr(self.table, 'selected', c['new']), 'feature') # a neighbor was chosen on the sheet
+        self.sheet.observe(lambda c: setattr(self.table, 'selected', c['new']), 'feature') # a neighbour was chosen on the sheet
         self.sheet.observe(lambda c: self.table.step(c['new'][0]), 'move')
         self.sheet.observe(lambda _: self.reload(), 'kept')
         self.table.observe(lambda _: setattr(self.sheet, 'version', self.sheet.version+1), 'kept')

@@ -23,8 +23,8 @@ from ..models.description import describe
 from ..models.pipelines import check_pipeline
 from ..widgets.figures import matrix_figure
 from ..models.sites import Site, list_sites, resolve_site
-from ..widgets.base import View, map_bytes, shown, tile_images
-from ..features.across_layers import SiteMaps, token_measures, image_sites, FamilyMember, site_maps
+from ..widgets.base import View, map_bytes, shown, tile_pictures
+from ..features.across_layers import SiteMaps, token_measures, picture_sites, FamilyMember, site_maps
 
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00021
 _script = r'''
@@ -33,14 +33,14 @@ const render = ({ model, el }) => {
   const get = (k) => model.get(k), box = root(el, model, "flx-matrix", get("title"));
   const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
   let maps, rows = [], here = null, backdrop, picks = 0, ratio = 1;
-  const look = { alpha: get("alpha"), colors: get("colors"), scale: get("scale"), side: get("side") };
+  const look = { alpha: get("alpha"), colours: get("colours"), scale: get("scale"), side: get("side") };
   const steps = () => get("levels").length, where = (s) => `step ${s + 1} of ${steps()}, noise ${get("levels")[s].toFixed(2)}`;
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
-  const colors = choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; restyle(); } });
+  const colours = choice({ label: "colours", options: colourNames, value: look.colours, onchange: (v) => { look.colours = v; restyle(); } });
   const scale = choice({ label: "scale", options: [["row", "each row its own"], ["common", "one for all rows"]], value: look.scale, onchange: (v) => { look.scale = v; restyle(); } });
   const side = choice({ label: "maps", options: Object.keys(sides).map((k) => [k, k]), value: look.side, onchange: (v) => { look.side = v; build(); } });
   const legend = make("span", { class: "flx-row" }), says = make("div", { class: "flx-says", "aria-live": "polite" }), note = make("p", { class: "flx-quiet" }), open = make("span");
-  const controls = make("div", { class: "flx-row" }, side.el, scale.el, colors.el, strength.el, legend), frame = make("div", { class: "flx-mframe" });
+  const controls = make("div", { class: "flx-row" }, side.el, scale.el, colours.el, strength.el, legend), frame = make("div", { class: "flx-mframe" });
   const mark = make("div", { class: "flx-mhere", hidden: true }), picked = make("div", { class: "flx-mpicked", hidden: true });
   const full = (r) => look.scale === "common" ? Math.max(...rows.map((r) => r.peak)) : r.peak;
   const size = () => { const [h, w] = tiles.about.count ? [tiles.about.height, tiles.about.width] : rows[0].grid, f = sides[look.side] / Math.max(h, w); return [Math.round(w * f), Math.round(h * f)]; };
@@ -48,7 +48,7 @@ const render = ({ model, el }) => {
   const under = () => { const [w, h] = size(), S = steps(); backdrop = new OffscreenCanvas(S * (w + 1) * ratio, h * ratio); const ctx = backdrop.getContext("2d");
     for (let s = 0; s < S; s++) { ctx.setTransform(1, 0, 0, 1, s * (w + 1) * ratio, 0); tiles.draw(ctx, Math.min(s, tiles.about.count - 1), look.alpha, w * ratio, h * ratio); } };
   const paint = (r) => { r.stale = false;
-    const [w, h] = size(), [R, C] = r.grid, S = steps(), dye = palette(look.colors, full(r) ? r.peak / full(r) : 0, look.alpha, r.signed), pixels = new ImageData(S * C, R), to = new Uint32Array(pixels.data.buffer);
+    const [w, h] = size(), [R, C] = r.grid, S = steps(), dye = palette(look.colours, full(r) ? r.peak / full(r) : 0, look.alpha, r.signed), pixels = new ImageData(S * C, R), to = new Uint32Array(pixels.data.buffer);
     for (let s = 0, k = r.at; s < S; s++) for (let y = 0; y < R; y++) for (let x = 0, t = y * S * C + s * C; x < C; x++) to[t++] = dye[maps[k++]];
     const strip = r.strip ||= new OffscreenCanvas(S * C, R); strip.getContext("2d").putImageData(pixels, 0, 0);
     const W = S * (w + 1) * ratio, H = h * ratio; if (r.canvas.width !== W || r.canvas.height !== H) { r.canvas.width = W; r.canvas.height = H; }
@@ -58,9 +58,9 @@ const render = ({ model, el }) => {
   };
   const sight = new IntersectionObserver((all) => { for (const e of all) { const r = rows[e.target.dataset.row]; if (!r || r.canvas !== e.target) continue; r.seen = e.isIntersecting; if (r.seen && r.stale) paint(r); } }, { root: frame, rootMargin: "300px" });
   const restyle = () => { if (!rows.length) return; const began = performance.now(); under();
-    for (const r of rows) { r.stale = true; if (r.seen) paint(r); r.full.textContent = r.peak ? `${look.scale === "common" ? "largest" : "full color"} ${show(r.peak)}` : "not active"; }
+    for (const r of rows) { r.stale = true; if (r.seen) paint(r); r.full.textContent = r.peak ? `${look.scale === "common" ? "largest" : "full colour"} ${show(r.peak)}` : "not active"; }
     const top = Math.max(...rows.map((r) => r.peak)), common = look.scale === "common", signed = rows.filter((r) => r.signed).length;
-    legend.replaceChildren(...[false, true].filter((s) => s ? signed : signed < rows.length).map((s) => scaleBar(s ? common ? -top : -1 : 0, common ? top : 1, look.colors, look.alpha, s)), ...[!common && "of the row's full color", rows.some((r) => r.top.includes(0)) && "╲ not active at that step"].filter(Boolean).map((w) => make("span", {}, w)));
+    legend.replaceChildren(...[false, true].filter((s) => s ? signed : signed < rows.length).map((s) => scaleBar(s ? common ? -top : -1 : 0, common ? top : 1, look.colours, look.alpha, s)), ...[!common && "of the row's full colour", rows.some((r) => r.top.includes(0)) && "╲ not active at that step"].filter(Boolean).map((w) => make("span", {}, w)));
     box.dataset.took = (performance.now() - began).toFixed(1); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
   const place = (m, at) => { m.hidden = !at || !rows[at.row] || at.step >= steps(); if (m.hidden) { m.remove(); return; } const [w, h] = size(); m.style.cssText = `left: ${at.step * (w + 1)}px; width: ${w}px; height: ${h}px`; rows[at.row].holder.append(m); };
   const tell = () => { place(mark, here); if (!here) { says.textContent = rows.length ? "Point at a map, or use the arrow keys; a click or Enter opens it below." : ""; return; }
@@ -98,7 +98,7 @@ const render = ({ model, el }) => {
     chosen(); tell(); box.dataset.ready = rows.length; };
   let waits; const soon = () => { cancelAnimationFrame(waits); waits = requestAnimationFrame(build); };
   box.append(controls, frame, says, open, note);
-  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, alpha: () => { look.alpha = get("alpha"); strength.set(look.alpha); restyle(); }, colors: () => { look.colors = get("colors"); colors.select.value = look.colors; restyle(); }, scale: () => { look.scale = get("scale"); scale.select.value = look.scale; restyle(); }, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
+  const off = listen(model, { maps: soon, rows: soon, levels: soon, empty: soon, note: soon, pictures: load, chosen, alpha: () => { look.alpha = get("alpha"); strength.set(look.alpha); restyle(); }, colours: () => { look.colours = get("colours"); colours.select.value = look.colours; restyle(); }, scale: () => { look.scale = get("scale"); scale.select.value = look.scale; restyle(); }, side: () => { look.side = get("side"); side.select.value = look.side; soon(); } });
   load();
   return () => { off(); box.done(); sight.disconnect(); cancelAnimationFrame(waits); done(); };
 };
@@ -117,11 +117,11 @@ class MapMatrix(View):
     maps = traitlets.Bytes(b'').tag(sync=True)      # one row after the other, each (step, row, col), see `map_bytes`
     rows = traitlets.List([]).tag(sync=True)        # of each: name, after (said beside it), words (below), title, grid, peak, top (largest of each step), signed
     levels = traitlets.List([]).tag(sync=True)      # noise level of each step
-    pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_images`
+    pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_pictures`
     tiles = traitlets.Dict({}).tag(sync=True)
     chosen = traitlets.Dict({}).tag(sync=True)      # the map somebody opened: row, step, and n, which counts
     alpha = traitlets.Float(.85).tag(sync=True)
-    colors = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
+    colours = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
     scale = traitlets.Enum(['row', 'common'], 'row').tag(sync=True)
     side = traitlets.Enum(['small', 'medium', 'large'], 'medium').tag(sync=True)
     note = traitlets.Unicode('').tag(sync=True)
@@ -139,7 +139,7 @@ class MapMatrix(View):
              words:dict=None,    # site -> said below
              signed=(),          # sites whose maps may be negative, beside those that are
              note:str=''):
-        "Show the maps of an image"
+        "Show the maps of a picture"
         signed = {s for s,v in maps.maps.items() if s in signed or (v<0).any()} # a measure of one's own may be negative anywhere
         data = {s: map_bytes(v, s in signed) for s,v in maps.maps.items()}
         about = []
@@ -148,7 +148,7 @@ class MapMatrix(View):
             about.append(dict(name=s, after=beside, words=(words or {}).get(s, ''), title=f'{s}, {beside}' if beside else s, grid=list(v.shape[1:]), peak=data[s][1], top=np.abs(v).max((1, 2)).astype(float).tolist(), signed=s in signed))
         self.shown = maps
         with self.hold_sync():
-            self.pictures,self.tiles = tile_images(list(maps.previews or []), 128)
+            self.pictures,self.tiles = tile_pictures(list(maps.previews or []), 128)
             self.chosen,self.rows,self.levels,self.note = {},about,[float(l) for l in maps.levels],note
             self.maps = b''.join(b for b,_ in data.values())
             self.side = 'small' if len(about)*len(maps.levels)>200 else 'medium' if len(about)>4 or len(maps.levels)>8 else 'large'
@@ -174,7 +174,7 @@ def _readers(pipe, sites, family, measure): # Site -> function, in network order
     order = {s: i for i,s in enumerate(list_sites(pipe).names)}
     if isinstance(measure, str) and measure not in token_measures: raise ValueError(f'unknown measure {measure!r}: choose from {", ".join(token_measures)}, or give a function (token, width) -> (token,)')
     if not family:
-        found = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)] if sites is not None else image_sites(pipe)
+        found = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)] if sites is not None else picture_sites(pipe)
         if not found: raise ValueError('no sites: give some, or None for every block')
         f = token_measures[measure] if isinstance(measure, str) else measure
         return {s: f for s in sorted(found, key=lambda s: order.get(s.name, len(order)))},{},{},set()
@@ -209,7 +209,7 @@ class LayerStepMatrix(WorkDashboard):
         self.pipe,self.family,self.call = pipe,family,call
         self.readers,self._after,self._words,self._signed = _readers(pipe, sites, family, measure)
         self._left = [f'{s} is left out: {w}.' for s,w in getattr(family, 'left_out', {}).items()]
-        self._how = 'Activation of one feature a site.' if family else {'deviation': 'How much a token differs from the mean token of its image and step (norm of the difference).', 'norm': 'Norm of each token.'}.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
+        self._how = 'Activation of one feature a site.' if family else {'deviation': 'How much a token differs from the mean token of its picture and step (norm of the difference).', 'norm': 'Norm of each token.'}.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
         self.prompt = widgets.Textarea(prompt, description='Prompt', rows=2, layout=widgets.Layout(width='min(98%, 760px)'))
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31-1, description='Seed', layout=widgets.Layout(width='180px'))
         self.button = widgets.Button(description='Draw', icon='paint-brush')
@@ -233,7 +233,7 @@ class LayerStepMatrix(WorkDashboard):
     def _loaded(self, res):
         maps,warning = res
         chosen = self.matrix.chosen
-        self.player.load([self._feature_maps(maps, next(iter(maps.maps)))]) # its images are those of every site
+        self.player.load([self._feature_maps(maps, next(iter(maps.maps)))]) # its pictures are those of every site
         self.player.clear('Open a map above, with a click or Enter: its site is shown here, step by step.')
         self.matrix.load(maps, self._after, self._words, self._signed, ' '.join(filter(None, [self._how, warning, *self._left])))
         if chosen and chosen['step']<len(maps.levels): self.matrix.chosen = chosen # what was open stays open; the sites are the same

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unread_text', 'token_texts', 'read_prompt', 'name_dictionaries', 'atlas_dictionary', 'check_atlas_pipeline',
-           'Drawing', 'LiveView']
+           'Drawing', 'DrawingView']
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00003
 import inspect, threading
@@ -110,7 +110,7 @@ class Drawing:
         total = torch.zeros(code.num_latents).index_add_(0, i.flatten(), (v if one else v.abs()).flatten().float())
         return [(f, float(total[f])) for f in total.abs().topk(min(n, len(total))).indices.tolist() if total[f]!=0]
 
-class LiveView(WorkDashboard):
+class DrawingView(WorkDashboard):
     "A dashboard over one drawing; a subclass lays it out and says what happens when the drawing is `recorded`"
     def __init__(self, pipe, dictionaries, prompt:str, seed:int=0, **call): # `call`: passed on to `record`: num_inference_steps, height, guidance_scale, ...
         check_pipeline(pipe)
@@ -154,4 +154,4 @@ class LiveView(WorkDashboard):
     def code(self, name:str)->SparseCode: "See `Drawing.code`"; return self.drawing.code(self.dictionaries[name])
     def maps(self, name:str, feature:int)->FeatureMaps: "See `Drawing.maps`"; return self.drawing.maps(self.dictionaries[name], feature)
     def strongest(self, name:str, step:int=None, token:int=None, n:int=5)->list: "See `Drawing.strongest`"; return self.drawing.strongest(self.dictionaries[name], step, token, n)
-    def words(self, name:str)->list: "The tokens of a text stream; none for an image's"; return self.drawing.words.get(self.dictionaries[name].meta.site, [])
+    def words(self, name:str)->list: "The tokens of a text stream; none for a picture's"; return self.drawing.words.get(self.dictionaries[name].meta.site, [])

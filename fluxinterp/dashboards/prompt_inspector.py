@@ -54,7 +54,7 @@ class PlaceFeatures(View):
 
 # %% ../../nbs/65_dashboards/10_prompt_inspector.ipynb #pin00007
 class PromptInspector(TimestepViewer):
-    "Features that fire at a place of an image"
+    "Features that fire at a place of a picture"
     def __init__(self, pipe, dictionaries, prompt:str='a large red striped circle on the left and a small white star on the right', atlases:dict=None, seed:int=0, size:int=240, **call): # as in `TimestepViewer`
         self.here = PlaceFeatures()
         super().__init__(pipe, dictionaries, prompt, None, atlases, seed, size, **call)
@@ -84,7 +84,7 @@ class PromptInspector(TimestepViewer):
         v,i = (t[0] if token is None else t[0,:,token:token+1] for t in (code.values, code.indices))
         at = lambda f: [float(v[s][i[s]==f].sum())/(1 if token is not None else v.shape[1]) for s in range(steps)]
         words = self.words(name)
-        where = ('in the whole image, mean over its tokens' if token is None else f'at token {token} “{words[token]}”' if words else f"at row {cell['row']}, column {cell['col']}")
+        where = ('in the whole picture, mean over its tokens' if token is None else f'at token {token} “{words[token]}”' if words else f"at row {cell['row']}, column {cell['col']}")
         with self.here.hold_sync():
             self.here.levels,self.here.place = [float(l) for l in site.levels],dict(step=step)
             self.here.title = f'Features {where}, step {step+1} of {steps}'

@@ -288,7 +288,7 @@ def _scan_status(s, folder, seen): # of an atlas that is being built
     if torn:
         s.outcomes['blocks'] = dict(ok=len(own), torn=torn)
         s.problem = 'blocks are torn: delete the folder and build the atlas again'
-    elif s.done>=s.total: s.numbers['now'] = 'what needs all images is computed, or other parts are missing'
+    elif s.done>=s.total: s.numbers['now'] = 'what needs all pictures is computed, or other parts are missing'
     return s
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #rmo00016

@@ -60,7 +60,7 @@ def check_dashboard(atlas:str,           # folder or packaged name
     if re.match(r'fi\.(\w+)', call)[1] not in dir(fi): raise DashboardError(f'the view {view!r} is not in this version of fluxinterp: it has no {call.split("(")[0]}')
     for package in ('voila', 'ipykernel'):
         if not find_spec(package): raise DashboardError(f'a dashboard is served by Voila, and {package} is not installed: pip install {package}')
-    if wants=='needed' and not pipeline: raise DashboardError(f'the view {view!r} draws images: give the pipeline this atlas is of with --pipeline')
+    if wants=='needed' and not pipeline: raise DashboardError(f'the view {view!r} draws pictures: give the pipeline this atlas is of with --pipeline')
     if not finished: return run_status(Path(atlas) if _begun(atlas) else Atlas(atlas)) # which says what to do where there is nothing
     a = Atlas(atlas)
     if view=='browser' and pipeline and a.signed: raise DashboardError('features of a signed dictionary are its two sides, of which a viewer shows neither alone: leave --pipeline out, or take --view steps')
@@ -68,8 +68,8 @@ def check_dashboard(atlas:str,           # folder or packaged name
         for k in ('key', 'peak', 'at'): read_tensor(a.path/'examples.safetensors', f'pool/{k}')
         fired,pictures = a.array('totals/fired'),a.block_rows()
     except (OSError, SafetensorError, AtlasError) as e: raise AtlasError(f'{e}' if 'build the atlas again' in f'{e}' else f'{a.path} is damaged ({e}): build the atlas again into the same folder') from None
-    if not a.num_features or not pictures or not len(a.pictures): raise AtlasError(f'{atlas} is empty: it has {a.num_features} features and {len(a.pictures)} images')
-    if not (fired>0).any(): raise AtlasError(f'{atlas} is empty: none of its {a.num_features} features fired in any image')
+    if not a.num_features or not pictures or not len(a.pictures): raise AtlasError(f'{atlas} is empty: it has {a.num_features} features and {len(a.pictures)} pictures')
+    if not (fired>0).any(): raise AtlasError(f'{atlas} is empty: none of its {a.num_features} features fired in any picture')
     if pipeline and wants!='unused':
         try: model = describe(load_pipeline(pipeline)).fingerprint # the page loads its own
         except (OSError, ValueError, ImportError) as e: raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None

@@ -14,24 +14,24 @@ from fastcore.basics import patch
 from ..atlases.atlas import Atlas
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
-from .live import LiveView, atlas_dictionary, check_atlas_pipeline
+from .live import DrawingView, atlas_dictionary, check_atlas_pipeline
 from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
-from ..widgets.region_brush import RegionBrush
-from ..widgets.image_strip import ImageStrip
+from ..widgets.region_brush import PaintCanvas
+from ..widgets.image_compare import PictureStrip
 from ..models.pipelines import prompt_generators
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #ste00006
-class SteeringStudio(LiveView):
+class SteeringStudio(DrawingView):
     "Steer one prompt with features of a dictionary"
     shares = (0., .5, 1., 1.5, 2.) # of the change, in a sweep
     def __init__(self, atlas,                    # the dictionary's atlas (or its folder or name), for names and ranges; or the dictionary alone
                  pipe, dictionary:Dictionary=None, # the atlas's; found by itself for packaged ones
                  prompt:str='a large red striped circle on the left and a small white star on the right',
                  features=(),                    # to begin with
-                 seed:int=0, size:int=280, **call): # of the noise; of an image on the screen; passed on to the pipeline
+                 seed:int=0, size:int=280, **call): # of the noise; of a picture on the screen; passed on to the pipeline
         self.atlas = None if isinstance(atlas, Dictionary) else atlas if isinstance(atlas, Atlas) else Atlas(atlas)
         if self.atlas is None: dictionary = atlas
         else:
@@ -50,8 +50,8 @@ class SteeringStudio(LiveView):
         self.save,self.load = widgets.Button(description='Save', icon='save', tooltip='write the recipe to this file'),widgets.Button(description='Load', icon='folder-open', tooltip='read a recipe from this file')
         self.kept = widgets.Label() # what became of a file
         self.recipe = widgets.Textarea(description='JSON', disabled=True, rows=4, layout=widgets.Layout(width='100%', max_width='900px'))
-        self.paint,self.edits = RegionBrush(size=size),EditList()
-        self.pictures,self.strip = ImageStrip(size=size, title='before and after'),ImageStrip(size=150, title='sweep', empty='Press Sweep to see the recipe at several strengths.')
+        self.paint,self.edits = PaintCanvas(size=size),EditList()
+        self.pictures,self.strip = PictureStrip(size=size, title='before and after'),PictureStrip(size=150, title='sweep', empty='Press Sweep to see the recipe at several strengths.')
         wrap = widgets.Layout(flex_flow='row wrap', width='100%')
         self.children = [self.form, self.status, widgets.HBox([self.paint, self.pictures], layout=wrap), widgets.HBox([self.feature, self.add, self.live, self.steer, self.sweep], layout=wrap), self.edits, self.strip,
                          widgets.HBox([self.file, self.save, self.load, self.kept], layout=wrap), self.recipe]
@@ -97,12 +97,12 @@ class SteeringStudio(LiveView):
     def run(self):
         if not self.worker.under_way('drawing'): self._then = None
         super().run()
-    def _waits(self, then): # whether there is no image without edits yet; the rest is done when it is there
+    def _waits(self, then): # whether there is no picture without edits yet; the rest is done when it is there
         if self.before is None and not self.worker.under_way('drawing'): self.run()
         waits = self.worker.under_way('drawing')
         if waits: self._then = then
         return waits or self.before is None
-    def recorded(self): # the image without edits is new
+    def recorded(self): # the picture without edits is new
         rec,site = self.recording,self.site_record('features')
         self.before = rec.images[0]
         self.paint.load(self.before, site.grid or (0, 0))
@@ -134,7 +134,7 @@ class SteeringStudio(LiveView):
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #ste00016
 @patch
 def run_edits(self:SteeringStudio, told:str=''): # said before what was done
-    "Draw the image with the edits"
+    "Draw the picture with the edits"
     with self.showing:
         if self._waits(self.run_edits): return
         drawing,before = self.drawing,self.before
@@ -180,7 +180,7 @@ def save_recipe(self:SteeringStudio):
 def load_recipe(self:SteeringStudio):
     "Read a recipe from the file in the field; the painted region becomes that of the recipe"
     try:
-        if self.before is None: raise ValueError('there is no image yet, whose steps and tokens a recipe is read for: press Draw first')
+        if self.before is None: raise ValueError('there is no picture yet, whose steps and tokens a recipe is read for: press Draw first')
         edits = load_recipe(self.file.value, [self.dictionary])
         rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
     except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return

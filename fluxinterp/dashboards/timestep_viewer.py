@@ -10,7 +10,7 @@ import re
 
 import ipywidgets as widgets
 
-from .live import LiveView
+from .live import DrawingView
 from ..widgets.map_player import MapPlayer
 
 # %% ../../nbs/65_dashboards/05_timestep_viewer.ipynb #tsv00006
@@ -40,11 +40,11 @@ class FeatureNames:
         return float(values[f]) if f<len(values) else None
     def full(self, name, f): w = self(name, f); return f'feature {f}'+(f': {w}' if w else '')
 
-class TimestepViewer(LiveView):
-    "Maps of features over the forming image of one prompt"
+class TimestepViewer(DrawingView):
+    "Maps of features over the forming picture of one prompt"
     def __init__(self, pipe, dictionaries,     # one, a list, or name -> dictionary
                  prompt:str='a large red striped circle on the left and a small white star on the right',
-                 features=None,                # a number or several; the strongest in the image when None
+                 features=None,                # a number or several; the strongest in the picture when None
                  atlases:dict=None,            # name -> atlas, for names and scales
                  seed:int=0, size:int=240,     # of the noise; of a map on the screen
                  form:bool=True, **call):      # show the fields; passed on to `record`
@@ -53,7 +53,7 @@ class TimestepViewer(LiveView):
         self.site = widgets.Dropdown(options=list(self.dictionaries), description='Site', layout=widgets.Layout(width='300px'))
         some = [] if features is None else [features] if isinstance(features, int) else list(features)
         self.features = widgets.Text(', '.join(map(str, some)), description='Features', continuous_update=False, placeholder='17, 20', layout=widgets.Layout(width='300px'))
-        self.top = widgets.Dropdown(options=[('draw first', None)], description='Strongest', tooltip='the most active in this image: added to the features', layout=widgets.Layout(width='420px'))
+        self.top = widgets.Dropdown(options=[('draw first', None)], description='Strongest', tooltip='the most active in this picture: added to the features', layout=widgets.Layout(width='420px'))
         self.player = MapPlayer(asks=True, size=size, empty='Press Draw.')
         self.player.strongest = self._at
         self.children = [*([self.form, widgets.HBox([self.site, self.features, self.top], layout=widgets.Layout(flex_flow='row wrap'))] if form else []), self.status, self.player]
@@ -92,7 +92,7 @@ class TimestepViewer(LiveView):
             if not self._filling and self.drawing is not None: self._show(self.site.value)
     def _show(self, name):
         try:
-            if not self.features.value.strip() and not self.strongest(name, n=1): raise ValueError('no feature is active in this image')
+            if not self.features.value.strip() and not self.strongest(name, n=1): raise ValueError('no feature is active in this picture')
             fs = read_features(self.features.value, self.dictionaries[name].num_latents)
             self.player.load([self.maps(name, f) for f in fs], 0, [self.names.largest(name, f) for f in fs], [self.names.full(name, f) for f in fs], self.words(name))
             self.player.error = ''

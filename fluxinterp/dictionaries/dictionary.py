@@ -79,8 +79,8 @@ class DictionaryMeta:
     model:str=''                  # `fingerprint` of the pipeline
     steps:list=field(default_factory=list)  # denoising steps it saw
     levels:list=field(default_factory=list) # their noise levels
-    grid:tuple=None               # of the image tokens; with the model, this is the image size
-    rows:int=0                    # images; prompts, for data without a table of rows
+    grid:tuple=None               # of the image tokens; with the model, this is the picture size
+    rows:int=0                    # pictures; prompts, for data without a table of rows
     tokens:int=0                  # activation vectors in the data
     guidance:list=field(default_factory=list) # rows of classifier-free guidance it saw: 'conditional', 'unconditional'
     data:str=''                   # which prompts and seeds

@@ -136,7 +136,7 @@ def _metrics(metrics): # parts of a card
     if hasattr(metrics, 'frame'): # an `Evaluation`: a line for everything, and one for each step
         f = metrics.frame
         yield _table(('', *f.columns), [(n, *(int(v) if c=='tokens' else float(v) for c,v in zip(f.columns, r))) for n,r in zip(f.index, f.to_numpy().tolist())])
-        yield ('FVU is the fraction of variance unexplained, in the raw space and, where it says so, with every coordinate standardized or whitened: 0 is perfect, 1 is what the mean alone leaves. '
+        yield ('FVU is the fraction of variance unexplained, in the raw space and, where it says so, with every coordinate standardised or whitened: 0 is perfect, 1 is what the mean alone leaves. '
                'L0: active latents per vector. Dead: share of the latents that never fired on these vectors.')
     else:
         numbers = [(k, v) for k,v in _flat(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}) if v is not None and k!='site']
@@ -157,7 +157,7 @@ def dictionary_card(dictionary:Dictionary,
                     metrics=None,         # an `Evaluation`, numbers by name, or a report with `to_dict`
                     picture:str='',       # file name of a map, beside the card
                     about:dict=None,      # more for the head of the card: license, base_model (the model's id, also shown), ...
-                    caption:str='Activation map of a latent', # of the image
+                    caption:str='Activation map of a latent', # of the picture
                     latent:int=0,         # the one in the example
                    )->str:                # Markdown, with the hub's front matter
     "A card that says what a dictionary is"
@@ -174,19 +174,19 @@ def dictionary_card(dictionary:Dictionary,
     if numbers := list(_metrics(metrics)): parts += ['## How good it is', *numbers]
     if picture: parts += ['## A map', f'![{caption}]({picture})', caption+'.']
     parts += ['## How to open it', f'```python\nimport fluxinterp as fi\ndictionary = fi.load_dictionary({where!r})\ncode = dictionary.encode(x)  # raw activations, (..., {dictionary.width})\nxhat = dictionary.decode(code)\n```']
-    if m.site: parts += [f'On the model itself: where a latent fires while an image forms, and what it does when it is turned up.\n\n```python\npipe = fi.load_pipeline({model if isinstance(model, str) and model else "<the model>"!r})\n'
-                         f"fi.activation_map(pipe, dictionary, {latent}, 'a prompt')\nwith fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): image = pipe('a prompt').images[0]\n```"]
+    if m.site: parts += [f'On the model itself: where a latent fires while a picture forms, and what it does when it is turned up.\n\n```python\npipe = fi.load_pipeline({model if isinstance(model, str) and model else "<the model>"!r})\n'
+                         f"fi.activation_map(pipe, dictionary, {latent}, 'a prompt')\nwith fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): picture = pipe('a prompt').images[0]\n```"]
     repo,inside = '/'.join(where.split('/')[:2]),'/'.join(where.split('/')[2:])
     parts += [_in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if inside else '')]
     return '\n\n'.join(parts)+'\n'
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #54224909
-def _save_image(picture, path): # a path, bytes, a PIL image, an array of 0 to 255, a matplotlib figure, or `FeatureMaps`
+def _save_picture(picture, path): # a path, bytes, a PIL image, an array of 0 to 255, a matplotlib figure, or `FeatureMaps`
     if hasattr(picture, 'figure') and not hasattr(picture, 'savefig'): picture = picture.figure()
     if hasattr(picture, 'savefig'): b = io.BytesIO(); picture.savefig(b, format='png', bbox_inches='tight'); picture = b.getvalue()
     if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
     try: image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    except Exception as e: raise ValueError(f'image is no image that can be read: {e}') from e
+    except Exception as e: raise ValueError(f'picture is no image that can be read: {e}') from e
     with atomic_path(path) as p: image.convert('RGB').save(p, 'PNG')
 
 def publish_folder(dictionary:Dictionary, folder:str|Path, # is made
@@ -196,13 +196,13 @@ def publish_folder(dictionary:Dictionary, folder:str|Path, # is made
                    dtype:torch.dtype=None,     # as in `save_dictionary`
                    about:dict=None,            # for the head of the card
                   )->Path:
-    "Write a dictionary with its card, its metrics and an image: what `push_to_hub` uploads"
+    "Write a dictionary with its card, its metrics and a picture: what `push_to_hub` uploads"
     folder = save_dictionary(dictionary, folder, dtype)
     if metrics is not None: save_json(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics, folder/'metrics.json')
-    if picture is not None: _save_image(picture, folder/'map.png')
+    if picture is not None: _save_picture(picture, folder/'map.png')
     caption = {}
     if hasattr(picture, 'captions'): # `FeatureMaps`
-        caption = dict(caption=f'Latent {picture.feature}: the finished image of each prompt, and in color where the latent fires at each denoising step', latent=picture.feature)
+        caption = dict(caption=f'Latent {picture.feature}: the finished picture of each prompt, and in colour where the latent fires at each denoising step', latent=picture.feature)
     with atomic_path(folder/'README.md') as p: p.write_text(dictionary_card(dictionary, where or str(folder), metrics, 'map.png' if picture is not None else '', about, **caption), encoding='utf-8')
     return folder
 

@@ -23,12 +23,12 @@ def raw_sae(W_enc:torch.Tensor, # (num_latents, d)
             architecture:str='topk', # one of `sae.architectures`
             k:int=None,         # active latents per token; unknown when None
             threshold:torch.Tensor=None, # 'batchtopk': a number; 'jumprelu': (num_latents,); zeros and below make it a ReLU
-            centered:bool=True,  # whether the encoder is for `x - b_dec`
+            centred:bool=True,  # whether the encoder is for `x - b_dec`
            )->SAE:              # in eval mode
     "An SAE of raw activations, with these weights"
     n,d = W_dec.shape
     with torch.device('meta'): sae = make_sae(d, SAEConfig(num_latents=n, k=n if k is None else k, architecture=architecture, normalizer='none'))
-    if not centered: b_enc = (b_enc.double()+W_enc.double()@b_dec.double())
+    if not centred: b_enc = (b_enc.double()+W_enc.double()@b_dec.double())
     state = {'W_enc': W_enc, 'b_enc': b_enc, 'W_dec': W_dec, 'b_dec': b_dec, 'normalizer.mean': torch.zeros(d), 'normalizer.scale': torch.ones(d)}
     if architecture=='batchtopk': state['threshold'] = threshold.clamp_min(0)
     if architecture=='jumprelu': state['log_threshold'] = threshold.double().clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -67,7 +67,7 @@ def _sae_lens(folder):
     elif isinstance(cfg['metadata'], dict): meta = cfg['metadata']
     else: raise DictionaryFileError(f'{where}: metadata must be an object')
     kind,d,n = _choice(cfg, 'architecture', where, 'standard', 'topk', 'jumprelu', default='standard' if old else None),positive(cfg, 'd_in', where),positive(cfg, 'd_sae', where)
-    centered = _choice(cfg, 'apply_b_dec_to_input', where, True, False, default=True if old else None)
+    centred = _choice(cfg, 'apply_b_dec_to_input', where, True, False, default=True if old else None)
     _choice(cfg, 'normalize_activations', where, 'none', None, default=None if old else 'missing')
     rescale = _choice(cfg, 'rescale_acts_by_decoder_norm', where, True, False, default=False) and kind=='topk'
     t = read_tensors(folder/'sae_weights.safetensors')
@@ -80,7 +80,7 @@ def _sae_lens(folder):
         if not (length>0).all(): raise DictionaryFileError(f'{folder/"sae_weights.safetensors"}: a decoder row has length 0, and activations are to be rescaled by it')
         W_enc,b_enc,W_dec = W_enc*length[:,None],b_enc*length,W_dec/length[:,None]
     args = dict(k=_k(cfg, n, where)) if kind=='topk' else dict(architecture='jumprelu', threshold=t.get('threshold', torch.zeros(n)))
-    sae = raw_sae(W_enc, b_enc, W_dec, b_dec, centered=centered, **args)
+    sae = raw_sae(W_enc, b_enc, W_dec, b_dec, centred=centred, **args)
     hook,model = (str(meta.get(k) or '') for k in ('hook_name', 'model_name'))
     sae.meta = DictionaryMeta(_site(hook), model if _site(hook) else '', data=f'{hook} of {model}' if hook or model else '')
     return sae
@@ -120,15 +120,15 @@ def _dictionary_learning(folder): # class -> names of the biases, whether the de
         if key=='k' and (v.numel()!=1 or v.item()!=_k(cfg, n, where)): raise DictionaryFileError(f'{path}: k is {v.flatten()[:4].tolist()}, {where} says {cfg["k"]!r}')
     extra = dict(threshold=()) if top else dict(threshold=(n,)) if kind=='JumpReluAutoEncoder' else {}
     if kind in _linear_layers:
-        b_enc,b_dec,centered = _linear_layers[kind]
+        b_enc,b_dec,centred = _linear_layers[kind]
         check_tensors(t, {'encoder.weight': (n, d), b_enc: (n,), 'decoder.weight': (d, n), b_dec: (d,)}|extra, path)
         w = t['encoder.weight'],t[b_enc],t['decoder.weight'].T,t[b_dec]
     else:
         check_tensors(t, dict(W_enc=(d, n), b_enc=(n,), W_dec=(n, d), b_dec=(d,))|extra, path)
-        w,centered = (t['W_enc'].T, t['b_enc'], t['W_dec'], t['b_dec']),top
+        w,centred = (t['W_enc'].T, t['b_enc'], t['W_dec'], t['b_dec']),top
     if kind=='AutoEncoderTopK': return raw_sae(*w, k=_k(cfg, n, where))
     if top: return raw_sae(*w, 'batchtopk', _k(cfg, n, where), t['threshold'])
-    return raw_sae(*w, 'jumprelu', threshold=t.get('threshold', torch.zeros(n)), centered=centered)
+    return raw_sae(*w, 'jumprelu', threshold=t.get('threshold', torch.zeros(n)), centred=centred)
 
 def _sdxl_unbox(folder):
     where,path = folder/'config.json',folder/'state_dict.pth'

@@ -69,9 +69,9 @@ class ITDAConfig:
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000b
 class Thumbnails(NamedTuple):
-    "Small images of where atoms come from"
-    jpegs:list      # bytes of JPEG files, each image once
-    of:torch.Tensor # (num_latents,) int64: which image belongs to each atom; -1 for none
+    "Small pictures of where atoms come from"
+    jpegs:list      # bytes of JPEG files, each picture once
+    of:torch.Tensor # (num_latents,) int64: which picture belongs to each atom; -1 for none
 
 _whole,_real = ('prompt', 'image', 'seed', 'guidance', 'step', 'token', 'vector'),('level', 'timestep') # coordinates an atom can have
 
@@ -130,7 +130,7 @@ class ITDA(Dictionary):
 
     @property
     def origins(self)->pd.DataFrame:
-        "A line per atom: prompt, caption, image, seed, guidance, step, timestep, level, token, its row and column in the image, and the length of the normalised activation; the number of the vector for atoms of a plain tensor"
+        "A line per atom: prompt, caption, image, seed, guidance, step, timestep, level, token, its row and column in the picture, and the length of the normalised activation; the number of the vector for atoms of a plain tensor"
         t = {k: self.coords[k].numpy() for k in ('prompt', 'image', 'seed', 'guidance', 'step', 'timestep', 'level', 'token', 'vector') if k in self.coords}
         if 'guidance' in t: t['guidance'] = np.asarray(guidance_kinds, dtype=object)[t['guidance']]
         frame = pd.DataFrame(t, index=range(self.num_latents))
@@ -155,7 +155,7 @@ class ITDA(Dictionary):
                     deepcopy(self.meta), self._growth.clone(), self.stored, small).eval().requires_grad_(False)
 
     def thumbnail(self, atom:int): # -> PIL image, or None
-        "The small image an atom comes from, where one was kept"
+        "The small picture an atom comes from, where one was kept"
         from PIL import Image
         i = -1 if self.thumbnails is None else int(self.thumbnails.of[atom])
         return None if i<0 else Image.open(BytesIO(self.thumbnails.jpegs[i])).convert('RGB')

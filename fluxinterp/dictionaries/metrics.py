@@ -54,8 +54,8 @@ def explained_variance_variants(x:torch.Tensor,      # raw activations, (n, d)
                       'scalar_mean': float(1-e2.sum()/(x-x.mean()).square().sum()), 'squared_pearson': float(r2.nan_to_num(0).mean())}, name='explained variance')
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #db696ad4
-spaces = ('raw', 'standardized', 'whitened')
-_column = {'raw': 'FVU', 'standardized': 'FVU standardized', 'whitened': 'FVU whitened'}
+spaces = ('raw', 'standardised', 'whitened')
+_column = {'raw': 'FVU', 'standardised': 'FVU standardised', 'whitened': 'FVU whitened'}
 
 @dataclass
 class Evaluation:
@@ -67,7 +67,7 @@ class Evaluation:
     dead:float              # share of latents that never fired
     tokens:int              # on how many tokens
     fvu_by_step:dict        # noise level -> FVU, its own mean; empty for a plain tensor
-    fvu_standardized:float  # None where it was not asked for, NaN where there were too few tokens
+    fvu_standardised:float  # None where it was not asked for, NaN where there were too few tokens
     fvu_whitened:float
     density:torch.Tensor    # (num_latents,), share of tokens on which each latent fires
     groups:list             # of dicts: 'by', 'value', 'level', and the numbers above
@@ -75,10 +75,10 @@ class Evaluation:
     def to_dict(self, density:bool=True)->dict: # with the density of every latent
         "Plain numbers, None for NaN"
         plain = lambda v: {k: plain(u) for k,u in v.items()} if isinstance(v, dict) else [plain(u) for u in v] if isinstance(v, list) else None if v!=v else v
-        d = plain({k: getattr(self, k) for k in ('site', 'fvu', 'fvu_standardized', 'fvu_whitened', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups')})
+        d = plain({k: getattr(self, k) for k in ('site', 'fvu', 'fvu_standardised', 'fvu_whitened', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups')})
         return d|dict(density=self.density.tolist()) if density else d
     def _columns(self, g):
-        fvus = {_column[s]: g[k] for s,k in zip(spaces, ('fvu', 'fvu_standardized', 'fvu_whitened')) if g[k] is not None}
+        fvus = {_column[s]: g[k] for s,k in zip(spaces, ('fvu', 'fvu_standardised', 'fvu_whitened')) if g[k] is not None}
         return fvus|{'cosine': g['cosine'], 'L0': g['l0'], 'dead': g['dead'], 'tokens': g['tokens']}
     @property
     def frame(self)->pd.DataFrame:
@@ -141,7 +141,7 @@ class GroupStatistics:
         self.groups = dict(sorted(self.groups.items(), key=lambda g: (('all', *self.by).index(g[0][0]), g[0][1])))
         d = len(self.total.mean)
         maps = {'raw': lambda v: v}
-        if 'standardized' in wanted: maps['standardized'] = Normalizer(d, 'standardize').to(self.total.mean).fit(self.total).linear
+        if 'standardised' in wanted: maps['standardised'] = Normalizer(d, 'standardise').to(self.total.mean).fit(self.total).linear
         if 'whitened' in wanted:
             if normalizer is not None:
                 if normalizer.kind!='whiten' or len(normalizer.mean)!=d: raise ValueError(f'whitened space of width {d} needs a Normalizer({d}, "whiten"), got {normalizer}')
@@ -164,16 +164,16 @@ def _measure(dictionary, stats):
         check_finite(xhat, b.coords, what='reconstructions')
         code,x = code.to('cpu'),as_float64(b.x)
         xhat = as_float64(xhat).to(x.device)
-        centered,error = x-stats.total.mean,x-xhat
-        cosine,l0 = torch.cosine_similarity(centered, xhat-stats.total.mean, dim=-1),code.l0.double().to(x.device)
+        centred,error = x-stats.total.mean,x-xhat
+        cosine,l0 = torch.cosine_similarity(centred, xhat-stats.total.mean, dim=-1),code.l0.double().to(x.device)
         errors = [stats.maps[s](error).square().sum(-1) for s in names]
-        centered = [stats.maps[s](centered) for s in names]
+        centred = [stats.maps[s](centred) for s in names]
         for k in ('all', *_keys(b, stats.by)):
             for v in b.coords[k].unique().tolist() if k!='all' else [0]:
                 here = b.coords[k]==v if k!='all' else torch.ones(len(x), dtype=torch.bool)
                 shift = stats.groups[k, v].mean-stats.total.mean
                 part = [cosine[here].sum(), l0[here].sum(), *[e[here].sum() for e in errors],
-                        *[(c[here]-stats.maps[s](shift)).square().sum() for s,c in zip(names, centered)]]
+                        *[(c[here]-stats.maps[s](shift)).square().sum() for s,c in zip(names, centred)]]
                 sums[slot[k, v]] += torch.stack([p.to(sums) for p in part])
                 i = code.indices[here.cpu()][code.values[here.cpu()]!=0]
                 fired[slot[k, v]] += torch.bincount(i, minlength=n)
@@ -214,12 +214,12 @@ def evaluate(dictionary:Dictionary,
         ratio = dict(zip(names, (sums[i,2:2+p]/sums[i,2+p:]).tolist()))
         level = s.levels.get((key, value))
         groups.append(dict(by=key, value=guidance_kinds[value] if key=='guidance' else value, level=level if level is None else round(level, 4), fvu=ratio['raw'],
-                           fvu_standardized=ratio.get('standardized'), fvu_whitened=ratio.get('whitened'), cosine=float(sums[i,0]/n), l0=float(sums[i,1]/n),
+                           fvu_standardised=ratio.get('standardised'), fvu_whitened=ratio.get('whitened'), cosine=float(sums[i,0]/n), l0=float(sums[i,1]/n),
                            dead=float((fired[i]==0).double().mean()), tokens=n))
     a = groups[0]
     return Evaluation(name or dictionary.meta.site, a['fvu'], a['cosine'], a['l0'], a['dead'], a['tokens'],
                       {g['level']: g['fvu'] for g in groups if g['by']=='step' and g['level'] is not None},
-                      a['fvu_standardized'], a['fvu_whitened'], fired[0].double()/a['tokens'], groups[1:])
+                      a['fvu_standardised'], a['fvu_whitened'], fired[0].double()/a['tokens'], groups[1:])
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #804c8111
 def compare(dictionaries:dict, # name -> dictionary
@@ -269,11 +269,11 @@ def code_overlap(dictionary:Dictionary,
     rows,last = {},encode(record.x[:,0])
     for s in range(1, steps):
         code = encode(record.x[:,s])
-        other = code[torch.arange(n*tokens).roll(tokens)] # the same place in another image
+        other = code[torch.arange(n*tokens).roll(tokens)] # the same place in another picture
         parts = [(_overlap(a, b), _overlap(a, c)) for a,b,c in zip(*[[q[i:i+batch_size] for i in range(0, n*tokens, batch_size)] for q in (last, code, other)])]
         mean = lambda f: float(torch.cat([f(p) for p in parts]).mean())
         rows[f'{record.steps[s-1]} to {record.steps[s]}'] = {
             'noise': record.levels[s-1], 'next noise': record.levels[s], 'Jaccard': mean(lambda p: p[0][0]), 'cosine': mean(lambda p: p[0][1]),
-            'Jaccard, another image': mean(lambda p: p[1][0]) if n>1 else float('nan'), 'cosine, another image': mean(lambda p: p[1][1]) if n>1 else float('nan')}
+            'Jaccard, another picture': mean(lambda p: p[1][0]) if n>1 else float('nan'), 'cosine, another picture': mean(lambda p: p[1][1]) if n>1 else float('nan')}
         last = code
     return pd.DataFrame(rows.values(), index=rows.keys())

@@ -101,7 +101,7 @@ def moments(data,                # `SiteRecord`, store data or a tensor (..., d)
     return stream_moments(batches, full, check=check, split=split)
 
 # %% ../../nbs/25_dictionaries/00_normalizers.ipynb #d0757098
-normalizers = ('none', 'mean', 'mean-norm', 'standardize', 'whiten')
+normalizers = ('none', 'mean', 'mean-norm', 'standardise', 'whiten')
 
 class Normalizer(nn.Module):
     "An affine map into the space a dictionary is trained in, and back"
@@ -131,7 +131,7 @@ class Normalizer(nn.Module):
             values,vectors = torch.linalg.eigh(m.covariance)
             self.rotation.copy_(vectors.flip(1))
             scale = values.flip(0).clamp_min(0).sqrt()
-        if self.kind=='standardize': scale = m.variance.sqrt()
+        if self.kind=='standardise': scale = m.variance.sqrt()
         if self.kind=='mean-norm': scale = rms.expand_as(scale)
         self.mean.copy_(m.mean)
         self.scale.copy_(scale.clamp_min(self.floor*rms) if rms>0 else torch.ones_like(scale))

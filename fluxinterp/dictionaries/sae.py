@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
-from .sparse_ops import sparse_autoencode, tile_bytes, topk_pre_acts
+from .sparse_ops import sparse_autoencode, tile_bytes, topk_excitations
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #c2470e56
 architectures = ('topk', 'batchtopk', 'jumprelu')
@@ -51,7 +51,7 @@ class SAEConfig:
     ema:float=0.                # decay of averaged weights, which are then what is kept; 0 for none
     precision:str='auto'        # of the product that chooses latents in training: 'fp32', 'bf16', or bf16 where it pays and the SAE is large; `encode` is always exact
     sparsity:float=1.           # 'jumprelu': weight of (L0/k - 1)^2
-    bandwidth:float=.05         # 'jumprelu': width of the kernel that gives thresholds a gradient, in units of a pre-activation
+    bandwidth:float=.05         # 'jumprelu': width of the kernel that gives thresholds a gradient, in units of an excitation
 
     def __post_init__(self):
         for f in fields(self):
@@ -68,7 +68,7 @@ class SAEConfig:
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #85899656
 class SAE(Dictionary):
-    "A sparse autoencoder in normalised space; subclasses say which pre-activations are kept"
+    "A sparse autoencoder in normalised space; subclasses say which excitations are kept"
     architecture = ''
     sharded = False # whether its latents are one process's share, see `training.train`
     def __init__(self, d:int, config:SAEConfig): # width of the activations
@@ -90,7 +90,7 @@ class SAE(Dictionary):
             guess = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.config.k, low_precision=self.low_precision, sharded=self.sharded)[0]-self.b_dec
             self.W_enc *= ((z-self.b_dec)*guess).sum()/guess.square().sum().clamp_min(1e-12)
 
-    def pre_acts(self, z): "Pre-activations in normalised space, (..., num_latents)"; return F.linear(z-self.b_dec, self.W_enc, self.b_enc)
+    def excite(self, z): "Excitations in normalised space, (..., num_latents)"; return F.linear(z-self.b_dec, self.W_enc, self.b_enc)
 
     def codes(self, z:torch.Tensor)->SparseCode: # normalised, (n, d)
         "Codes of normalised activations"
@@ -154,7 +154,7 @@ class TopKSAE(SAE):
     architecture,batch = 'topk',False
 
     def codes(self, z):
-        values,indices = topk_pre_acts(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k)
+        values,indices = topk_excitations(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k)
         values = values.relu()
         return SparseCode(values, indices*(values>0), self.num_latents)
 
@@ -167,7 +167,7 @@ class TopKSAE(SAE):
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #9c5e1ed5
 def codes_above(z, W, b, threshold, num_latents)->SparseCode: # (n, d), (num_latents, d), (num_latents,), a number or one per latent
-    "Codes of all pre-activations above a threshold and above 0, tile by tile"
+    "Codes of all excitations above a threshold and above 0, tile by tile"
     parts = []
     for part in z.split(max(1, tile_bytes//(4*len(W)))):
         pre = F.linear(part, W, b)
@@ -178,7 +178,7 @@ def codes_above(z, W, b, threshold, num_latents)->SparseCode: # (n, d), (num_lat
     return SparseCode.cat(parts) if parts else SparseCode(z.new_zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64), num_latents)
 
 class BatchTopKSAE(TopKSAE):
-    "Keeps the largest pre-activations of a batch, `k` a token on average; after training, those above a threshold"
+    "Keeps the largest excitations of a batch, `k` a token on average; after training, those above a threshold"
     architecture,batch = 'batchtopk',True
     def __init__(self, d, config):
         super().__init__(d, config)
@@ -212,7 +212,7 @@ class _Jump(torch.autograd.Function):
         return grad_y*(x>t),-(near*(t*grad_y+grad_on)).sum(0),None
 
 class JumpReLUSAE(SAE):
-    "Keeps the pre-activations above a threshold of their latent"
+    "Keeps the excitations above a threshold of their latent"
     architecture = 'jumprelu'
     def __init__(self, d, config):
         super().__init__(d, config)
@@ -223,7 +223,7 @@ class JumpReLUSAE(SAE):
 
     def begin(self, z):
         super().begin(z)
-        values,_ = topk_pre_acts(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k)
+        values,_ = topk_excitations(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.config.k)
         self.log_threshold.data.fill_(float(values.amin(1).median().clamp_min(1e-3).log())) # about `k` latents fire at the start
 
     def codes(self, z): return codes_above(z, self.W_enc, self.b_enc-self.W_enc@self.b_dec, self.threshold, self.num_latents)

@@ -37,11 +37,11 @@ def _word_embeddings(pipe, words): # (word, d), as the denoiser takes text: the 
 class ConceptWatch:
     "What a `watch_concepts` block has seen"
     def __init__(self, words): self.words,self.calls,self._here = list(words),[],[]
-    def maps(self, call:int=None)->torch.Tensor: # (image, word, token), of one call of the denoiser; the mean over all when None
+    def maps(self, call:int=None)->torch.Tensor: # (picture, word, token), of one call of the denoiser; the mean over all when None
         "Where each word is: shares that add up to 1 over the words"
         if not self.calls: raise ValueError('the denoiser was not called')
         if call is not None: return self.calls[call]
-        if len({m.shape for m in self.calls})>1: raise ValueError(f'the denoiser was called with other images each time: ask for one of the {len(self.calls)} calls')
+        if len({m.shape for m in self.calls})>1: raise ValueError(f'the denoiser was called with other pictures each time: ask for one of the {len(self.calls)} calls')
         return torch.stack(self.calls).mean(0)
 
 @contextmanager
@@ -50,7 +50,7 @@ def watch_concepts(pipe,          # of FLUX.1's or SD 3's kind
                    blocks=None,   # numbers of double-stream blocks; all when None
                    temperature:float=None, # products are divided by it; the square root of their width when None
                   ):              # yields a `ConceptWatch`
-    "Inside, every call of the denoiser also says where some words are; images come out as ever"
+    "Inside, every call of the denoiser also says where some words are; pictures come out as ever"
     about = describe(pipe)
     net,family = about.network,about.family.name
     if family not in _double_stream: raise ValueError(f'concept maps need the double-stream blocks of {" or ".join(_double_stream)}, and this is {family}: for a U-Net take attention maps, `word_maps`')
@@ -123,7 +123,7 @@ def score_concept_maps(pipe, scenes:list, # of `Scene`s
 def score_word_maps(pipe, prompts:list,
                     sites:list,             # as in `word_maps`, of one grid
                     words:list,
-                    labels=None,            # images, grid -> word -> (image, token): 1, 0, or -1 for left out; the reader of scenes when None
+                    labels=None,            # pictures, grid -> word -> (picture, token): 1, 0, or -1 for left out; the reader of scenes when None
                     seed:int=0, batch_size:int=16, **call, # passed on to `record`
                    )->dict:                 # word -> AUROC; NaN for a word of no prompt
     "How well cross-attention to a word finds where it was drawn, mean over sites and steps"

@@ -48,7 +48,7 @@ def shuffled_labels(acts:SceneActivations, seed:int=0)->SceneActivations:
     return replace(acts, labels=acts.labels[:,other])
 
 def chance_labels(acts:SceneActivations, seed:int=0)->SceneActivations:
-    "The same activations with each concept's labels dealt out anew among its labeled tokens"
+    "The same activations with each concept's labels dealt out anew among its labelled tokens"
     rng,labels = np.random.default_rng(seed),acts.labels.copy()
     for l in labels: l[l>=0] = rng.permutation(l[l>=0])
     return replace(acts, labels=labels)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['coverage_labels', 'concept_labels', 'reader_labels', 'auroc', 'sparse_auroc', 'best_threshold', 'average_precision',
-           'f1_score', 'SceneActivations', 'record_scenes', 'labeled_activations', 'find_concepts', 'best_concepts',
+           'f1_score', 'SceneActivations', 'record_scenes', 'labelled_activations', 'find_concepts', 'best_concepts',
            'recovered', 'compare_methods']
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #fddfe4b9
@@ -21,12 +21,12 @@ from ..worlds.scenes import concepts, factors, make_scene, object_factors
 from ..overlays import pool_map
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #8c371324
-def coverage_labels(maps:np.ndarray,    # (concept, image, token): the share of each token that shows each concept
+def coverage_labels(maps:np.ndarray,    # (concept, picture, token): the share of each token that shows each concept
                     names:list=concepts, # (kind, name) of each concept; negatives are of the same kind, of all tokens where the kind is ''
                    )->np.ndarray:       # same shape, int8: 1 positive, 0 negative, -1 left out
     "Which tokens show each concept, and which serve as its negatives"
     if len(names)!=len(maps): raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts')
-    kinds = {*object_factors, 'background'} if list(names)==concepts else {f for f,_ in names if f} # a style covers whole images
+    kinds = {*object_factors, 'background'} if list(names)==concepts else {f for f,_ in names if f} # a style covers whole pictures
     of = lambda kind: maps[[i for i,(f,_) in enumerate(names) if f==kind]].sum(0) # coverage by anything of this kind
     labels = np.full(maps.shape, -1, np.int8)
     for i,(f,v) in enumerate(names):
@@ -44,8 +44,8 @@ def concept_labels(scenes:list, # of `Scene`s
 
 def reader_labels(images:list, # PIL images of the tiny world
                   grid:tuple,  # of the tokens
-                 )->np.ndarray: # (concept, image, token), of `coverage_labels`
-    "The labels of images, as the reader sees them"
+                 )->np.ndarray: # (concept, picture, token), of `coverage_labels`
+    "The labels of pictures, as the reader sees them"
     from fluxinterp.worlds.reader import read_images
     return coverage_labels(pool_map(np.stack([r.maps for r in read_images(images)], 1), grid).reshape(len(concepts), len(images), -1))
 
@@ -137,11 +137,11 @@ def record_scenes(pipe, sites:list,
     rec = record(pipe, [s.caption for s in scenes], sites, images=[s.image for s in scenes], noise_levels=noise_level, seed=seed, **kwargs)
     return SceneActivations(scenes, rec, concept_labels(scenes, next(iter(rec.values())).grid))
 
-def labeled_activations(recording:Recording, # of images whose maps are known, a row each
-                         maps:np.ndarray,     # (concept, image, rows, cols): the share of each token that shows each concept, of the recording's grid
+def labelled_activations(recording:Recording, # of pictures whose maps are known, a row each
+                         maps:np.ndarray,     # (concept, picture, rows, cols): the share of each token that shows each concept, of the recording's grid
                          names:list,          # (kind, name) of each concept, see `coverage_labels`
                         )->SceneActivations:
-    "The protocol's input from labeled maps of one's own"
+    "The protocol's input from labelled maps of one's own"
     r,maps = next(iter(recording.values())),np.asarray(maps, np.float32)
     if maps.ndim!=4 or maps.shape[1:]!=(len(r), *(r.grid or ())): raise ValueError(f'maps of {maps.shape}: give (concept, picture, rows, cols), here (.., {len(r)}, {", ".join(map(str, r.grid or ("a site with a picture grid",)))})')
     return SceneActivations(list(r.rows.caption), recording, coverage_labels(maps.reshape(len(maps), len(r), -1), names), list(names))
@@ -162,7 +162,7 @@ def _candidates(dictionary, record, keep, batch=8192): # (scene x token, candida
 def find_concepts(dictionary:Dictionary,
                   train:SceneActivations, test:SceneActivations,
                   candidates:int=256,  # offered by the method, see the protocol
-                  bootstrap:int=100,   # resamples of images for the interval; 0 for none
+                  bootstrap:int=100,   # resamples of pictures for the interval; 0 for none
                   site:str=None,       # the dictionary's own when None
                  )->pd.DataFrame:      # a line per concept: feature, sign, threshold, auroc (low, high), average precision, F1
     "The best feature for every known concept: chosen on train scenes, scored on test scenes"

@@ -28,26 +28,26 @@ anchors = ('identity', 'zero', 'mean')
 
 @dataclass
 class Splice:
-    "How far velocity, final latent and image move under each replacement, per image"
+    "How far velocity, final latent and picture move under each replacement, per picture"
     site:str
     levels:list     # noise level of each spliced step
-    velocity:dict   # name -> (image, spliced step), ||v' - v|| / ||v|| on the clean run's inputs
-    latent:dict     # name -> (image,), ||z' - z|| / ||z|| at the end of a free run
-    rmse:dict       # name -> (image,), of pixels in [0, 1]
+    velocity:dict   # name -> (picture, spliced step), ||v' - v|| / ||v|| on the clean run's inputs
+    latent:dict     # name -> (picture,), ||z' - z|| / ||z|| at the end of a free run
+    rmse:dict       # name -> (picture,), of pixels in [0, 1]
 
     def recovered(self, anchor:str='mean', # or 'zero'
                   pictures=slice(None),    # which of them, e.g. a resample
                  )->pd.DataFrame:          # a line per dictionary
-        "1 - distance / distance under ablation, of the averages over images and steps; 1 is the clean run, NaN where the ablation changes nothing"
+        "1 - distance / distance under ablation, of the averages over pictures and steps; 1 is the clean run, NaN where the ablation changes nothing"
         if anchor not in ('mean', 'zero'): raise ValueError(f'what is recovered is measured from "mean" or "zero" ablation, not {anchor!r}')
         share = lambda d,n: 1-d[n][pictures].mean()/d[anchor][pictures].mean() if d[anchor][pictures].any() else float('nan')
         return pd.DataFrame({n: {k: share(d, n) for k,d in (('velocity', self.velocity), ('latent', self.latent), ('picture', self.rmse))}
                              for n in self.velocity if n not in anchors}).T
     @property
     def frame(self)->pd.DataFrame:
-        "A line per replacement: averages over images, and what is recovered from mean and from zero ablation"
-        psnr = lambda e: -10*np.log10(np.square(e).mean()) if np.any(e) else float('inf') # of the squared error over all images
-        f = pd.DataFrame({n: {'velocity': v.mean(), 'latent': self.latent[n].mean(), 'image RMSE': self.rmse[n].mean(), 'PSNR': psnr(self.rmse[n])} for n,v in self.velocity.items()}).T
+        "A line per replacement: averages over pictures, and what is recovered from mean and from zero ablation"
+        psnr = lambda e: -10*np.log10(np.square(e).mean()) if np.any(e) else float('inf') # of the squared error over all pictures
+        f = pd.DataFrame({n: {'velocity': v.mean(), 'latent': self.latent[n].mean(), 'picture RMSE': self.rmse[n].mean(), 'PSNR': psnr(self.rmse[n])} for n,v in self.velocity.items()}).T
         for a in ('mean', 'zero'): f = f.join(self.recovered(a).add_suffix(f' recovered ({a})'))
         return f
     @property
@@ -59,7 +59,7 @@ class Splice:
         plain = lambda f: {n: {k: float(v) if np.isfinite(v) else None for k,v in row.items()} for n,row in f.to_dict('index').items()}
         return dict(site=self.site, levels=self.levels, pictures=len(self.latent['identity']), summary=plain(self.frame), velocity_by_step=plain(self.by_step))
     def _repr_html_(self): return self.frame.to_html(float_format='{:.3f}'.format, na_rep='')
-    def __repr__(self): return f'spliced at {self.site}, {len(self.latent["identity"])} images\n'+self.frame.to_string(float_format='{:.3f}'.format, na_rep='')
+    def __repr__(self): return f'spliced at {self.site}, {len(self.latent["identity"])} pictures\n'+self.frame.to_string(float_format='{:.3f}'.format, na_rep='')
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #9a3c0008
 def _row_norms(x): return as_float64(x).cpu().flatten(1).square().sum(1) # (rows,)
@@ -80,7 +80,7 @@ def _run(pipe, prompts, generators, call, site, replace, steps, keep=None): # ke
         finally: handle.remove()
     return last['latents'],out
 
-def _replay(pipe, site, replace, calls): # calls of the network, of the clean run -> (image, step)
+def _replay(pipe, site, replace, calls): # calls of the network, of the clean run -> (picture, step)
     "How far the velocity moves at each step, on the clean run's inputs"
     now,moved,size = [None],{},{}
     network = describe(pipe).network
@@ -88,7 +88,7 @@ def _replay(pipe, site, replace, calls): # calls of the network, of the clean ru
         for step,args,kwargs,out,n in calls:
             now[0] = step
             new = network(*args, **kwargs)[0]
-            # guidance rows of one image lie n rows apart, or in calls of their own
+            # guidance rows of one picture lie n rows apart, or in calls of their own
             moved[step] = moved.get(step, 0)+_row_norms(as_float64(new)-as_float64(out)).view(-1, n).sum(0)
             size[step] = size.get(step, 0)+_row_norms(out).view(-1, n).sum(0)
     return torch.stack([(moved[s]/size[s]).sqrt() for s in sorted(moved)], 1)
@@ -115,13 +115,13 @@ def splice(pipe,                         # a diffusers pipeline
            steps=None,                   # at which of them x is replaced: None for all, or as `step_window`
            seed:int=0,                   # prompt i starts from noise `(seed, i)`
            mean:torch.Tensor=None,       # (d,), for mean ablation; measured on these prompts, per step, when None
-           batch_size:int=16,            # images at a time
+           batch_size:int=16,            # pictures at a time
            site:str=None,                # another site than the dictionary's own
            force:bool=False,             # accept dictionaries of another model or site, with a warning
            progress:bool=None,           # a bar; by default when there is more than one batch
            **call,                       # passed on to the pipeline: height, width, guidance_scale, negative_prompt (one, or one a prompt), ...
           )->Splice:
-    "How far velocity, final latent and image move when the reconstruction replaces the activation, beside zero and mean ablation; leaves nothing behind"
+    "How far velocity, final latent and picture move when the reconstruction replaces the activation, beside zero and mean ablation; leaves nothing behind"
     check_pipeline(pipe)
     prompts = check_prompts(prompts)
     named = dict(dictionary) if isinstance(dictionary, Mapping) else {'xhat': dictionary}
@@ -144,9 +144,9 @@ def splice(pipe,                         # a diffusers pipeline
             with _replacing(pipe, site, learn, lambda clock: step_window(steps, clock.levels)): draw(*inputs(b))
             bar.update()
     elif mean.shape!=(site.width,): raise ValueError(f'the mean for {site.name} has shape ({site.width},), got {tuple(mean.shape)}')
-    center = lambda step: mean if mean is not None else means[step].mean
+    centre = lambda step: mean if mean is not None else means[step].mean
     replacements = {'identity': lambda x, step: x, **{n: (lambda x, step, d=d: reconstruct(d, x)) for n,d in named.items()},
-                    'mean': lambda x, step: center(step).to(x).expand_as(x), 'zero': lambda x, step: torch.zeros_like(x)}
+                    'mean': lambda x, step: centre(step).to(x).expand_as(x), 'zero': lambda x, step: torch.zeros_like(x)}
     for b in batches:
         calls = []
         def keep(clock, args, kwargs, output):

@@ -33,7 +33,7 @@ def _origin_lines(itda, atoms): # lines of `origins`
 def _redrawn(itda, pipe, lines, force=False, images=False, previews=False, batch_size=16, progress=None, **call): # yields (recording, the lines it has the tokens of)
     if not itda.meta.site: raise ValueError('this dictionary does not know its site')
     check_belongs(itda, '', describe(pipe).fingerprint, force)
-    real = call.get('noise_levels') is not None # images that were given, not drawn
+    real = call.get('noise_levels') is not None # pictures that were given, not drawn
     n = int(lines.prompt.max())+1
     prompts = ['']*max(n, len(images) if real else 0)
     for p,c in zip(lines.prompt, lines.caption): prompts[p] = c
@@ -88,19 +88,19 @@ class AtomPatch:
     token:int
     picture:Image.Image=field(repr=False)      # as it was finished
     preview:Image.Image=field(repr=False, default=None) # as it was foreseen at the step
-    box:tuple=None      # left, top, right, bottom of the token, as shares of the image; None in the text stream
+    box:tuple=None      # left, top, right, bottom of the token, as shares of the picture; None in the text stream
 
-    def _pixels(self, grow=0.): # of the box, in the image
+    def _pixels(self, grow=0.): # of the box, in the picture
         (l,t,r,b),(w,h) = self.box,self.picture.size
         dx,dy = grow*(r-l),grow*(b-t)
         return max(0, round((l-dx)*w)),max(0, round((t-dy)*h)),min(w, round((r+dx)*w)),min(h, round((b+dy)*h))
     @property
-    def patch(self)->Image.Image: "The token's pixels alone; the whole image in the text stream"; return self.picture if self.box is None else self.picture.crop(self._pixels())
+    def patch(self)->Image.Image: "The token's pixels alone; the whole picture in the text stream"; return self.picture if self.box is None else self.picture.crop(self._pixels())
 
     def marked(self, which:str='picture', # or 'preview'
                size:int=192,              # pixels of the longer side
               )->Image.Image:
-        "The image with the token framed"
+        "The picture with the token framed"
         image = getattr(self, which)
         f = size/max(image.size)
         image = image.convert('RGB').resize((round(image.width*f), round(image.height*f)), Image.NEAREST if f>=1 else Image.LANCZOS)
@@ -121,9 +121,9 @@ class AtomPatch:
 class AtomPatches(list):
     "`AtomPatch`es; shows itself as a figure"
     def figure(self, cols:int=8,     # atoms beside each other
-               size:float=1.1,       # inches of an image
+               size:float=1.1,       # inches of a picture
               ):                     # matplotlib `Figure`
-        "For each atom: the finished image and the one foreseen at its step, the token framed; and the patch with its surroundings"
+        "For each atom: the finished picture and the one foreseen at its step, the token framed; and the patch with its surroundings"
         from matplotlib.figure import Figure
         kinds = ['picture']+['preview']*any(p.preview is not None for p in self)+['close']
         cols = min(cols, len(self))
@@ -148,13 +148,13 @@ class AtomPatches(list):
         self.figure().savefig(b, dpi=100, format='jpg', pil_kwargs=dict(quality=80))
         return b.getvalue()
 
-def _box(itda, line): # shares of the image
+def _box(itda, line): # shares of the picture
     if not itda.meta.grid: return None
     rows,cols = itda.meta.grid
     return line.col/cols,line.row/rows,(line.col+1)/cols,(line.row+1)/rows
 
 # %% ../../nbs/35_features/20_atom_origins.ipynb #b380000e
-def _in_order(rec, itda): # (prompt, image) of the images of a recording
+def _in_order(rec, itda): # (prompt, image) of the pictures of a recording
     rows = rec[itda.meta.site].rows.drop_duplicates(['prompt', 'image'])
     return list(zip(rows.prompt.tolist(), rows.image.tolist()))
 
@@ -162,11 +162,11 @@ def _in_order(rec, itda): # (prompt, image) of the images of a recording
 def atom_patches(itda:ITDA,
                  pipe=None,           # the pipeline its activations come from; the dictionary's own thumbnails when None
                  atoms=None,          # numbers of atoms; the first 16 when None
-                 previews:bool=None,  # the image as foreseen at the atom's step; where the pipeline can, when None
+                 previews:bool=None,  # the picture as foreseen at the atom's step; where the pipeline can, when None
                  force:bool=False,    # accept another model with a warning
                  **call,              # as in `record`, as the activations were recorded
                 )->AtomPatches:
-    "Every atom as the patch of the image it is: drawn again from its prompt and seed"
+    "Every atom as the patch of the picture it is: drawn again from its prompt and seed"
     lines = _origin_lines(itda, range(min(16, itda.num_latents)) if atoms is None else atoms)
     made = {}
     if pipe is None:
@@ -185,24 +185,24 @@ def atom_patches(itda:ITDA,
     as_image = lambda p: p if isinstance(p, Image.Image) else Image.fromarray(p)
     return AtomPatches(AtomPatch(l.Index, l.caption, l.step, l.level, l.token, as_image(made[l.Index][0]), made[l.Index][1], _box(itda, l)) for l in lines.itertuples())
 
-def show_atoms(itda:ITDA, pipe=None, atoms=None, cols:int=8, size:float=1.1, **call): # as in `atom_patches`; atoms beside each other, inches of an image
+def show_atoms(itda:ITDA, pipe=None, atoms=None, cols:int=8, size:float=1.1, **call): # as in `atom_patches`; atoms beside each other, inches of a picture
     "A figure of atoms as the patches they are"
     return atom_patches(itda, pipe, atoms, **call).figure(cols, size)
 
 # %% ../../nbs/35_features/20_atom_origins.ipynb #b3800011
 def add_thumbnails(itda:ITDA,
-                   pipe=None,        # draws the images again; not needed with `images`
-                   images=None,      # a `Recording` made with images=True; or a dict (prompt, image, seed) -> image. What they lack is drawn, or left out without a pipeline
+                   pipe=None,        # draws the pictures again; not needed with `images`
+                   images=None,      # a `Recording` made with images=True; or a dict (prompt, image, seed) -> picture. What they lack is drawn, or left out without a pipeline
                    size:int=64,      # pixels of the longer side, at most
                    force:bool=False, # accept another model with a warning
                    **call,           # as in `record`, as the activations were recorded
                   )->ITDA:           # the same
-    "Keep small images of all atoms' origins with the dictionary, which `save_dictionary` then saves"
+    "Keep small pictures of all atoms' origins with the dictionary, which `save_dictionary` then saves"
     lines = _origin_lines(itda, None)
-    if pipe is None and images is None: raise ValueError('thumbnails need images: give the pipeline that drew them, or images=')
+    if pipe is None and images is None: raise ValueError('thumbnails need pictures: give the pipeline that drew them, or images=')
     have = {}
     if isinstance(images, Recording):
-        if images.images is None: raise ValueError('this recording has no images: record with images=True')
+        if images.images is None: raise ValueError('this recording has no pictures: record with images=True')
         rows = images[itda.meta.site].rows.drop_duplicates(['prompt', 'image'])
         have = {k: i for k,i in zip(zip(rows.prompt.tolist(), rows.image.tolist(), rows.seed.tolist()), images.images)}
     elif images is not None: have = dict(images)

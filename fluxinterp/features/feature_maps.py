@@ -21,17 +21,17 @@ from ..overlays import map_figure
 # %% ../../nbs/35_features/00_feature_maps.ipynb #ecf07eeb
 @dataclass
 class FeatureMaps:
-    "One feature's activation, with the images it belongs to; shows itself as a figure"
+    "One feature's activation, with the pictures it belongs to; shows itself as a figure"
     values:np.ndarray        # (prompt, step, row, col)
     feature:int
     site:str
     levels:list              # noise level of each step
     captions:list
     previews:list=field(repr=False, default=None) # per prompt, a PIL image per step
-    images:list=field(repr=False, default=None)   # finished images
+    images:list=field(repr=False, default=None)   # finished pictures
     signed:bool=False
 
-    def figure(self, rows=None, vmax=None, size=1.25): # which prompts; the value drawn in full color; inches per cell
+    def figure(self, rows=None, vmax=None, size=1.25): # which prompts; the value drawn in full colour; inches per cell
         "A matplotlib figure: a row per prompt, a column per step"
         rows = range(len(self.captions)) if rows is None else rows
         pick = lambda xs: [xs[i] for i in rows] if xs is not None else None
@@ -50,7 +50,7 @@ def latent_maps(dictionary:Dictionary,
                 feature:int,
                )->np.ndarray:           # (row, step, rows, cols)
     "Activation of one latent on every token of a recording"
-    if site_record.grid is None: raise ValueError(f'{site_record.site.name} has no image grid: maps need an image stream')
+    if site_record.grid is None: raise ValueError(f'{site_record.site.name} has no picture grid: maps need an image stream')
     r,s,t,_ = site_record.x.shape
     values = torch.cat([code.latent(feature).cpu() for code in dictionary.code_tiles(site_record.x)])
     return values.view(r, s, *site_record.grid).numpy()

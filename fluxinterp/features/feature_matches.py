@@ -88,7 +88,7 @@ def _best(a, b, features, order=None, tick=None): # order: which token of b stan
     return torch.cat([f.values for f in found])[back],torch.cat([f.indices for f in found])[back]
 
 def _elsewhere(guidance): # guidance of each row
-    "For each row the row of another image, of the same guidance; None where there is none"
+    "For each row the row of another picture, of the same guidance; None where there is none"
     kinds,other = np.asarray(guidance),np.arange(len(guidance))
     for kind in set(guidance):
         i = np.flatnonzero(kinds==kind)
@@ -133,7 +133,7 @@ def match_features(a:Dictionary,           # dictionary whose features are match
                   )->pd.DataFrame: # a line per feature that fires
     """For each feature of one dictionary the feature of another that fires most like it
 
-    Columns: `feature`, `match`, `correlation`; `chance` (tokens shuffled), `elsewhere` (another image);
+    Columns: `feature`, `match`, `correlation`; `chance` (tokens shuffled), `elsewhere` (another picture);
     `fires` and `match_fires` (shares of tokens), `largest`. `attrs` counts the silent features left out."""
     if not isinstance(site_record, SiteRecord):
         raise TypeError('match_features takes the record of one site, recording["double.1.image"], '

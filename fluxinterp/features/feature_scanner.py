@@ -39,7 +39,7 @@ class _Outside(NamedTuple): of:object # of a region
 
 def _weights(region, grid, tokens): # (token,) in [0, 1]
     if region is None: return torch.ones(tokens)
-    if grid is None: raise ValueError('this site has no image grid: a region needs an image stream')
+    if grid is None: raise ValueError('this site has no picture grid: a region needs an image stream')
     if isinstance(region, _Outside): return 1-_weights(region.of, grid, tokens)
     m = region.mask(grid) if isinstance(region, Box) else np.asarray(region, np.float32)
     if m.shape!=tuple(grid): raise ValueError(f'a region of {m.shape} on a grid of {tuple(grid)} tokens: give a mask of that shape, or fi.Box(top, left, bottom, right)')
@@ -52,7 +52,7 @@ def mean_activations_by_step(pipe, dictionary:Dictionary, prompts:str|list,
                              regions=(None,),     # masks (rows, cols) or `Box`; None for all tokens
                              force:bool=False, **call, # passed on to `record`
                             )->tuple:             # (region, step, feature) float32, noise levels
-    "Mean activation of every feature over images and tokens"
+    "Mean activation of every feature over pictures and tokens"
     prompts,site = check_prompts(prompts),resolve_site(pipe, dictionary.meta.site)
     check_belongs(dictionary, site.name, describe(pipe).fingerprint, force)
     total,n = None,0
@@ -62,7 +62,7 @@ def mean_activations_by_step(pipe, dictionary:Dictionary, prompts:str|list,
             w = torch.stack([_weights(m, r.grid, r.x.shape[2]) for m in regions])
             w = w/w.sum(1, keepdim=True)
             if total is None: total,levels = torch.zeros(len(w), len(r.steps), dictionary.num_features, dtype=torch.float64),r.levels
-            for x in r.x: # an image
+            for x in r.x: # a picture
                 code = dictionary.encode(x.float().to(dictionary.device)).to('cpu')
                 if dictionary.signed: code = two_sided(code)
                 for i,wi in enumerate(w): total[i].scatter_add_(1, code.indices.flatten(1), (code.values*wi[:,None]).flatten(1).double())
@@ -122,7 +122,7 @@ def scan_words(pipe, prompt:str,
                seeds=(0, 1, 2),      # of the noise
                batch_size:int=32, **call, # passed on to the pipeline
               )->pd.DataFrame:       # a line per word, in the prompt's order: word, inside, outside (mean change of a pixel, 0 to 1), score
-    "The words of a prompt that made a region: each is left out in turn, and the image drawn again from the same noise"
+    "The words of a prompt that made a region: each is left out in turn, and the picture drawn again from the same noise"
     words = prompt.split()
     if len(words)<2: raise ValueError(f'{prompt!r} has no word that could be left out: give a prompt of several')
     todo = [(s, ' '.join(w for j,w in enumerate(words) if j!=i)) for s in seeds for i in range(-1, len(words))] # -1: all words

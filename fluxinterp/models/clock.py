@@ -77,7 +77,7 @@ class Clock:
         if batch==2*n:
             halves = guidance_kinds if policy=='prompt first' else guidance_kinds[::-1]
             return [kind for kind in halves for _ in range(n)]
-        raise NotImplementedError(f'{self.name} calls its denoiser with {batch} rows for {n} images: '
+        raise NotImplementedError(f'{self.name} calls its denoiser with {batch} rows for {n} pictures: '
                                   'only plain, doubled and two-call guidance are known')
 
 # %% ../../nbs/15_models/25_clock.ipynb #222713b7

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['families', 'stack_parts', 'Gate', 'Part', 'BlockList', 'Family', 'find_attribute', 'block_lists', 'usual_parts',
            'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'layout_of', 'take_span', 'put_span',
-           'patch_of', 'image_unit']
+           'patch_of', 'picture_unit']
 
 # %% ../../nbs/15_models/00_families.ipynb #0b87af94
 from math import lcm
@@ -51,12 +51,12 @@ class Family(NamedTuple):
     denoisers:tuple            # class names
     blocks:tuple=()            # of `BlockList`s, in the order they are computed; none for U-Nets, whose stacks are found by walking
     width:str=''               # path of the number that is the width of the residual stream, below the denoiser
-    image:str='picture'        # how the image comes in: 'image' (n, c, h, w), 'ids', 'shapes' or 'list'
+    image:str='picture'        # how the image comes in: 'picture' (n, c, h, w), 'ids', 'shapes' or 'list'
     patch:int=0                # latent pixels along a token's side; the configuration's `patch_size` when 0
     multiple:int=1             # what a side must be a multiple of besides, in pixels
     image_first:bool=False     # in joint sequences and joint attention; text first otherwise
     guidance:str='two calls'   # or 'negative first', 'prompt first': the halves of a doubled batch
-    references:bool=False      # whether a list of images is several references for one prompt
+    references:bool=False      # whether a list of pictures is several references for one prompt
     masked_text:bool=False     # whether the lengths of texts are those of the attention mask
 
 # %% ../../nbs/15_models/00_families.ipynb #e264e92a
@@ -227,7 +227,7 @@ stack_parts = _cross() # of each block inside a stack
 class Layout(NamedTuple):
     "Where the tokens of one call of a denoiser are"
     batch:int=0
-    grid:tuple=None        # rows and columns of the tokens of the image
+    grid:tuple=None        # rows and columns of the tokens of the picture
     own:dict={}            # stream -> (start, stop) in a sequence of its own
     joint:dict={}          # stream -> (start, stop) in a sequence of both; either can be a list, one for each row
 
@@ -281,7 +281,7 @@ def _layout_of_shapes(family, net, given, x): # `img_shapes`: (frames, rows, col
 
 def _layout_of_list(family, net, given, x): # x: a list of (c, frames, h, w)
     if isinstance(x[0], (list, tuple)):
-        raise NotImplementedError('Z-Image with several images in one sequence is not known')
+        raise NotImplementedError('Z-Image with several pictures in one sequence is not known')
     grid = tuple(s//family.patch for s in x[0].shape[-2:])
     lengths = _text_lengths(family, given)
     res = _lay_out(family, len(x), grid, lengths, multiple=32)
@@ -330,6 +330,6 @@ def patch_of(family:Family, net:nn.Module)->int: # latent pixels
     p = family.patch or getattr(net.config, 'patch_size', None) or 1
     return p if isinstance(p, int) else p[-1]
 
-def image_unit(family:Family, net:nn.Module, factor:int)->int: # `factor`: latent pixels along a side of the autoencoder, in pixels
-    "Sides of an image must be multiples of this, in pixels"
+def picture_unit(family:Family, net:nn.Module, factor:int)->int: # `factor`: latent pixels along a side of the autoencoder, in pixels
+    "Sides of a picture must be multiples of this, in pixels"
     return lcm(factor*patch_of(family, net), family.multiple)

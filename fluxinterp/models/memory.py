@@ -106,7 +106,7 @@ def memory_table(model,               # a key of `checkpoints`, or a pipeline
     return pd.DataFrame(rows).set_index(['quantize', 'offload'])
 
 # %% ../../nbs/15_models/45_memory.ipynb #7864c6a1
-def recording_memory(tokens:int,      # of one image, see `list_sites`; those that are kept
+def recording_memory(tokens:int,      # of one picture, see `list_sites`; those that are kept
                      width:int,       # of the site
                      pictures:int=1, steps:int=1, sites:int=1,
                      dtype:torch.dtype=torch.bfloat16,
@@ -122,7 +122,7 @@ def training_memory(width:int,             # of the activations
                     ema:bool=False,        # whether averaged weights are kept
                     processes:int=1,       # that share out the latents
                    )->pd.DataFrame:        # GiB of each share
-    "What training a sparse autoencoder takes, in float32, without the tile of pre-activations"
+    "What training a sparse autoencoder takes, in float32, without the tile of excitations"
     mine = -(-num_latents//processes)
     parameters = 2*width*mine+mine+width
     rows = dict(weights=parameters, gradients=parameters, **{"Adam's moments": 2*parameters}, average=parameters*ema, batch=2*batch_size*width, codes=3*batch_size*k)

@@ -17,7 +17,7 @@ def predicted_clean(scheduler,              # a diffusers scheduler whose timest
                     sample:torch.Tensor,    # the latents it was asked about
                     step:int,               # of the schedule
                    )->torch.Tensor:         # latents of the same shape
-    "The latents of the image that this prediction means; raises `NotImplementedError` for an unknown kind of prediction"
+    "The latents of the picture that this prediction means; raises `NotImplementedError` for an unknown kind of prediction"
     config,name = scheduler.config,type(scheduler).__name__
     kind = config.get('prediction_type', 'epsilon')
     output,sample = output.float(),sample.float()
@@ -35,9 +35,9 @@ def predicted_clean(scheduler,              # a diffusers scheduler whose timest
 # %% ../../nbs/15_models/40_previews.ipynb #dd6ed96e
 @torch.no_grad()
 def decode_latents(pipe, latents:torch.Tensor, # (n, token, 4 * channels) packed, or (n, channels, rows, columns)
-                   height:int, width:int,      # of the image, in pixels
+                   height:int, width:int,      # of the picture, in pixels
                   )->list:                     # PIL images
-    "Images of latents, as the pipeline would decode them"
+    "Pictures of latents, as the pipeline would decode them"
     family,vae = family_of(denoiser_of(pipe)).name,pipe.vae
     z = latents
     if family=='FLUX.2':

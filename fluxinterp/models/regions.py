@@ -60,7 +60,7 @@ class Box:
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, finite_number(getattr(self, f.name), f.name))
         if not (0<=self.top<=self.bottom<=1 and 0<=self.left<=self.right<=1):
-            raise ValueError(f'{self}: sides are fractions of the image, '
+            raise ValueError(f'{self}: sides are fractions of the picture, '
                              '0 <= top <= bottom <= 1 and 0 <= left <= right <= 1')
 
     def mask(self, grid:tuple)->np.ndarray: # rows and columns of the tokens

@@ -50,13 +50,13 @@ class Site:
     read:str='output' # one of `reads`
     stream:str='image' # 'image' or 'text'
     width:int=0       # size of an activation vector; 0 when not known beforehand
-    index:int=0       # which item of a tuple output; -1 for the one that has the image's tokens
+    index:int=0       # which item of a tuple output; -1 for the one that has the picture's tokens
     joint:bool=False  # whether the module's tokens are text and image in one sequence
     gate:str=''       # path of the module that gives the block's gate, for `attention`
     gate_part:str=''  # which part of its output: item, chunk/chunks, tanh, +parameter; item 1 when empty
     source:str=''     # the argument that the stream comes in by; the first when empty
     scale:int=1       # tokens of the denoiser's grid along a side of one token here
-    whole:bool=True   # every token the module has; False for those of the image alone, without padding or reference images
+    whole:bool=True   # every token the module has; False for those of the picture alone, without padding or reference pictures
 
     def __post_init__(self):
         if not self.path and not self.name: raise ValueError('a site needs the path of a module, e.g. Site(path="transformer.transformer_blocks.3.attn")')
@@ -162,7 +162,7 @@ def put(self:Site, call:ModuleCall, x:torch.Tensor): # the same form as the modu
     if self.read=='update': new = item+_like(old, put_span(tokens, span, x)-tokens)
     elif self.read=='attention':
         delta,gate = x-take_span(tokens, span),self._gate(call, len(x))
-        if gate.shape[1]>1: gate = take_span(gate, span) # tokens of reference images have another
+        if gate.shape[1]>1: gate = take_span(gate, span) # tokens of reference pictures have another
         if ((gate==0) & (delta!=0)).any(): raise ValueError(f'{self.name}: the gate of this block is 0 in some coordinates, nothing can be written there')
         new = put_span(item, span, take_span(item, span)+torch.where(gate==0, 0, delta/gate))
     else: new = _like(old, put_span(tokens, span, x))
@@ -225,7 +225,7 @@ def _encoder_sites(pipe):
             for i,b in enumerate(l): yield from _block_sites(b, f'{part.replace("_encoder", "")}.{i}', f'{part}.{p}.{i}', part, [q._replace(index=max(q.index, 0)) for q in usual_parts(b, 'text') if q.read!='map'], 0, False)
 
 def list_sites(pipe,            # a diffusers pipeline
-               height:int=None, # of the image, in pixels; the pipeline's default when None
+               height:int=None, # of the picture, in pixels; the pipeline's default when None
                width:int=None,
                text:bool=False, # the text encoders as well
               )->SiteTable:

@@ -53,20 +53,20 @@ def block_sites(pipe)->list: # of `Site`s, in the order they are computed
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00008
 @dataclass
 class Ablations:
-    "What images lose with each block"
-    frame:pd.DataFrame # a line per block: `distance`, the share of images whose label of each factor changes, and the like for chance
-    images:dict        # name -> images; 'clean' first
+    "What pictures lose with each block"
+    frame:pd.DataFrame # a line per block: `distance`, the share of pictures whose label of each factor changes, and the like for chance
+    images:dict        # name -> pictures; 'clean' first
     captions:list
 
     def grid(self, names:list=None, n:int=6, scale:int=1)->Image.Image: # blocks, by default those of transformer stacks
-        "A row of images per block, the clean ones on top"
+        "A row of pictures per block, the clean ones on top"
         names = ['clean', *(names or [k for k in self.images if 'resnets' not in k and k!='clean'])]
         return image_grid([im for k in names for im in self.images[k][:n]], min(n, len(self.captions)), scale=scale)
     def _repr_html_(self): return self.frame.to_html(float_format='{:.2f}'.format)
     def __repr__(self): return self.frame.to_string(float_format='{:.2f}'.format)
 
-def label_changes(before, after)->pd.Series: # two `Judgement`s of as many images
-    "Share of images whose label differs, for each factor; and `similarity`, the mean cosine"
+def label_changes(before, after)->pd.Series: # two `Judgement`s of as many pictures
+    "Share of pictures whose label differs, for each factor; and `similarity`, the mean cosine"
     differs = (before.labels.reset_index(drop=True)!=after.labels.reset_index(drop=True)).mean()
     return pd.concat([pd.Series({'similarity': float((before.vectors*after.vectors).sum(1).mean())}), differs])
 
@@ -74,12 +74,12 @@ def ablate_blocks(pipe, prompts:list,
                   sites:list=None,     # names or `Site`s; `block_sites(pipe)` when None
                   steps=None,          # window of steps, as everywhere; all when None
                   seed:int=0,          # prompt i starts from noise `(seed, i)`
-                  judge=reader_judge,  # images -> `Judgement`
-                  distance=pixel_distance, # (images, images) -> (n,); LPIPS, for photographs
+                  judge=reader_judge,  # pictures -> `Judgement`
+                  distance=pixel_distance, # (pictures, pictures) -> (n,); LPIPS, for photographs
                   batch_size:int=16,
                   **call,              # passed on to the pipeline
                  )->Ablations:
-    "Draw images without each block in turn, `output := input`, from the same noise"
+    "Draw pictures without each block in turn, `output := input`, from the same noise"
     prompts = check_prompts(prompts)
     sites = [resolve_site(pipe, s) for s in sites] if sites is not None else block_sites(pipe)
     images = dict(clean=generate(pipe, prompts, seed=seed, batch_size=batch_size, **call).images)
@@ -89,9 +89,9 @@ def ablate_blocks(pipe, prompts:list,
     seen = {k: judge(v) for k,v in images.items()}
     clean,n = seen['clean'],len(prompts)
     rows = {k: {'distance': float(distance(images['clean'], v).mean())}|label_changes(clean, seen[k]).to_dict() for k,v in images.items() if k!='clean'}
-    turned = [(i+1)%n for i in range(n)] # other images of the set: what chance gives
+    turned = [(i+1)%n for i in range(n)] # other pictures of the set: what chance gives
     other = type(clean)(clean.vectors[turned], clean.labels.iloc[turned])
-    rows['another image'] = {'distance': float(distance(images['clean'], [images['clean'][i] for i in turned]).mean())}|label_changes(clean, other).to_dict()
+    rows['another picture'] = {'distance': float(distance(images['clean'], [images['clean'][i] for i in turned]).mean())}|label_changes(clean, other).to_dict()
     return Ablations(pd.DataFrame(rows).T, images, prompts)
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00012
@@ -120,7 +120,7 @@ def feature_images(pipe,                # diffusers pipeline
                    site:str|None=None,    # name of the site; the dictionary's own when None
                    **call,                # arguments passed on to the pipeline
                   )->list:                # lists of images, one list per feature
-    "Images of one prompt, an empty one by default, with one feature on"
+    "Pictures of one prompt, an empty one by default, with one feature on"
     s = resolve_site(pipe, site or dictionary.meta.site)
     check_belongs(dictionary, s.name, describe(pipe).fingerprint, force)
     n = dictionary.num_latents
@@ -142,14 +142,14 @@ def feature_icons(pipe, dictionary:Dictionary,
                   features,            # indices
                   strength:float=1.,   # in the units of `Add`
                   prompt:str='',
-                  seeds=(0,),          # an image each
+                  seeds=(0,),          # a picture each
                   force:bool=False,
                   batch_size:int=16,
                   site:str=None,       # the dictionary's own when None
                   strengths=None,      # (feature,) instead of `strength`
                   **call,              # passed on to the pipeline
-                 )->dict:              # feature -> list of images, one per seed
-    "Images of an empty prompt in which one feature is all that the block adds"
+                 )->dict:              # feature -> list of pictures, one per seed
+    "Pictures of an empty prompt in which one feature is all that the block adds"
     features = [int(f) for f in features]
     s = resolve_site(pipe, site or dictionary.meta.site)
     if s.read!='update': raise ValueError(f'{s.name} is read as {s.read}, the whole stream: nothing of the picture would be left; take a dictionary of an update')
@@ -160,15 +160,15 @@ def feature_icons(pipe, dictionary:Dictionary,
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00015
 @torch.no_grad()
 def image_activations(dictionary:Dictionary,
-                        acts:SiteRecord, # of images in several steps, or in one
+                        acts:SiteRecord, # of pictures in several steps, or in one
                         by:str='mean',   # over the tokens and steps, or 'peak'
-                       )->torch.Tensor:  # (image, num_latents)
-    "How active each feature is in each image"
-    if by not in ('mean', 'peak'): raise ValueError(f'images are ranked by "mean" or "peak", not {by!r}')
+                       )->torch.Tensor:  # (picture, num_latents)
+    "How active each feature is in each picture"
+    if by not in ('mean', 'peak'): raise ValueError(f'pictures are ranked by "mean" or "peak", not {by!r}')
     n,d = len(acts.x),dictionary.num_latents
-    x = acts.x.reshape(n, -1, acts.x.shape[-1]) # (image, step and token, width)
+    x = acts.x.reshape(n, -1, acts.x.shape[-1]) # (picture, step and token, width)
     res,tokens = torch.zeros(n, d),x.shape[1]
-    some = max(1, 8192//tokens) # images at a time
+    some = max(1, 8192//tokens) # pictures at a time
     for k in range(0, n, some):
         code = dictionary.encode(x[k:k+some].float().to(dictionary.device)).to('cpu')
         at,values = code.indices.flatten(1),code.values.float().flatten(1)
@@ -178,25 +178,25 @@ def image_activations(dictionary:Dictionary,
 
 def top_activating_images(activations:torch.Tensor, # of `image_activations`
                  n:int=5,
-                 at_least:int=None,        # images a feature must be active in; `n` when None
-                )->dict:                   # feature -> indices of images, the most active first
-    "The images each feature is most active in, for features active in enough of them"
+                 at_least:int=None,        # pictures a feature must be active in; `n` when None
+                )->dict:                   # feature -> indices of pictures, the most active first
+    "The pictures each feature is most active in, for features active in enough of them"
     alive = ((activations>0).sum(0)>=(at_least or n)).nonzero().flatten().tolist()
     order = activations[:,alive].topk(min(n, len(activations)), 0).indices.T.tolist()
     return dict(zip(alive, order))
 
 def feature_roles(pipe, dictionary:Dictionary, acts:SiteRecord,
-                  images:list,         # the images of `acts`
-                  features:int=64,     # how many, evenly spaced among those that fire in enough images, by their mean
-                  n:int=5,             # top images of each
-                  strength:float=1.,   # of the icons: times the feature's largest activation in the top images
+                  images:list,         # the pictures of `acts`
+                  features:int=64,     # how many, evenly spaced among those that fire in enough pictures, by their mean
+                  n:int=5,             # top pictures of each
+                  strength:float=1.,   # of the icons: times the feature's largest activation in the top pictures
                   judge=reader_judge, seed:int=0, icons:bool=True,
-                  **call,              # of the icons' images, passed on to the pipeline
+                  **call,              # of the icons' pictures, passed on to the pipeline
                  )->pd.DataFrame:      # lines: specificity and each factor's agreement, causality; columns: features, chance
     "Specificity and causality of a dictionary's features, beside chance"
     means = image_activations(dictionary, acts)
     top = top_activating_images(means, n)
-    if not top: raise ValueError(f'no feature is active in {n} of {len(means)} images: record more')
+    if not top: raise ValueError(f'no feature is active in {n} of {len(means)} pictures: record more')
     ranked = sorted(top, key=lambda f: -float(means[:,f].mean()))
     chosen = [ranked[i] for i in np.linspace(0, len(ranked)-1, min(features, len(ranked))).round().astype(int)]
     seen,rng = judge(images),np.random.default_rng(seed)
@@ -216,7 +216,7 @@ def feature_roles(pipe, dictionary:Dictionary, acts:SiteRecord,
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00018
-def _mean_color(images): return np.stack([np.asarray(i, np.float64).mean((0, 1))/255 for i in images])
+def _mean_colour(images): return np.stack([np.asarray(i, np.float64).mean((0, 1))/255 for i in images])
 
 def _edges(images): # mean gradient of brightness
     grey = [np.asarray(i, np.float64).mean(-1)/255 for i in images]
@@ -225,7 +225,7 @@ def _edges(images): # mean gradient of brightness
 def steering_effects(pipe, directions, # (direction, d): vectors to be added to every token
                   site:str, prompts:list,
                   steps=None, seed:int=0, judge=reader_judge,
-                  clean=None,       # the prompts' images and their judgement, when they are at hand
+                  clean=None,       # the prompts' pictures and their judgement, when they are at hand
                   **call,           # passed on to the pipeline
                  )->pd.Series:
     "What changes when a vector is added at a site, averaged over directions and prompts"
@@ -234,6 +234,6 @@ def steering_effects(pipe, directions, # (direction, d): vectors to be added to 
     rows = []
     for w in torch.as_tensor(directions):
         with hooked(pipe, [(s, lambda clock,x: x+w.to(x) if clock.step in step_window(steps, clock.levels) else None)]): after = generate(pipe, prompts, seed=seed, **call).images
-        rows.append({'distance': pixel_distance(images, after).mean(), 'mean color': np.abs(_mean_color(images)-_mean_color(after)).mean(), 'edges': np.abs(_edges(images)-_edges(after)).mean()}
+        rows.append({'distance': pixel_distance(images, after).mean(), 'mean colour': np.abs(_mean_colour(images)-_mean_colour(after)).mean(), 'edges': np.abs(_edges(images)-_edges(after)).mean()}
                     |label_changes(seen, judge(after)).to_dict())
     return pd.DataFrame(rows).mean()

@@ -21,7 +21,7 @@ from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
 # %% ../../nbs/45_steering/10_generation.ipynb #78b89637
 @dataclass
 class Generated:
-    "Images with edits, and the same without"
+    "Pictures with edits, and the same without"
     images:list     # with the edits
     originals:list  # without; the same list when there are no edits
     captions:list
@@ -36,7 +36,7 @@ class Generated:
         both = self.originals+self.images if self.images is not self.originals else self.images
         return image_grid(both, len(self.captions), scale=scale)
 
-    def __repr__(self): return f'Generated: {len(self.captions)} images' + ('' if self.images is self.originals else ', with and without edits')
+    def __repr__(self): return f'Generated: {len(self.captions)} pictures' + ('' if self.images is self.originals else ', with and without edits')
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
 def generate(pipe, prompts:str|list,

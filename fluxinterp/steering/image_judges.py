@@ -17,20 +17,20 @@ from .generation import Generated
 
 # %% ../../nbs/45_steering/20_image_judges.ipynb #jdg00006
 class Judgement(NamedTuple):
-    "What a judge says of images"
-    vectors:torch.Tensor # (image, d), of length 1
-    labels:pd.DataFrame  # (image, factor): a word each
+    "What a judge says of pictures"
+    vectors:torch.Tensor # (picture, d), of length 1
+    labels:pd.DataFrame  # (picture, factor): a word each
 
 def reader_judge(images, # PIL images, or uint8 arrays (64, 64, 3)
                 )->Judgement:
     "The packaged reader: the concepts it sees, and the factors of the object it is surest of, `none` where it sees no object"
     seen = read_images(images)
     vectors = torch.from_numpy(np.stack([r.probabilities for r in seen])).float()
-    rows = [{f: r.objects[0][f] if r.present else 'none' for f in ('color', 'place', 'shape', 'texture', 'size')}|dict(background=r.background, style=r.style) for r in seen]
+    rows = [{f: r.objects[0][f] if r.present else 'none' for f in ('colour', 'place', 'shape', 'texture', 'size')}|dict(background=r.background, style=r.style) for r in seen]
     return Judgement(vectors/vectors.norm(dim=1, keepdim=True).clamp_min(1e-8), pd.DataFrame(rows))
 
 # %% ../../nbs/45_steering/20_image_judges.ipynb #jdg00010
-clip_words = dict(color=('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'grey'),
+clip_words = dict(colour=('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'grey'),
                   texture=('smooth', 'furry', 'striped', 'dotted', 'scaly', 'rough', 'shiny', 'woven', 'wooden', 'metallic'),
                   place=('on the left', 'on the right', 'in the center', 'at the top', 'at the bottom'),
                   style=('photograph', 'painting', 'drawing', 'cartoon', '3d rendering'))
@@ -40,7 +40,7 @@ class CLIPJudge:
     def __init__(self, model,            # a `CLIPModel`
                  processor,              # its `CLIPProcessor`
                  words:dict=clip_words,  # factor -> words
-                 sentence:str='an image, {}',
+                 sentence:str='a picture, {}',
                  batch_size:int=32):
         self.model,self.processor,self.words,self.sentence,self.batch_size = model.eval(),processor,words,sentence,batch_size
     @classmethod
@@ -56,8 +56,8 @@ class CLIPJudge:
         given = self.processor(text=list(texts), return_tensors='pt', padding=True, truncation=True).to(self.model.device)
         return _unit(self.model.get_text_features(**given))
     @torch.no_grad()
-    def embed_images(self, images:list)->torch.Tensor: # (image, d), of length 1
-        "CLIP's embeddings of images"
+    def embed_images(self, images:list)->torch.Tensor: # (picture, d), of length 1
+        "CLIP's embeddings of pictures"
         batches = [images[k:k+self.batch_size] for k in range(0, len(images), self.batch_size)]
         return torch.cat([_unit(self.model.get_image_features(**self.processor(images=b, return_tensors='pt').to(self.model.device))) for b in batches])
     def __call__(self, images:list)->Judgement:
@@ -70,20 +70,20 @@ def _unit(out): # a tensor, or transformers' output that holds one
     return (x/x.norm(dim=-1, keepdim=True)).float().cpu()
 
 # %% ../../nbs/45_steering/20_image_judges.ipynb #jdg00014
-def pixel_distance(a:list, b:list, # images of equal sizes
+def pixel_distance(a:list, b:list, # pictures of equal sizes
                    mask=None,      # (height, width) in [0, 1]: weights of pixels
                   )->np.ndarray:   # (n,) in [0, 1]
-    "Mean absolute difference of each pair of images"
-    if len(a)!=len(b): raise ValueError(f'{len(a)} images against {len(b)}')
+    "Mean absolute difference of each pair of pictures"
+    if len(a)!=len(b): raise ValueError(f'{len(a)} pictures against {len(b)}')
     d = Generated(a, b, []).difference() # (n, height, width)
     if mask is None: return d.mean((1, 2))
-    if np.shape(mask)!=d.shape[1:]: raise ValueError(f'a mask of {np.shape(mask)} for images of {d.shape[1:]}')
+    if np.shape(mask)!=d.shape[1:]: raise ValueError(f'a mask of {np.shape(mask)} for pictures of {d.shape[1:]}')
     return (d*mask).sum((1, 2))/max(np.sum(mask), 1e-9)
 
 def pairwise_agreement(judgement:Judgement,
-              groups,             # (group, n) indices of images
+              groups,             # (group, n) indices of pictures
              )->pd.DataFrame:     # a line per group: `similarity`, and a column per factor
-    "How much the images of each group have in common"
+    "How much the pictures of each group have in common"
     rows = []
     for g in np.asarray(groups):
         if len(g)<2: raise ValueError(f'a group of {len(g)} has no pairs')

@@ -9,7 +9,6 @@ __all__ = ['distinct_rows', 'central_rows', 'fit_itda']
 import json, math, shutil
 from copy import deepcopy
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ from ..dictionaries.normalizers import Normalizer, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
-from ..activations.site_records import SiteRecord, TokenBatch, token_batches
+from ..activations.site_records import SiteRecord, TokenBatch
 from ..dictionaries.files import read_tensors, save_dictionary
+from .token_streams import token_stream, stream_length, captions_of
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2400013
 def distinct_rows(u:torch.Tensor,       # (n, d), rows of length 1, the preferred first
@@ -47,26 +47,26 @@ def distinct_rows(u:torch.Tensor,       # (n, d), rows of length 1, the preferre
     return torch.tensor(kept, dtype=torch.long)
 
 def central_rows(u:torch.Tensor, # (n, d), rows of length 1
-                 n:int,          # centers, 1 to the number of rows
+                 n:int,          # centres, 1 to the number of rows
                  seed:int=0, steps:int=20, signed:bool=False, # of k-means; whether a row and its opposite are alike
                 )->torch.Tensor: # (n,) positions, in increasing order
-    "k-means by cosine, and of every cluster the member nearest to its center"
+    "k-means by cosine, and of every cluster the member nearest to its centre"
     if not 0<n<=len(u): raise ValueError(f'{n} centres of {len(u)} rows: choose from 1 to {len(u)}')
-    centers = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n].to(u.device)]
+    centres = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n].to(u.device)]
     for step in range(steps+1):
-        near = [(p.abs() if signed else p).max(1) for p in (b@centers.T for b in u.split(max(1, 2**25//n)))]
+        near = [(p.abs() if signed else p).max(1) for p in (b@centres.T for b in u.split(max(1, 2**25//n)))]
         best,of = torch.cat([v for v,_ in near]),torch.cat([i for _,i in near])
         empty = (torch.bincount(of, minlength=n)==0).nonzero().squeeze(1)
-        if len(empty): # a cluster without members begins again at a row that lies far from every center, of a cluster that has others
+        if len(empty): # a cluster without members begins again at a row that lies far from every centre, of a cluster that has others
             order,size,moved = best.argsort(stable=True).tolist(),torch.bincount(of, minlength=n).tolist(),0
             for i in order:
                 if moved==len(empty): break
                 if size[int(of[i])]>1: size[int(of[i])] -= 1; of[i] = empty[moved]; best[i] = 2.; moved += 1
         if step==steps: break
-        sign = (u*centers[of]).sum(1).sign() if signed else torch.ones_like(best)
-        new = F.normalize(torch.zeros_like(centers).index_add_(0, of, u*sign[:,None]), dim=1)
-        if torch.equal(new, centers): break
-        centers = new
+        sign = (u*centres[of]).sum(1).sign() if signed else torch.ones_like(best)
+        new = F.normalize(torch.zeros_like(centres).index_add_(0, of, u*sign[:,None]), dim=1)
+        if torch.equal(new, centres): break
+        centres = new
     order = best.argsort(descending=True, stable=True)
     first = torch.full((n,), len(u), device=u.device).scatter_reduce_(0, of[order], torch.arange(len(u), device=u.device), 'amin') # the best of each cluster
     return order[first].sort().values.cpu()
@@ -128,8 +128,11 @@ class _Growing:
             bad,limit = (error, c.threshold) if c.rule=='fvu' else (1-F.cosine_similarity(z, zhat, dim=1), 1-c.threshold)
             pick = (real&(bad>limit)).nonzero().squeeze(1)
             pick = pick[bad[pick].argsort(descending=True, stable=True)]
-            most = min([n for n in (c.max_add, c.max_atoms and c.max_atoms-count) if n] or [len(pick)]) if not c.max_atoms or count<c.max_atoms else 0
-            count = self._put(count, z, norm, b.coords, pick.cpu()[distinct_rows(z[pick]/norm[pick][:,None], c.distinct, not c.nonneg, most)])
+            room = len(pick)
+            if c.max_add: room = min(room, c.max_add)
+            if c.max_atoms: room = min(room, max(c.max_atoms-count, 0))
+            distinct = distinct_rows(z[pick]/norm[pick][:,None], c.distinct, not c.nonneg, room)
+            count = self._put(count, z, norm, b.coords, pick.cpu()[distinct])
         self.history[at.batches:] = [(at.tokens+len(z), count, (count-at.atoms)/len(z), float(error.mean()))]
         self.at = _At(count, at.batches+1, at.tokens+len(z))
 
@@ -171,6 +174,7 @@ class _Growing:
         return False
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b240001a
+<<<<<<< HEAD
 def _stream(data, batch_size, split, seed, skip=0): # `TokenBatch`es from number `skip` on; vectors of a plain tensor have their position as coordinate
     if isinstance(data, torch.Tensor) and split is None:
         x = data.flatten(0, -2)
@@ -187,6 +191,19 @@ def _size(data, split): # vectors of the stream, None where only reading would t
     return len(data) if split is None and hasattr(data, '__len__') else None
 
 def _captions(data): return getattr(data, 'captions', None) or dict(enumerate(getattr(data, 'prompts', ())))
+=======
+def _moments_for(config, data, split, tokens): # of the first vectors of the stream, for the normalizer
+    m,n = None,0
+    for b in token_stream(data, 8192, split, config.seed):
+        m = m or RunningMoments(b.x.shape[-1], config.normalizer=='whiten')
+        check_finite(b.x, b.coords, n)
+        m.update(b.x)
+        n += len(b.x)
+        for k in {'guidance', 'seed'}&set(b.coords): m.seen.setdefault(k, set()).update(b.coords[k].unique().tolist())
+        if n>=tokens: break
+    if m is None: raise empty_data(split)
+    return m
+>>>>>>> 6a65a8945ff39e20ac28127a8b75a1067a2d84a7
 
 def fit_itda(config:ITDAConfig,
              data,                     # a tensor (..., d), a `SiteRecord`, a store's data, or `LiveData`
@@ -209,10 +226,10 @@ def fit_itda(config:ITDAConfig,
         run.fit_normalizer(m)
         run.meta,run.stored = meta,None
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
-    total = min([n for n in (_size(data, split), config.tokens) if n], default=None)
+    total = min([n for n in (stream_length(data, split), config.tokens) if n], default=None)
     bar = tqdm(total=total, initial=run.at.tokens, desc='grow ITDA', unit=' tokens', disable=not progress, leave=False)
     try:
-        for b in _stream(data, config.batch_size, split, config.seed, run.at.batches):
+        for b in token_stream(data, config.batch_size, split, config.seed, run.at.batches):
             if run.full or (config.tokens and run.at.tokens>=config.tokens): break
             left = config.tokens-run.at.tokens if config.tokens else len(b.x)
             if left<len(b.x): b = TokenBatch(b.x[:left], {k: v[:left] for k,v in b.coords.items()})
@@ -235,7 +252,7 @@ def fit_itda(config:ITDAConfig,
         folder = None # its checkpoints stay
     finally: bar.close()
     if not run.at.atoms: raise ValueError(f'not one atom in {run.at.tokens} tokens: every one of them is at the mean of the data, so there is nothing to explain')
-    itda = run.finished(_captions(data))
+    itda = run.finished(captions_of(data))
     if out is not None: save_dictionary(itda, out)
     if folder is not None: shutil.rmtree(folder, ignore_errors=True)
     return itda

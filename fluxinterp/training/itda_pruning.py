@@ -13,9 +13,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+<<<<<<< HEAD
 from ..dictionaries.dictionary import check_belongs, data_site
 from ..dictionaries.normalizers import check_finite
 from .itda_growth import _size, central_rows, distinct_rows, fit_itda
+=======
+from ..dictionaries.dictionary import check_belongs, check_finite, data_site
+from .token_streams import stream_length
+from .itda_growth import central_rows, distinct_rows, fit_itda
+>>>>>>> 6a65a8945ff39e20ac28127a8b75a1067a2d84a7
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..activations.site_records import token_batches
 
@@ -40,7 +46,7 @@ def threshold_for(config:ITDAConfig,    # everything but the threshold
                  )->tuple:              # (configuration with threshold and `max_atoms`, table of what was tried)
     "The threshold that gives so many atoms, by bisection; raises `ValueError` where no threshold does"
     if not (type(atoms) is int and atoms>0): raise ValueError(f'atoms={atoms!r} must be a positive whole number')
-    total = _size(data, split) or sum(len(b.x) for b in token_batches(data, split=split))
+    total = stream_length(data, split) or sum(len(b.x) for b in token_batches(data, split=split))
     total = min(total, config.tokens or total)
     seen = min(total, sample)
     if seen<atoms: raise ValueError(f'{atoms} atoms from {seen} tokens: every atom is a token, give more of them or ask for fewer')
@@ -96,7 +102,7 @@ def prune(itda:ITDA,
     return itda.subset(order[distinct_rows(itda.atoms[order.to(itda.device)], cosine, itda.signed)].sort().values)
 
 def reduce(itda:ITDA, n:int,         # atoms to keep, 1 to all
-           seed:int=0, steps:int=20, # of k-means: where the centers begin, how often they move
+           seed:int=0, steps:int=20, # of k-means: where the centres begin, how often they move
           )->ITDA:
-    "A dictionary of `n` of the atoms: the nearest to the centers of k-means by cosine"
+    "A dictionary of `n` of the atoms: the nearest to the centres of k-means by cosine"
     return itda.subset(central_rows(itda.atoms, n, seed, steps, itda.signed))

@@ -81,7 +81,7 @@ def _noting_ctrl_c():
     finally: signal.signal(signal.SIGINT, old)
 
 # %% ../../nbs/30_training/35_sweeps.ipynb #f43494bc
-_numbers = {'fvu': 'FVU', 'fvu_standardized': 'FVU standardized', 'fvu_whitened': 'FVU whitened', 'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'}
+_numbers = {'fvu': 'FVU', 'fvu_standardised': 'FVU standardised', 'fvu_whitened': 'FVU whitened', 'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'}
 
 def _row(path, out): # of a table, from an evaluation
     about = load_json(path)

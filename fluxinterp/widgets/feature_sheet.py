@@ -13,17 +13,17 @@ import traitlets
 from PIL import Image
 
 from ..atlases.atlas import Atlas
-from ..atlases.annotations import kept_notes, shown_images
+from ..atlases.annotations import kept_notes, shown_pictures
 from .page import view_script
 from .figures import sheet_figure
-from .base import View, map_bytes, tile_images
+from .base import View, map_bytes, tile_pictures
 
 # %% ../../nbs/60_widgets/45_feature_sheet.ipynb #fsh00006
 _script = r'''
 const lists = [["peak", "strongest"], ["mean", "strongest on average"], ["sample", "a sample, strong to weak"], ["silent", "random, where it is silent"]];
 const sizes = [["96", "small"], ["144", "medium"], ["240", "large"]];
 const render = ({ model, el }) => {
-  const box = root(el, model, "flx-sheet", "one feature"), head = make("div"), facts = make("div"), gallery = make("div"), look = { alpha: .85, colors: "inferno", scale: "feature", size: "144", step: -1, kind: "peak" };
+  const box = root(el, model, "flx-sheet", "one feature"), head = make("div"), facts = make("div"), gallery = make("div"), look = { alpha: .85, colours: "inferno", scale: "feature", size: "144", step: -1, kind: "peak" };
   let card = null, shown = null, tiles = new Tiles();
   const fetchCard = newest((f) => ask(model, "card", { feature: f })), fetchList = newest((f, kind) => ask(model, "pictures", { feature: f, kind })), fetchSteps = newest((f, kind) => ask(model, "steps", { feature: f, kind }));
   const move = (by) => { model.set("move", [by, Math.random()]); model.save_changes(); };
@@ -59,8 +59,8 @@ const render = ({ model, el }) => {
     const top = (e) => look.scale === "feature" ? card.largest : e.peak;
     [...grid.querySelectorAll("canvas")].forEach((c, i) => { const e = examples[i], ctx = c.getContext("2d"), all = look.step >= 0 && steps, at = all ? steps.maps.subarray((i * card.levels.length + look.step) * n, (i * card.levels.length + look.step + 1) * n) : maps.subarray(i * n, (i + 1) * n), peak = all ? steps.peaks[i] : e.peak;
       tiles.draw(ctx, i, e.silent || !rows ? 0 : look.alpha);
-      if (!e.silent && rows) { c.off ||= document.createElement("canvas"); cells(c.off, at, rows, cols, palette(look.colors, top(e) ? peak / top(e) : 0, look.alpha, false)); lay(ctx, c.off, false); } });
-    scale.replaceChildren(...(card.dead || look.kind === "silent" || look.scale === "picture" ? [] : [scaleBar(0, card.largest, look.colors, look.alpha, false)])); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
+      if (!e.silent && rows) { c.off ||= document.createElement("canvas"); cells(c.off, at, rows, cols, palette(look.colours, top(e) ? peak / top(e) : 0, look.alpha, false)); lay(ctx, c.off, false); } });
+    scale.replaceChildren(...(card.dead || look.kind === "silent" || look.scale === "picture" ? [] : [scaleBar(0, card.largest, look.colours, look.alpha, false)])); box.dataset.drawn = +(box.dataset.drawn || 0) + 1; };
   const lay_out = () => { if (!shown) return; const s = +look.size; grid.replaceChildren(...(shown.examples.length ? shown.examples.map((e) => make("figure", { style: `width: ${s}px` }, make("canvas", { width: s, height: Math.round(s * (shown.tiles.height || 1) / (shown.tiles.width || 1)), role: "img", "aria-label": `${e.caption}: ${e.silent ? "silent" : `largest ${show(e.peak)}`}` }), make("figcaption", {}, make("span", { class: "flx-number" }, e.silent ? "silent" : show(e.peak)), e.half === "score" ? " · held out" : "", make("br"), e.caption))) : [make("p", { class: "flx-quiet" }, card.dead && look.kind !== "silent" ? "It fires in no picture of this atlas." : "No picture of this kind.")])); paint(); };
   const load = () => { const f = card.feature, kind = look.kind; fetchList(f, kind).then(async (r) => { const next = await new Tiles(r.tiles).load(r.buffers[0]); tiles.close(); tiles = next; shown = { ...r, feature: f, maps: r.buffers[1] }; lay_out(); if (look.step >= 0) every(); }).catch((e) => { if (e.message !== "outdated") box.fail(e); }); };
   const every = () => { if (!shown || shown.steps || shown.asking || look.kind === "silent") return paint(); const mine = shown; mine.asking = true; fetchSteps(card.feature, look.kind).then((r) => { mine.steps = { maps: r.buffers[0], peaks: r.peaks }; paint(); }).catch((e) => { mine.asking = false; if (e.message !== "outdated") box.fail(e); }); };
@@ -68,7 +68,7 @@ const render = ({ model, el }) => {
   const mark = () => tabs.forEach((t) => t.setAttribute("aria-selected", t.dataset.kind === look.kind));
   const time = slider({ label: "step", min: -1, max: 0, value: -1, text: (v) => v < 0 ? "strongest of all" : `${v + 1} of ${card?.levels.length}, noise ${card?.levels[v].toFixed(2)}`, oninput: (v) => { look.step = v; v >= 0 && !shown?.steps ? every() : paint(); } });
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; paint(); } });
-  gallery.append(make("div", { class: "flx-row", role: "tablist", "aria-label": "which pictures" }, tabs), make("div", { class: "flx-row" }, time.el, strength.el, choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; paint(); } }).el,
+  gallery.append(make("div", { class: "flx-row", role: "tablist", "aria-label": "which pictures" }, tabs), make("div", { class: "flx-row" }, time.el, strength.el, choice({ label: "colours", options: colourNames, value: look.colours, onchange: (v) => { look.colours = v; paint(); } }).el,
     choice({ label: "scale", options: [["feature", "feature max"], ["picture", "each picture's max"]], value: look.scale, onchange: (v) => { look.scale = v; paint(); } }).el, choice({ label: "size", options: sizes, value: look.size, onchange: (v) => { look.size = v; lay_out(); } }).el, scale), grid);
   const facts_of = ({ label, note, flagged, buffers, ...rest }) => JSON.stringify(rest);
   const draw = () => { const f = model.get("feature"); if (f < 0) { head.replaceChildren(make("p", { class: "flx-quiet" }, model.get("empty"))); facts.replaceChildren(); gallery.hidden = true; return; }
@@ -92,9 +92,9 @@ def _clean(v): return None if v is None or v!=v else float(v)
 def _second(v): return 'neither' if v==.5 else f'the second, {v:.3g}' if v>.5 else f'the first, {1-v:.3g}'
 # scorer -> what was true, what the verdict says, in words; numbers as they are for a scorer of one's own
 _evidence = dict(detection=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'),
-                 localization=(lambda t: f'its own map is the {"second" if t else "first"}', _second),
+                 localisation=(lambda t: f'its own map is the {"second" if t else "first"}', _second),
                  intervention=(lambda t: f'the steered one is the {"second" if t else "first"}', _second),
-                 intruder=(lambda t: f'image {int(t)+1} is another feature\'s', lambda v: f'image {int(v)+1}'),
+                 intruder=(lambda t: f'picture {int(t)+1} is another feature\'s', lambda v: f'picture {int(v)+1}'),
                  generation=(lambda t: 'drawn from the description' if t else 'drawn from other words', lambda v: f'fires up to {v:.3g}'))
 
 class FeatureSheet(View):
@@ -105,7 +105,7 @@ class FeatureSheet(View):
     move = traitlets.List([0, 0.]).tag(sync=True) # somebody asks for the next or the previous one: by how many, and a number that is new each time
     empty = traitlets.Unicode('Choose a feature.').tag(sync=True)
     kept = traitlets.Int(0)                    # counts what was written: labels, notes, flags
-    def __init__(self, atlas:Atlas, feature:int=-1, n:int=10, **kwargs): # images of a list, at most
+    def __init__(self, atlas:Atlas, feature:int=-1, n:int=10, **kwargs): # pictures of a list, at most
         super().__init__(feature=feature, **kwargs)
         self.atlas,self.n = atlas,n
 
@@ -121,11 +121,11 @@ class FeatureSheet(View):
         def pairs(s):
             s = s[s>0].head(6)
             return [[int(i), float(v), n] for (i,v),n in zip(s.items(), a.names(s.index.tolist()))]
-        pictures = shown_images(a.text, f)
+        pictures = shown_pictures(a.text, f)
         return dict(feature=f, label=t.label if isinstance(t.label, str) else '', note=mine.note if mine is not None else '', flagged=bool(mine.flagged) if mine is not None else False, dead=bool(t.firing_rate==0),
-                    rate=float(t.firing_rate), share=float(t.image_rate), largest=float(t.largest), mean=float(t.mean_active), area=_clean(t.area), pictures=a.about['prompts']*a.about['images'],
+                    rate=float(t.firing_rate), share=float(t.picture_rate), largest=float(t.largest), mean=float(t.mean_active), area=_clean(t.area), pictures=a.about['prompts']*a.about['images'],
                     levels=[float(l) for l in a.levels], profile=a.profile(f).astype(float).tolist(), histogram=[[float(x), int(n)] for x,n in hist.items()],
-                    near=pairs(a.neighbors(f)), together=pairs(a.neighbors(f, 'firing')), explanations=said, kept=list(pictures)),list(pictures.values())
+                    near=pairs(a.neighbours(f)), together=pairs(a.neighbours(f, 'firing')), explanations=said, kept=list(pictures)),list(pictures.values())
     @staticmethod
     def _detail(d): # of an explainer, in a line
         if not isinstance(d, dict): return ''
@@ -133,21 +133,21 @@ class FeatureSheet(View):
         return '; '.join(f'{k} {w}' for k,v in d.items() if k!='settings' for w in [words(v)] if w)[:400]
 
     def _list(self, f, kind):
-        if kind=='silent': return [dict(picture=p, caption=self.atlas.pictures.caption[p], half='', peak=0., silent=True) for p in self.atlas.non_activating_images(f, self.n)],None
+        if kind=='silent': return [dict(picture=p, caption=self.atlas.pictures.caption[p], half='', peak=0., silent=True) for p in self.atlas.silent_pictures(f, self.n)],None
         some = self.atlas.examples(f, kind, None, self.n)
         return [dict(picture=e.picture, caption=e.caption, half=e.half, peak=e.peak, silent=False) for e in some],some
     def answer_pictures(self, feature, kind):
-        "Some images of a feature: thumbnails and maps"
+        "Some pictures of a feature: thumbnails and maps"
         a,f = self.atlas,self.atlas.check(feature)
         about,some = self._list(f, kind)
         thumbs = [a.thumbnail(e['picture']) for e in about]
         rows,cols = a.grid_shape if a.grid else (0, 0)
         if a.grid and any(t is None for t in thumbs): thumbs = [Image.new('RGB', (8*cols, 8*rows), '#777')]*len(thumbs)
-        jpeg,tiles = tile_images([t for t in thumbs if t is not None])
+        jpeg,tiles = tile_pictures([t for t in thumbs if t is not None])
         maps = map_bytes(np.stack([e.values.max(0) for e in some]), each=1)[0] if some and a.grid else b''
         return dict(examples=about, tiles=tiles, rows=rows, cols=cols),[jpeg, maps]
     def answer_steps(self, feature, kind):
-        "The maps of every step, of the same images"
+        "The maps of every step, of the same pictures"
         if not self.atlas.grid: return dict(peaks=[]),[b'']
         some = self._list(self.atlas.check(feature), kind)[1] or []
         data,peaks = map_bytes(np.stack([e.values for e in some]), each=1) if some else (b'', [])
@@ -155,9 +155,9 @@ class FeatureSheet(View):
     def answer_evidence(self, feature, explainer, scorer):
         "What a judge was shown and said"
         t = self.atlas.text.frame('select v.picture, kind, truth, verdict, caption from verdicts v join scores s on s.id=v.score left join pictures p on p.id=v.picture where s.feature=? and explainer=? and scorer=? order by example', (self.atlas.check(feature), explainer, scorer))
-        thumbs = [self.atlas.thumbnail(int(p)) if p>=0 else None for p in t.picture] # none of an image drawn for the question
+        thumbs = [self.atlas.thumbnail(int(p)) if p>=0 else None for p in t.picture] # none of a picture drawn for the question
         truth,verdict = _evidence.get(scorer.split('/')[0], ('{:g}'.format, '{:.3g}'.format))
-        jpeg,tiles = tile_images([] if any(p is None for p in thumbs) else thumbs, 64)
+        jpeg,tiles = tile_pictures([] if any(p is None for p in thumbs) else thumbs, 64)
         return dict(rows=[[int(r.picture), r.kind, truth(r.truth), 'no answer' if _clean(r.verdict) is None else verdict(r.verdict), r.caption or ''] for r in t.itertuples()], tiles=tiles),[jpeg]
     def answer_keep(self, feature, label=None, note=None, flagged=None):
         "Write a label, a note or a flag into the atlas"
@@ -176,7 +176,7 @@ class FeatureSheet(View):
         judged = [('evidence', dict(feature=f, explainer=e['explainer'], scorer=s['scorer'])) for f in fs for e in self.answer_card(f)[0]['explanations'] for s in e['scores']]
         return judged+[q for f in fs for q in (('card', dict(feature=f)), *(('pictures', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample', 'silent')), *(('steps', dict(feature=f, kind=k)) for k in ('peak', 'mean', 'sample')))]
     def static(self):
-        "Its strongest images, when and how strongly it fires"
+        "Its strongest pictures, when and how strongly it fires"
         if self.feature<0: return None
         c,some = self.atlas.feature(self.feature),self.atlas.examples(self.feature, 'peak', None, 6)
         sample = self.atlas.examples(self.feature, 'sample', None, 6)

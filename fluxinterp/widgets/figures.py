@@ -42,9 +42,9 @@ def table_figure(lines:list, # as of `feature_table.FeatureTable.line`
 
 # %% ../../nbs/60_widgets/10_figures.ipynb #plo00008
 def sheet_figure(title:str, profile, histogram, # pandas Series: noise level -> mean; lower edge -> count
-               strongest:list, sample:list,    # (image or None, map (row, col), caption)
-               largest:float):                 # value drawn in full color
-    "One feature: when and how strongly it fires, and where in some images"
+               strongest:list, sample:list,    # (picture or None, map (row, col), caption)
+               largest:float):                 # value drawn in full colour
+    "One feature: when and how strongly it fires, and where in some pictures"
     n = max(len(strongest), len(sample), 1)
     fig = _figure(1.25*max(n, 6)+.2, 4.6)
     top,*below = fig.subfigures(3, 1, height_ratios=[1.1, 1, 1])
@@ -53,7 +53,7 @@ def sheet_figure(title:str, profile, histogram, # pandas Series: noise level -> 
     b.bar(range(len(histogram)), histogram.to_numpy(), color='#2f7fc1'); some = range(0, len(histogram), max(1, len(histogram)//5))
     b.set_xticks(list(some), [_say(histogram.index[i]) for i in some], fontsize=6); b.set_xlabel('activation', fontsize=7); b.set_ylabel('how many', fontsize=7)
     for ax in (a, b): ax.tick_params(labelsize=6)
-    for part,name,rows in zip(below, (f'strongest images (full color = {_say(largest)})', 'a sample, from strong to weak'), (strongest, sample)):
+    for part,name,rows in zip(below, (f'strongest pictures (full colour = {_say(largest)})', 'a sample, from strong to weak'), (strongest, sample)):
         axs = part.subplots(1, max(n, 6), squeeze=False)[0]
         part.suptitle(name, fontsize=7, x=.01, ha='left')
         for ax in axs: ax.axis('off')
@@ -80,9 +80,9 @@ def token_figure(entries:list, # of each feature: name, steps (a value for each)
     return plain_text(fig)
 
 # %% ../../nbs/60_widgets/10_figures.ipynb #plo00012
-def strip_figure(pictures:list, captions:list, # PIL images of one size
+def strip_figure(pictures:list, captions:list, # PIL pictures of one size
                compare:bool=False):          # of two: what changed between them
-    "Images in a row"
+    "Pictures in a row"
     many = [*pictures]
     fig = _figure(1.7*(len(many)+compare)+.1, 2.1)
     axs = fig.subplots(1, len(many)+compare, squeeze=False)[0]
@@ -112,8 +112,8 @@ def edits_figure(edits:list, # (what, first step, last step)
 def matrix_figure(maps:list,          # of each row, (step, row, col); grids may differ
                   names:list,         # of each row
                   levels:list,        # noise level of each step
-                  pictures:list=None, # PIL image of each step
-                  top:float=None,     # value in full color; of each row its own largest when None
+                  pictures:list=None, # PIL picture of each step
+                  top:float=None,     # value in full colour; of each row its own largest when None
                   signed:list=None,   # of each row
                   title:str='', cell:int=None): # pixels a map
     "A matplotlib figure of small maps, sites down and steps across"
@@ -131,7 +131,7 @@ def matrix_figure(maps:list,          # of each row, (step, row, col); grids may
         row = np.asarray(overlay(strip, np.concatenate(list(m), 1), top or p, scale=1, signed=bool(signed and signed[i])))
         for s in range(steps): sheet[i*(h+2):i*(h+2)+h,s*(w+2):s*(w+2)+w] = row[:,s*w:(s+1)*w]
     size = min(7, .6*h)
-    said = [f'{name}   {"full color "+format(top or p, ".3g") if p else "not active"}' for name,p in zip(names, peaks)]
+    said = [f'{name}   {"full colour "+format(top or p, ".3g") if p else "not active"}' for name,p in zip(names, peaks)]
     left,(H,W) = .3+.0078*size*max(map(len, said)),(s/100 for s in sheet.shape[:2])
     width,height = left+W+.1,H+(.75 if title else .5)
     fig = Figure(figsize=(width, height))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..overlays import map_figure
 from .page import view_script
-from .base import View, map_bytes, tile_images
+from .base import View, map_bytes, tile_pictures
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00006
 _script = r'''
@@ -20,7 +20,7 @@ const render = ({ model, el }) => {
   const get = (k) => model.get(k), box = root(el, model, "flx-player", get("title") || "feature maps");
   const { tiles, load, done } = tileLoader(model, "pictures", () => soon());
   let step = get("step"), playing = null, at = null, panels = [], maps = bytes(get("maps")), due = 0;
-  const look = { alpha: get("alpha"), colors: get("colors"), scale: get("scale"), fixed: get("fixed"), smooth: get("smooth") };
+  const look = { alpha: get("alpha"), colours: get("colours"), scale: get("scale"), fixed: get("fixed"), smooth: get("smooth") };
   const stage = make("div", { class: "flx-row flx-top" }), says = make("div", { class: "flx-says", "aria-live": "polite" });
   const many = () => get("shape")[1], words = () => get("words");
   const where = (s) => `${s + 1} of ${many()}` + (get("levels")[s] != null ? `, noise ${get("levels")[s].toFixed(2)}` : "");
@@ -33,17 +33,17 @@ const render = ({ model, el }) => {
   const go = (s) => { step = s; time.set(step); draw(); };
   const restyle = () => { if (due || !panels.length) return; strips(); draw(); bars(); };
   const strength = slider({ label: "overlay", max: 1, step: .05, value: look.alpha, text: (v) => `${Math.round(100 * v)} %`, oninput: (v) => { look.alpha = v; restyle(); } });
-  const colors = choice({ label: "colors", options: colorNames, value: look.colors, onchange: (v) => { look.colors = v; restyle(); } });
-  const fixed = make("input", { type: "number", min: 0, step: "any", value: look.fixed, "aria-label": "value drawn in full color", onchange: () => { look.fixed = +fixed.value || 1; restyle(); } });
+  const colours = choice({ label: "colours", options: colourNames, value: look.colours, onchange: (v) => { look.colours = v; restyle(); } });
+  const fixed = make("input", { type: "number", min: 0, step: "any", value: look.fixed, "aria-label": "value drawn in full colour", onchange: () => { look.fixed = +fixed.value || 1; restyle(); } });
   const scale = choice({ label: "scale", options: [["feature", "feature max"], ["picture", "picture max"], ["fixed", "fixed"]], value: look.scale, onchange: (v) => { look.scale = v; fixed.hidden = v !== "fixed"; restyle(); } });
   fixed.hidden = look.scale !== "fixed";
   const smooth = tick({ label: "smooth", value: look.smooth, onchange: (v) => { look.smooth = v; restyle(); } });
-  const shows = () => { strength.set(look.alpha); colors.select.value = look.colors; scale.select.value = look.scale; fixed.value = look.fixed; fixed.hidden = look.scale !== "fixed"; smooth.input.checked = look.smooth; };
+  const shows = () => { strength.set(look.alpha); colours.select.value = look.colours; scale.select.value = look.scale; fixed.value = look.fixed; fixed.hidden = look.scale !== "fixed"; smooth.input.checked = look.smooth; };
   const looks = Object.fromEntries(Object.keys(look).map((k) => [k, () => { look[k] = get(k); shows(); restyle(); }])); // what the kernel says holds for one of them
   const slice = (f, s) => { const [, S, R, C] = get("shape"), n = R * C; return maps.subarray((f * S + s) * n, (f * S + s + 1) * n); };
   const value = (f, s, i) => { const b = slice(f, s)[i], p = get("features")[f].peak; return get("signed") ? (b - 128) / 127 * p : b / 255 * p; };
   const full = (f) => { const { peak, largest } = get("features")[f]; return look.scale === "fixed" ? look.fixed : look.scale === "picture" ? peak : largest || peak; };
-  const dye = (f) => palette(look.colors, full(f) ? get("features")[f].peak / full(f) : 0, look.alpha, get("signed"));
+  const dye = (f) => palette(look.colours, full(f) ? get("features")[f].peak / full(f) : 0, look.alpha, get("signed"));
   const paint = (p, canvas, s) => { const ctx = canvas.getContext("2d"); tiles.draw(ctx, p.f == null || tiles.about.count === 1 && !get("levels").length ? Math.min(s, Math.max(0, tiles.about.count - 1)) : s, p.f == null ? 0 : look.alpha);
     if (p.f != null) { cells(p.off, slice(p.f, s), get("shape")[2], get("shape")[3], p.dye); lay(ctx, p.off, look.smooth); } };
   const busy = (f, s) => { const v = slice(f, s), zero = get("signed") ? 128 : 0, { peak, top } = get("features")[f]; let n = 0, most = 0; for (const b of v) { if (b !== zero) n++; most = Math.max(most, Math.abs(b - zero)); } return [n / v.length, top ? top[s] : most / (get("signed") ? 127 : 255) * peak]; }; // a byte says 0 of what is small beside the peak
@@ -51,7 +51,7 @@ const render = ({ model, el }) => {
   const draw = () => {
     if (due) return; // half of a change
     for (const p of panels) {
-      if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colors, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
+      if (p.words) { p.words.forEach((w, i) => { const v = slice(p.f, step)[i], [r, g, b, a] = heat(look.colours, (get("signed") ? (v - 128) / 127 : v / 255) * get("features")[p.f].peak / (full(p.f) || 1), look.alpha, get("signed")); w.style.background = `rgb(${r} ${g} ${b} / ${a})`; w.style.color = a > .45 ? (.3 * r + .6 * g + .1 * b > 140 ? "#000" : "#fff") : ""; w.title = show(value(p.f, step, i)); w.toggleAttribute("data-at", at?.[1] === i); }); }
       else { paint(p, p.canvas, step); ring(p.canvas); if (p.at !== step) { p.strip[p.at]?.setAttribute("aria-pressed", false); p.strip[step]?.setAttribute("aria-pressed", true); p.at = step; } }
       if (p.f != null) { const [share, top] = busy(p.f, step), name = get("features")[p.f]; p.note.textContent = !name.peak ? "not active in this picture" : !top ? "not active at this step" : `largest here ${show(top)}, ` + (share ? `on ${(100 * share).toFixed(share < .1 ? 1 : 0)} % of tokens` : "too weak to be drawn");
         p.canvas?.setAttribute("aria-label", `${name.name}, step ${where(step)}: ${p.note.textContent}`); }
@@ -61,7 +61,7 @@ const render = ({ model, el }) => {
     box.dataset.drawn = +(box.dataset.drawn || 0) + 1; box.dataset.step = step;
   };
   const strips = () => { for (const p of panels) { if (p.f != null) p.dye = dye(p.f); if (p.f != null && p.words) continue; p.strip.forEach((b, s) => paint(p, b.firstChild, s)); } };
-  const bars = () => panels.forEach((p) => { if (p.f != null) p.scale.replaceChildren(...(full(p.f) ? [scaleBar(get("signed") ? -full(p.f) : 0, full(p.f), look.colors, look.alpha, get("signed"))] : [])); });
+  const bars = () => panels.forEach((p) => { if (p.f != null) p.scale.replaceChildren(...(full(p.f) ? [scaleBar(get("signed") ? -full(p.f) : 0, full(p.f), look.colours, look.alpha, get("signed"))] : [])); });
   const tell = () => {
     if (!at || !panels.length) { says.textContent = "Point at a map, or use its arrow keys, for a token's value."; return; }
     const [r, c] = at, [, , , C] = get("shape"), i = r * C + c;
@@ -93,7 +93,7 @@ const render = ({ model, el }) => {
     at = null; panels = F ? [...(tiles.about.count ? [null] : []), ...Array.from({ length: F }, (_, f) => f)].map(panel) : [];
     stage.replaceChildren(...(panels.length ? panels.map((p) => p.el) : [make("p", { class: "flx-quiet" }, get("empty"))])); controls.hidden = !panels.length; if (panels.length) restyle(); else says.textContent = ""; box.dataset.ready = F; };
   const soon = () => { cancelAnimationFrame(due); due = requestAnimationFrame(build); };
-  const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colors.el, scale.el, fixed, smooth.el));
+  const controls = make("div", {}, make("div", { class: "flx-row" }, play, time.el, strength.el), make("div", { class: "flx-row" }, colours.el, scale.el, fixed, smooth.el));
   box.append(stage, controls, says);
   const off = listen(model, { maps: soon, shape: soon, features: soon, words: soon, empty: soon, pictures: load, ...looks, step: () => { step = get("step"); if (many()) go(step < 0 ? many() - 1 : Math.min(step, many() - 1)); } });
   load();
@@ -107,19 +107,19 @@ _style = '''
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00008
 class MapPlayer(View):
-    "Maps of features over the forming image"
+    "Maps of features over the forming picture"
     script,_css = view_script(_script),View._css+_style
     maps = traitlets.Bytes(b'').tag(sync=True)      # (feature, step, row, col), see `map_bytes`
     shape = traitlets.List([0, 0, 0, 0]).tag(sync=True)
     features = traitlets.List([]).tag(sync=True)    # of each: id, name, peak (of what is shown), largest (ever seen, or None), top (largest of each step; from the bytes where it is not given)
     signed = traitlets.Bool(False).tag(sync=True)
-    pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_images`
+    pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_pictures`
     tiles = traitlets.Dict({}).tag(sync=True)
     levels = traitlets.List([]).tag(sync=True)      # noise level of each step
     words = traitlets.List([]).tag(sync=True)       # tokens of the text, for maps over it
     step = traitlets.Int(-1).tag(sync=True)         # the one to start with; -1 for the last
     alpha = traitlets.Float(.85).tag(sync=True)
-    colors = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
+    colours = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
     scale = traitlets.Enum(['feature', 'picture', 'fixed'], 'feature').tag(sync=True)
     fixed = traitlets.Float(1.).tag(sync=True)      # for the scale of that name
     smooth = traitlets.Bool(False).tag(sync=True)
@@ -133,11 +133,11 @@ class MapPlayer(View):
 
     def load(self, maps:list,         # `FeatureMaps`, all of the same prompts
              prompt:int=0,            # which of them
-             largest:list=None,       # value drawn in full color, of each; the image's own when None
+             largest:list=None,       # value drawn in full colour, of each; the picture's own when None
              names:list=None,         # of each feature
              words:list=None,         # tokens, for maps over the text
             ):
-        "Show maps; the images are sent only when they are others than before"
+        "Show maps; the pictures are sent only when they are others than before"
         first,self.shown,self.prompt = maps[0],tuple(maps),prompt
         values = np.stack([m.values[prompt] for m in maps])
         signed = first.signed or bool((values<0).any()) # a measure of one's own may be negative anywhere
@@ -148,8 +148,8 @@ class MapPlayer(View):
         about = [dict(id=int(m.feature), name=str(n), peak=p, largest=float(l) if l else None, top=t) for m,n,p,l,t in zip(maps, names, peaks, largest or [None]*len(maps), np.abs(values).max((2, 3)).astype(float).tolist())]
         with self.hold_sync():
             if getattr(self, '_pictures', None)!=tuple(map(id, pictures)):
-                self._kept,self._pictures = pictures,tuple(map(id, pictures)) # kept, so that an id means one image
-                self.pictures,self.tiles = tile_images(list(pictures))
+                self._kept,self._pictures = pictures,tuple(map(id, pictures)) # kept, so that an id means one picture
+                self.pictures,self.tiles = tile_pictures(list(pictures))
             self.signed,self.levels,self.words,self.features = signed,[float(l) for l in first.levels],list(words or []),about
             self.maps,self.shape = data,[len(maps), *maps[0].values.shape[1:]]
     def go(self, step:int):

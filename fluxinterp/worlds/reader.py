@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['slot_factors', 'grid', 'Reader', 'train_reader', 'load_reader', 'Reading', 'read_images', 'said_and_shown',
-           'prompt_adherence', 'count_colors', 'reader_accuracy']
+           'obedience', 'count_colours', 'reader_accuracy']
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #bac07b03
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, save_tensors, weights_path
-from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors
+from .scenes import backgrounds, colours, concepts, factors, make_scene, object_factors
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
 _values = {f: tuple(v) for f,v in factors.items()}
-slot_factors = ('shape', 'color', 'texture', 'size')       # what is read at each place
+slot_factors = ('shape', 'colour', 'texture', 'size')       # what is read at each place
 _slot_sizes = [1]+[len(_values[f]) for f in slot_factors]   # one logit for "something is here"
 _world_sizes = [len(_values['background']), len(_values['style'])]
 grid = (16, 16)
@@ -41,7 +41,7 @@ class _Block(nn.Module):
 def _down(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
 
 class Reader(nn.Module):
-    "Reads images of the tiny world"
+    "Reads pictures of the tiny world"
     def __init__(self, width:int=32): # channels at half resolution; doubled and tripled below
         super().__init__()
         w = width
@@ -68,7 +68,7 @@ class Reader(nn.Module):
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #5cd4860c
 def _row(seed, split='train', objects=None):
-    "Image and targets of one scene: array, slots (5, 5) with -1 for none, world (2,), maps (concepts, 16, 16)"
+    "Picture and targets of one scene: array, slots (5, 5) with -1 for none, world (2,), maps (concepts, 16, 16)"
     s = make_scene(seed, split, objects)
     slots = np.full((5, 5), -1, np.int8)
     for o in s.objects: slots[_values['place'].index(o.place)] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
@@ -122,11 +122,11 @@ def load_reader(path:str=None, # a file `train_reader` wrote; the packaged one b
 # %% ../../nbs/10_worlds/05_reader.ipynb #bfc36b5c
 @dataclass
 class Reading:
-    "What an image shows"
-    objects:list         # dicts of place, shape, color, texture, size and `confidence`, surest first; one dict per place
+    "What a picture shows"
+    objects:list         # dicts of place, shape, colour, texture, size and `confidence`, surest first; one dict per place
     background:str
     style:str
-    probabilities:np.ndarray # (concepts,): the concept is somewhere in the image
+    probabilities:np.ndarray # (concepts,): the concept is somewhere in the picture
     maps:np.ndarray      # (concepts, 16, 16): the share of each cell that shows it
 
     @property
@@ -137,7 +137,7 @@ class Reading:
         return self.maps[concepts.index((factor, value))]
 
     def __repr__(self):
-        said = '; '.join(' '.join(o[f] for f in ('size', 'color', 'texture', 'shape'))+f" {o['place']} ({o['confidence']:.2f})" for o in self.present)
+        said = '; '.join(' '.join(o[f] for f in ('size', 'colour', 'texture', 'shape'))+f" {o['place']} ({o['confidence']:.2f})" for o in self.present)
         return f'Reading: {said or "no object"}; {self.background} background, style {self.style}'
 
 def _stack_images(images)->torch.Tensor: # PIL images or arrays -> (n, 64, 64, 3) uint8
@@ -149,7 +149,7 @@ def read_images(images,              # PIL images, or uint8 arrays (64, 64, 3)
                 reader:Reader=None,  # the packaged one by default
                 batch_size:int=128,
                )->list:              # a `Reading` per image
-    "Read images of the tiny world"
+    "Read pictures of the tiny world"
     reader = reader or load_reader()
     res = []
     for k in range(0, len(images), batch_size):
@@ -171,7 +171,7 @@ def read_images(images,              # PIL images, or uint8 arrays (64, 64, 3)
 def said_and_shown(said:dict,        # `Scene.said`
                    reading:Reading,
                   )->list:           # (factor, right?) pairs, one for every factor said
-    "Which of the things a caption says an image shows"
+    "Which of the things a caption says a picture shows"
     at = {o['place']: o for o in reading.objects}
     fixed = [o for o in said['objects'] if 'place' in o]
     loose = [o for o in said['objects'] if 'place' not in o]
@@ -184,26 +184,26 @@ def said_and_shown(said:dict,        # `Scene.said`
     res.append(('style', reading.style==said['style']))
     return res
 
-def prompt_adherence(saids:list,     # `Scene.said` of each image
+def obedience(saids:list,     # `Scene.said` of each picture
               readings:list,  # a `Reading` of each
-             )->pd.Series:    # factor -> share right among those said, and `n` images
-    "How well images show what their captions say"
+             )->pd.Series:    # factor -> share right among those said, and `n` pictures
+    "How well pictures show what their captions say"
     rows = [j for s,r in zip(saids, readings) for j in said_and_shown(s, r)]
     means = pd.DataFrame(rows, columns=['factor', 'right']).groupby('factor').right.mean()
     return means.reindex([f for f in factors if f in means.index])
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #2faf787c
-_palette = [(n, np.array(c)*s) for n,c in colors.items() for s in (1., .35)]+[(None, np.array(c)) for c in [*backgrounds.values(), (250,)*3, (10,)*3]]
+_palette = [(n, np.array(c)*s) for n,c in colours.items() for s in (1., .35)]+[(None, np.array(c)) for c in [*backgrounds.values(), (250,)*3, (10,)*3]]
 
-def count_colors(image,          # PIL image or uint8 array
-                  within:float=60, # distance in RGB beyond which a pixel counts for no color
-                 )->dict:         # color -> pixels, most first
-    "Pixels nearest to each object color, by counting alone"
+def count_colours(image,          # PIL image or uint8 array
+                  within:float=60, # distance in RGB beyond which a pixel counts for no colour
+                 )->dict:         # colour -> pixels, most first
+    "Pixels nearest to each object colour, by counting alone"
     a = np.asarray(image).reshape(-1, 3).astype(float)
     d = np.stack([np.linalg.norm(a-c, axis=1) for _,c in _palette])
     best = np.where(d.min(0)<within, d.argmin(0), -1)
     n = np.bincount(best[best>=0], minlength=len(_palette))
-    res = dict.fromkeys(colors, 0)
+    res = dict.fromkeys(colours, 0)
     for (name,_),k in zip(_palette, n):
         if name: res[name] += int(k)
     return dict(sorted(res.items(), key=lambda kv: -kv[1]))
@@ -219,5 +219,5 @@ def reader_accuracy(reader:Reader=None, # the packaged one by default
         scenes = [make_scene(start+i, split) for i in range(n)]
         truth = [dict(objects=[o._asdict() for o in s.objects], background=s.background, style=s.style) for s in scenes]
         for t in truth: t['objects'] = [{f: o[f] for f in object_factors} for o in t['objects']]
-        rows[split] = prompt_adherence(truth, read_images([s.array for s in scenes], reader))
+        rows[split] = obedience(truth, read_images([s.array for s in scenes], reader))
     return pd.DataFrame(rows).T
