@@ -1,4 +1,4 @@
-# make demo   the whole road on the bundled model, with a report in demo/
+# make demo   end-to-end run on the bundled model, with a report in demo/
 # make test   everything that must hold; the views too where Chromium is on PATH (or named in CHROMIUM), pictures of them in FLUXINTERP_SHOTS
 # make lab    JupyterLab on the notebooks
 # make interop  SAELens opens our dictionaries, and we open what it, sparsify and dictionary_learning write (in an environment of their own)
@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lab bench interop readme
+.PHONY: setup demo test lab bench interop readme export
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py constraints.txt
@@ -30,6 +30,12 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+# everything that is made from notebooks: modules, JavaScript, styles, stub, map; and clean notebooks
+export: $(STAMP)
+	$(BIN)/nbdev_export
+	$(BIN)/python -m fluxinterp.export
+	$(BIN)/nbdev_clean
 
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --to markdown --TemplateExporter.exclude_input_prompt=True --output-dir . --output README nbs/index.ipynb

@@ -12,7 +12,7 @@ import torch
 
 from ..worlds import scenes
 
-from ..worlds.flux import _specials, _tokenizer
+from ..worlds.flux import special_tokens, word_tokenizer
 
 # %% ../../nbs/15_models/10_miniatures.ipynb #0499185d
 _unet = dict(sample_size=32, in_channels=4, out_channels=4, layers_per_block=2, norm_num_groups=4, attention_head_dim=2, cross_attention_dim=16)
@@ -63,8 +63,8 @@ _template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 def _encoder(kind, width): # text encoder and tokenizer
     import transformers as t
-    vocab = len(_specials)+len(scenes.words)
-    tok = _tokenizer(48, start=kind!='t5')
+    vocab = len(special_tokens)+len(scenes.words)
+    tok = word_tokenizer(48, start=kind!='t5')
     ids = dict(vocab_size=vocab, pad_token_id=0, eos_token_id=1, bos_token_id=3)
     lm = ids|dict(hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     tok.chat_template = _template

@@ -9,7 +9,6 @@ __all__ = ['distinct_rows', 'central_rows', 'fit_itda']
 import json, math, shutil
 from copy import deepcopy
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ from ..dictionaries.normalizers import Normalizer, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
-from ..activations.site_records import SiteRecord, TokenBatch, token_batches
+from ..activations.site_records import SiteRecord, TokenBatch
 from ..dictionaries.files import read_tensors, save_dictionary
+from .token_streams import token_stream, stream_length, captions_of
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2400013
 def distinct_rows(u:torch.Tensor,       # (n, d), rows of length 1, the preferred first
@@ -128,8 +128,11 @@ class _Growing:
             bad,limit = (error, c.threshold) if c.rule=='fvu' else (1-F.cosine_similarity(z, zhat, dim=1), 1-c.threshold)
             pick = (real&(bad>limit)).nonzero().squeeze(1)
             pick = pick[bad[pick].argsort(descending=True, stable=True)]
-            most = min([n for n in (c.max_add, c.max_atoms and c.max_atoms-count) if n] or [len(pick)]) if not c.max_atoms or count<c.max_atoms else 0
-            count = self._put(count, z, norm, b.coords, pick.cpu()[distinct_rows(z[pick]/norm[pick][:,None], c.distinct, not c.nonneg, most)])
+            room = len(pick)
+            if c.max_add: room = min(room, c.max_add)
+            if c.max_atoms: room = min(room, max(c.max_atoms-count, 0))
+            distinct = distinct_rows(z[pick]/norm[pick][:,None], c.distinct, not c.nonneg, room)
+            count = self._put(count, z, norm, b.coords, pick.cpu()[distinct])
         self.history[at.batches:] = [(at.tokens+len(z), count, (count-at.atoms)/len(z), float(error.mean()))]
         self.at = _At(count, at.batches+1, at.tokens+len(z))
 
@@ -171,23 +174,6 @@ class _Growing:
         return False
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b240001a
-def _stream(data, batch_size, split, seed, skip=0): # `TokenBatch`es from number `skip` on; vectors of a plain tensor have their position as coordinate
-    if isinstance(data, torch.Tensor) and split is None:
-        x = data.flatten(0, -2)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[skip*batch_size:]
-        return (TokenBatch(x[i], dict(vector=i)) for i in order.split(batch_size) if len(i))
-    source = iter(token_batches(data, batch_size, split=split, seed=seed))
-    if skip and hasattr(source, 'load_state_dict'): source.load_state_dict(source.state_dict()|dict(position=skip*batch_size)) # no need to read what is passed over
-    elif skip: next(islice(source, skip, skip), None)
-    return source
-
-def _size(data, split): # vectors of the stream, None where only reading would tell
-    if isinstance(data, torch.Tensor): return data.numel()//data.shape[-1]
-    if isinstance(data, SiteRecord) and split is None: return data.x[...,0].numel()
-    return len(data) if split is None and hasattr(data, '__len__') else None
-
-def _captions(data): return getattr(data, 'captions', None) or dict(enumerate(getattr(data, 'prompts', ())))
-
 def fit_itda(config:ITDAConfig,
              data,                     # a tensor (..., d), a `SiteRecord`, a store's data, or `LiveData`
              out:str|Path=None,        # folder for the dictionary and its checkpoints
@@ -202,17 +188,17 @@ def fit_itda(config:ITDAConfig,
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass over activations; Ctrl-C keeps what was found, and the same call with the same `out` goes on from its last checkpoint"
     device,folder = default_device(device),None if out is None else Path(out)/'checkpoints'
-    m = stream_moments(_stream(data, 8192, split, config.seed), config.normalizer=='whiten', normalizer_tokens, split=split)
+    m = stream_moments(token_stream(data, 8192, split, config.seed), config.normalizer=='whiten', normalizer_tokens, split=split)
     run = _Growing(config, len(m.mean), device)
     meta = meta_of(data, split, None if isinstance(data, (torch.Tensor, SiteRecord)) else m) # other data is not read through only to be counted
     if folder is None or not folder.exists() or not run.load(folder, meta):
         run.fit_normalizer(m)
         run.meta,run.stored = meta,None
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
-    total = min([n for n in (_size(data, split), config.tokens) if n], default=None)
+    total = min([n for n in (stream_length(data, split), config.tokens) if n], default=None)
     bar = tqdm(total=total, initial=run.at.tokens, desc='grow ITDA', unit=' tokens', disable=not progress, leave=False)
     try:
-        for b in _stream(data, config.batch_size, split, config.seed, run.at.batches):
+        for b in token_stream(data, config.batch_size, split, config.seed, run.at.batches):
             if run.full or (config.tokens and run.at.tokens>=config.tokens): break
             left = config.tokens-run.at.tokens if config.tokens else len(b.x)
             if left<len(b.x): b = TokenBatch(b.x[:left], {k: v[:left] for k,v in b.coords.items()})
@@ -235,7 +221,7 @@ def fit_itda(config:ITDAConfig,
         folder = None # its checkpoints stay
     finally: bar.close()
     if not run.at.atoms: raise ValueError(f'not one atom in {run.at.tokens} tokens: every one of them is at the mean of the data, so there is nothing to explain')
-    itda = run.finished(_captions(data))
+    itda = run.finished(captions_of(data))
     if out is not None: save_dictionary(itda, out)
     if folder is not None: shutil.rmtree(folder, ignore_errors=True)
     return itda

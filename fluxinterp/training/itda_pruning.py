@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import check_belongs, data_site
 from ..dictionaries.normalizers import check_finite
-from .itda_growth import _size, central_rows, distinct_rows, fit_itda
+from .token_streams import stream_length
+from .itda_growth import central_rows, distinct_rows, fit_itda
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..activations.site_records import token_batches
 
@@ -40,7 +41,7 @@ def threshold_for(config:ITDAConfig,    # everything but the threshold
                  )->tuple:              # (configuration with threshold and `max_atoms`, table of what was tried)
     "The threshold that gives so many atoms, by bisection; raises `ValueError` where no threshold does"
     if not (type(atoms) is int and atoms>0): raise ValueError(f'atoms={atoms!r} must be a positive whole number')
-    total = _size(data, split) or sum(len(b.x) for b in token_batches(data, split=split))
+    total = stream_length(data, split) or sum(len(b.x) for b in token_batches(data, split=split))
     total = min(total, config.tokens or total)
     seen = min(total, sample)
     if seen<atoms: raise ValueError(f'{atoms} atoms from {seen} tokens: every atom is a token, give more of them or ask for fewer')

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from . import scenes
 from ..core import weights_path
-from .flux import _no_bars, _specials, _tokenizer, caption_tokens, warn_unknown
+from .flux import no_load_bars, special_tokens, word_tokenizer, caption_tokens, warn_unknown
 
 # %% ../../nbs/10_worlds/20_sdxl.ipynb #sdx00006
 sdxl_sizes = {
@@ -25,7 +25,7 @@ sdxl_sizes = {
 _time_width = 32 # of the sinusoids that carry each of the six size and crop numbers
 
 def _clip(cls, width, layers, heads):
-    return cls(CLIPTextConfig(vocab_size=len(_specials)+len(scenes.words), hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers,
+    return cls(CLIPTextConfig(vocab_size=len(special_tokens)+len(scenes.words), hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers,
                               num_attention_heads=heads, projection_dim=width, max_position_embeddings=caption_tokens, pad_token_id=0, eos_token_id=1, bos_token_id=3))
 
 def build_sdxl(name:str='random-sdxl',   # a key of `sdxl_sizes`
@@ -47,7 +47,7 @@ def build_sdxl(name:str='random-sdxl',   # a key of `sdxl_sizes`
                                    projection_class_embeddings_input_dim=6*_time_width+text_2['width'], **size['unet'])
     for m in (clip, clip_2, vae, net): m.eval()
     scheduler = EulerDiscreteScheduler(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, prediction_type='v_prediction', timestep_spacing='trailing')
-    toks = [_tokenizer(caption_tokens, start=True) for _ in range(2)]
+    toks = [word_tokenizer(caption_tokens, start=True) for _ in range(2)]
     return StableDiffusionXLPipeline(vae=vae, text_encoder=clip, text_encoder_2=clip_2, tokenizer=toks[0], tokenizer_2=toks[1], unet=net,
                                      scheduler=scheduler, add_watermarker=False)
 
@@ -82,6 +82,6 @@ def load_tiny_sdxl(name:str='tiny-sdxl-turbo', # or 'random-sdxl' (random weight
         except FileNotFoundError as e:
             raise FileNotFoundError(f'the weights of {name} are not packaged in this version: train them by `fluxinterp train-tiny sdxl --out runs/{name}` '
                                     f'(hours on a CPU) and open runs/{name}/pipeline, or take random-sdxl, which has random weights ({e})') from None
-        with _no_bars(): pipe = TinySDXLPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        with no_load_bars(): pipe = TinySDXLPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -27,8 +27,11 @@ from .reader import prompt_adherence, read_images
 from .scenes import make_scene, object_factors
 from .flux import caption_tokens
 from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
-from .flux_training import (TinyConfig, _attention, _caption_loss, _choices, _cosine, _generator, _ids, _set_lr, _splits_ce, _Stage, _TextHeads,
-                                      _token_ids, _values, _world_choices, fast_autocast, open_run, sample_grid, stored_latents, train_vae)
+from fluxinterp.worlds.flux_training import (TinyConfig, fast_autocast, open_run, sample_grid, stored_latents,
+    train_vae)
+from fluxinterp.worlds.training_tools import (plain_attention, caption_loss, factor_choices, cosine_rate,
+    step_generator, word_ids, set_rate, split_cross_entropy, TrainingStage, TextHeads, caption_token_ids,
+    factor_values, world_choices)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00006
 @dataclass
@@ -72,10 +75,10 @@ def said_so_far(ids:torch.Tensor,    # (n, words) uint8, of the bank
     "What a reader from left to right knows at each word"
     own,world = torch.zeros(len(scenes.words)+4, 5, dtype=torch.long),torch.zeros(len(scenes.words)+4, 2, dtype=torch.long)
     for k,f in enumerate(object_factors):
-        for v,name in enumerate(_values[f]): own[_ids[name],k] = 1+v
-    for v,name in enumerate(_values['background']): world[_ids[name],0] = 1+v
-    for v,name in enumerate(_values['style']):
-        if v: world[_ids[name],1] = v # style 0 is 'none', which no word says
+        for v,name in enumerate(factor_values[f]): own[word_ids[name],k] = 1+v
+    for v,name in enumerate(factor_values['background']): world[word_ids[name],0] = 1+v
+    for v,name in enumerate(factor_values['style']):
+        if v: world[word_ids[name],1] = v # style 0 is 'none', which no word says
     ids,res = ids.long(),0
     for o in range(2):
         mine = (owners==o)[...,None]
@@ -93,30 +96,30 @@ def train_clips(pipe, bank, cfg, out, device):
     pooled_width = clip_2.config.projection_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        heads = _TextHeads(clip.config.hidden_size+clip_2.config.hidden_size).to(device)
+        heads = TextHeads(clip.config.hidden_size+clip_2.config.hidden_size).to(device)
         pooled_head = nn.Linear(pooled_width, heads.caption.out_features).to(device)
     modules = dict(clip=clip, clip_2=clip_2, heads=heads, pooled=pooled_head)
     params = [p for m in modules.values() for p in m.parameters()]
     opt = torch.optim.AdamW(params, weight_decay=.01, betas=(.9, .98))
-    stage = _Stage(out, 'text', cfg.text_steps, modules, [opt], 500)
+    stage = TrainingStage(out, 'text', cfg.text_steps, modules, [opt], 500)
     n,w = bank['ids'].shape[:2]
     for step in stage:
-        _set_lr(opt, _cosine(step, cfg.text_steps, 2e-3))
-        g = _generator(cfg, 'text', step)
+        set_rate(opt, cosine_rate(step, cfg.text_steps, 2e-3))
+        g = step_generator(cfg, 'text', step)
         length = caption_tokens if torch.rand((), generator=g)<.2 else 32 # nothing that comes later changes what came before: short is as good, and cheaper
         i,j = torch.randint(n, (96,), generator=g),torch.randint(w, (96,), generator=g)
         ids,owners,told,world = (bank[k][i,j] for k in ('ids', 'owners', 'told', 'world'))
-        with fast_autocast(device): h,pooled = (t.float() for t in encode_captions(pipe, _token_ids(ids, length, start=True).to(device)))
+        with fast_autocast(device): h,pooled = (t.float() for t in encode_captions(pipe, caption_token_ids(ids, length, start=True).to(device)))
         words = min(length-2, ids.shape[1])
         ids,owners = ids[:,:words],owners[:,:words]
-        (so_far,world_so_far),logits,k = said_so_far(ids, owners),heads.word(h[:,1:words+1]),sum(_choices)
+        (so_far,world_so_far),logits,k = said_so_far(ids, owners),heads.word(h[:,1:words+1]),sum(factor_choices)
         mine,other = owners>=0,(owners<0)&(ids>0)
-        loss = _splits_ce(logits[mine][:,:k], so_far[mine].to(device), _choices)+_splits_ce(logits[other][:,k:], world_so_far[other].to(device), _world_choices)
+        loss = split_cross_entropy(logits[mine][:,:k], so_far[mine].to(device), factor_choices)+split_cross_entropy(logits[other][:,k:], world_so_far[other].to(device), world_choices)
         end = 1+(ids>0).sum(1)
         for late in (0, torch.rand(len(end), generator=g)): # the end token, and one of the paddings
             at = (end+late*(length-end)).long().clamp(max=length-1)
-            loss = loss+_caption_loss(heads.caption(h[torch.arange(len(at)),at]), told, world)
-        loss = loss+_caption_loss(pooled_head(pooled), told, world)
+            loss = loss+caption_loss(heads.caption(h[torch.arange(len(at)),at]), told, world)
+        loss = loss+caption_loss(pooled_head(pooled), told, world)
         opt.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_(params, 1.)
         opt.step()
@@ -127,7 +130,7 @@ def train_clips(pipe, bank, cfg, out, device):
 @torch.no_grad()
 def standardize_text(pipe, bank, captions=500): # `captions`: how many of the bank's are looked at
     "Scale what both CLIPs write to their residual streams, and the projection, so that what the U-Net sees has variance 1; changed in place"
-    ids = _token_ids(bank['ids'][:captions,0], caption_tokens, start=True)
+    ids = caption_token_ids(bank['ids'][:captions,0], caption_tokens, start=True)
     for clip in (pipe.text_encoder, pipe.text_encoder_2):
         def seen(): return clip(ids.to(clip.device), output_hidden_states=True)
         factor = 1/seen().hidden_states[-2].std()
@@ -253,7 +256,7 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
     taken = {id(p) for p in matrices}
     rest = [p for p in net.parameters() if id(p) not in taken]
     opts = [OrthogonalMomentum(matrices, lr=cfg.muon_lr), torch.optim.AdamW(rest, lr=cfg.adam_lr, weight_decay=0., betas=(.9, .98))]
-    stage = _Stage(out, name, total, dict(net=net, ema=ema), opts, 250)
+    stage = TrainingStage(out, name, total, dict(net=net, ema=ema), opts, 250)
     fast,sigmas = torch.compile(net) if cfg.compile else net,schedule_sigmas(pipe.scheduler).to(device)
     def report(step):
         pipe.unet = ema.eval()
@@ -261,8 +264,8 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
         pipe.unet = net
     for step in stage:
         if step and step%cfg.sample_every==0: report(step)
-        for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)): _set_lr(o, lr*rate(step))
-        g = _generator(cfg, name, step)
+        for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)): set_rate(o, lr*rate(step))
+        g = step_generator(cfg, name, step)
         x0,noise,t,ids,crops = draw(g)
         x0,noise,t = x0.float().to(device),noise.float().to(device),t.to(device)
         x,v = line_point(x0, noise, t, sigmas)
@@ -271,9 +274,9 @@ def _fit(pipe, name, total, draw, rate, cfg, out, device):
         untold = torch.rand(len(x0), 1, generator=g)<cfg.drop_caption # as in SDXL, no caption is all zeros
         with fast_autocast(device):
             with torch.no_grad():
-                text,pooled = encode_captions(pipe, _token_ids(ids, caption_tokens, start=True).to(device))
+                text,pooled = encode_captions(pipe, caption_token_ids(ids, caption_tokens, start=True).to(device))
                 pooled,text = pooled.masked_fill(untold.to(device), 0),text.masked_fill(untold[...,None].to(device), 0)
-            with patch.object(F, 'scaled_dot_product_attention', _attention): # not above: the text encoders need their masks
+            with patch.object(F, 'scaled_dot_product_attention', plain_attention): # not above: the text encoders need their masks
                 said = fast(x.to(memory_format=torch.channels_last), t, encoder_hidden_states=text,
                             added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)), return_dict=False)[0]
         weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
@@ -313,10 +316,10 @@ def draw_pairs(pipe, bank, cfg, out, device, size=128)->dict: # ids (n, words), 
     for c in tqdm(range(-(-cfg.pairs//size)), desc='pairs'):
         file = Path(out)/'pairs'/f'{c:04d}.safetensors'
         if not file.exists():
-            g,k = _generator(cfg, 'pairs', c),min(size, cfg.pairs-c*size)
+            g,k = step_generator(cfg, 'pairs', c),min(size, cfg.pairs-c*size)
             ids = bank['ids'][torch.randint(n, (k,), generator=g),torch.randint(w, (k,), generator=g)]
             noise = torch.randn(k, drawn.unet.config.in_channels, side, side, generator=g).bfloat16()
-            text,pooled = encode_captions(drawn, _token_ids(ids, caption_tokens, start=True).to(device))
+            text,pooled = encode_captions(drawn, caption_token_ids(ids, caption_tokens, start=True).to(device))
             with fast_autocast(device):
                 x0 = drawn(prompt_embeds=text, pooled_prompt_embeds=pooled, latents=noise.float().to(device), num_inference_steps=cfg.teacher_steps,
                            guidance_scale=cfg.guidance, output_type='latent').images
