@@ -63,7 +63,7 @@ surface = {
         'sparse_ops': ('bf16_pays', 'weighted_rows'),
         'sae': ('SAE', 'SAEConfig'),
         'pursuit': ('pursue',),
-        'pursuit_encoder': ('pursuit_encoder',),
+        'pursuit_encoders': ('pursuit_encoder',),
         'itda': ('ITDA', 'ITDAConfig'),
         'interop': ('load_foreign',),
         'hub': ('dictionary_card', 'load_dictionary', 'packaged_dictionaries', 'published_dictionaries', 'push_to_hub'),

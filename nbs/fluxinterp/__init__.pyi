@@ -68,7 +68,7 @@ from .dictionaries.sparse_ops import weighted_rows as weighted_rows
 from .dictionaries.sae import SAE as SAE
 from .dictionaries.sae import SAEConfig as SAEConfig
 from .dictionaries.pursuit import pursue as pursue
-from .dictionaries.pursuit_encoder import pursuit_encoder as pursuit_encoder
+from .dictionaries.pursuit_encoders import pursuit_encoder as pursuit_encoder
 from .dictionaries.itda import ITDA as ITDA
 from .dictionaries.itda import ITDAConfig as ITDAConfig
 from .dictionaries.interop import load_foreign as load_foreign
