@@ -97,7 +97,7 @@ def figure_image(fig, dpi:int=80)->Image.Image: # of matplotlib
 class View(Fallback, anywidget.AnyWidget):
     "A view in the page"
     _css = page_style
-    script = 'const render = () => {};'
+    script = view_script('const render = () => {};')
     error = traitlets.Unicode('').tag(sync=True)
     def __init_subclass__(cls, **kwargs):
         if 'script' in cls.__dict__: cls._esm = view_module(cls.script)

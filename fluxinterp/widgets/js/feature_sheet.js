@@ -372,6 +372,7 @@ const render = ({ model, el }) => {
     );
     paint();
   };
+
   const load = () => {
     const f = card.feature,
       kind = look.kind;
