@@ -275,7 +275,7 @@ def _uninterrupted(): # Ctrl-C waits for the end of the block
     finally: signal.signal(signal.SIGINT, before)
     if hits: raise KeyboardInterrupt
 
-def _scan(part, dictionary, source, n, every, batch_tokens, bar): # a part's batches; keeps what was done on failure
+def _scan(part, dictionary, source, n, every, batch_tokens, bar): # keeps what was done on failure
     saved,sound = part.done,True # is what was kept whole?
     try:
         for x,rows,images in source.read(part.done, part.last, n) if part.done<part.last else ():
