@@ -75,7 +75,7 @@ def _read_about(path, given): # the plan the atlas was built by
 class Atlas:
     "What the features of one dictionary fire on; raises `AtlasError` when missing, unfinished or damaged"
     def __init__(self,
-                 path): # folder `build_atlas` wrote, or name of a packaged one, such as 'tiny-flux/double.1.image'
+                 path): # folder `build_atlas` wrote, or name of a packaged one: 'tiny-flux/double.1.image'
         self.path,readonly = Path(path),False
         packaged = weights_path()/'atlases'/str(path)
         if not self.path.exists() and packaged.exists(): self.path,readonly = packaged,True
@@ -204,7 +204,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
                 progress:bool=True,          # progress bar over images, shown if True
                 **call,                      # keyword arguments of `record`, with a pipeline: seed, ...
                )->Atlas|None:                # the atlas; None while parts are missing
-    "Scan images once and keep what every feature fires on; raises `AtlasError` where `out` is of another atlas"
+    "Scan images once and keep what every feature fires on; raises `AtlasError` where `out` has another"
     source,out = image_source(dictionary, data, prompts, **call),Path(out)
     check_belongs(dictionary, source.site.name, source.model, force)
     if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
@@ -227,7 +227,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00011
 @patch
-def block_rows(self:Atlas)->list: # (file, first image, one after the last, ends of the thumbnails in it or None)
+def block_rows(self:Atlas)->list: # (file, first image, one after the last, ends of its thumbnails or None)
     "The files of what fired, with the images they hold"
     if not hasattr(self, '_blocks'):
         n,blocks = 0,[]
@@ -304,6 +304,7 @@ def peaks(self:Atlas,
         res[row[some],at[some]] = read_tensor(f, 'peaks')[some]
     return res.numpy()
 
+# %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00023
 @patch
 def fires(self:Atlas,
           i:int,        # number of the feature
@@ -436,7 +437,7 @@ def flag(self:Atlas,
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00017
 @patch
-def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of the peaks (n, feature); of their squares in the first
+def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of peaks (n, feature), of squares in the first
     sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
     for f,first,last,_ in self.block_rows(): # a block at a time
         row = np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())
