@@ -104,6 +104,7 @@ def _lift(peaks, has, z): # (image, feature), (image, word) bool -> lift and its
     few = (n1<5)|(n0<5)
     return lift.masked_fill(few, -torch.inf).numpy(),low.masked_fill(few, -torch.inf).numpy()
 
+# %% ../../nbs/55_explaining/10_explainers.ipynb #wgg00004
 _stop_words = ('a', 'an', 'the', 'and', 'of', 'with', 'in', 'on', 'at', 'to', 'is', 'it', 'by', 'for')
 
 class PromptStatistics(Explainer):
