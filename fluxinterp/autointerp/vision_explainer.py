@@ -40,6 +40,7 @@ def _read_pattern(text): # text of the answer -> pattern, notes
     if not obj['pattern'].strip(): raise ValueError('"pattern" is empty')
     return obj
 
+# %% ../../nbs/55_explaining/15_vision_explainer.ipynb #wgh00004
 class VisionExplainer(Explainer):
     "What marked images have in common, in a vision-language model's words"
     def __init__(self,
