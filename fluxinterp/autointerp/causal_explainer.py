@@ -32,6 +32,7 @@ def _z(labels, groups, base): # labels (image, factor), positions of groups of i
 def _highest(z): # (factor, word) with the highest z
     return max(z, key=z.get) if z else ('', '')
 
+# %% ../../nbs/55_explaining/20_causal_explainer.ipynb #wgi00002
 class CausalImages(Explainer):
     "What images of an empty prompt show with the feature on, merged with the feature's top images"
     name = 'causal'
