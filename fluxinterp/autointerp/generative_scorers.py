@@ -8,8 +8,8 @@ __all__ = ['SceneWriter', 'ModelWriter', 'Generation', 'Intervention']
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00003
 from collections.abc import Iterator
 
-import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..activations.recording import record_batches
 from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
@@ -95,14 +95,13 @@ class Generation(Scorer):
 
     @torch.no_grad()
     def _peaks(self, captions, features): # (caption, feature), peak over tokens and steps
-        d,site = self.dictionary,self.dictionary.meta.site
-        n = d.num_latents
+        d,n = self.dictionary,self.dictionary.num_latents
         peaks = torch.zeros(len(captions), len(features))
         if not captions: return peaks
         row = 0
-        for rec in record_batches(self.pipe, captions, [site], seed=self.seed, batch_size=self.batch_size,
+        for rec in record_batches(self.pipe, captions, [d.meta.site], seed=self.seed, batch_size=self.batch_size,
                                   progress=False, **self.call):
-            for x in rec[site].x:
+            for x in rec[d.meta.site].x:
                 code = d.encode(x.float().to(d.device)).to('cpu')
                 for i,f in enumerate(features):
                     peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
@@ -155,28 +154,6 @@ class Intervention(Scorer):
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{n} pictures, strength {strength}, seed {seed}, {settings}' # kept in atlases
 
-    def _generate(self, captions):
-        generators = prompt_generators(self.seed, range(len(captions)))
-        return self.pipe(captions, generator=generators, **self.call).images
-
-    def pairs(self,
-              atlas,  # the atlas
-              f,      # number of the feature
-             )->list: # (number of the image in the atlas, image before, image after) each
-        "Images without and with the feature; generated once, for its explanation and for the control"
-        if f in self._generated: return self._generated[f]
-        atlas.check_dictionary(self.dictionary)
-        n,some = self.dictionary.num_latents,atlas.non_activating_images(f, self.n)
-        captions = [atlas.pictures.caption[p] for p in some]
-        self._generated[f] = []
-        if captions:
-            strength = self.strength*float(atlas.array('largest')[f])*(-1 if f>=n else 1)
-            before = self._generate(captions)
-            with steer(self.pipe, [Add(self.dictionary, f%n, strength=strength)]):
-                after = self._generate(captions)
-            self._generated[f] = list(zip(some, before, after))
-        return self._generated[f]
-
     def measure(self,
                 atlas, # atlas of the dictionary
                 asked, # (key, feature, description) each; a key is (feature, whether it is the control)
@@ -206,3 +183,29 @@ class Intervention(Scorer):
              )->tuple:  # share, low, high, {}
         "Share of pairs in which the steered image was preferred"
         return own_preference(truth, verdicts)
+
+# %% ../../nbs/55_explaining/30_generative_scorers.ipynb #wgk00006
+@patch
+def _generate(self:Intervention, captions):
+    generators = prompt_generators(self.seed, range(len(captions)))
+    return self.pipe(captions, generator=generators, **self.call).images
+
+@patch
+def pairs(self:Intervention,
+          atlas,  # the atlas
+          f,      # number of the feature
+         )->list: # (number of the image in the atlas, image before, image after) each
+    "Images without and with the feature; generated once, for its explanation and for the control"
+    if f in self._generated: return self._generated[f]
+    atlas.check_dictionary(self.dictionary)
+    n,some = self.dictionary.num_latents,atlas.non_activating_images(f, self.n)
+    captions = [atlas.pictures.caption[p] for p in some]
+    res = []
+    if captions:
+        strength = self.strength*float(atlas.array('largest')[f])*(-1 if f>=n else 1)
+        before = self._generate(captions)
+        with steer(self.pipe, [Add(self.dictionary, f%n, strength=strength)]):
+            after = self._generate(captions)
+        res = list(zip(some, before, after))
+    self._generated[f] = res
+    return res

@@ -341,8 +341,7 @@ class Intruder(Scorer):
         "Which image does not belong?"
         h = _Held(atlas, f, 2*self.size, None)
         if len(h.positives)<self.size-1: return []
-        alive = self._alive(atlas, f)
-        if not len(alive): return []
+        if not len(alive := self._alive(atlas, f)): return []
         res = []
         for _ in range(self.groups):
             own = [h.positives[i] for i in h.rng.permutation(len(h.positives))[:self.size-1]]
