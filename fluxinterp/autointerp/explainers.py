@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..atlases.annotations import add_explanations, search_words
@@ -155,18 +156,20 @@ class PromptStatistics(Explainer):
             for j,f in enumerate(some):
                 yield f,*self._say(peaks[:,j:j+1], has, words, lift[:,j], low[:,j], z)
 
-    def _say(self, peaks, has, words, lift, low, z): # status, text, detail of one feature
-        found,inside = [],np.ones(len(has), bool)
-        while len(found)<self.most:
-            i = int(low.argmax())
-            if low[i]<=self.least_lift: break
-            found.append(dict(word=words[i], lift=round(float(lift[i]), 3), low=round(float(low[i]), 3),
-                              pictures=int((has[:,i]&inside).sum())))
-            inside &= has[:,i]
-            if inside.sum()<20: break
-            lift,low = (t[:,0] for t in _lift(peaks[inside], has[inside], z))
-        if not found: return 'ok','no word of the captions',dict(words=[])
-        return 'ok',' '.join(w['word'] for w in found),dict(words=found)
+# %% ../../nbs/55_explaining/10_explainers.ipynb #wgg00005
+@patch
+def _say(self:PromptStatistics, peaks, has, words, lift, low, z): # status, text, detail of one feature
+    found,inside = [],np.ones(len(has), bool)
+    while len(found)<self.most:
+        i = int(low.argmax())
+        if low[i]<=self.least_lift: break
+        found.append(dict(word=words[i], lift=round(float(lift[i]), 3), low=round(float(low[i]), 3),
+                          pictures=int((has[:,i]&inside).sum())))
+        inside &= has[:,i]
+        if inside.sum()<20: break
+        lift,low = (t[:,0] for t in _lift(peaks[inside], has[inside], z))
+    if not found: return 'ok','no word of the captions',dict(words=[])
+    return 'ok',' '.join(w['word'] for w in found),dict(words=found)
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #exp00014
 def read_labels(atlas:Atlas,   # atlas of a tiny model, with thumbnails
