@@ -99,8 +99,8 @@ class Generation(Scorer):
         peaks = torch.zeros(len(captions), len(features))
         if not captions: return peaks
         row = 0
-        for rec in record_batches(self.pipe, captions, [d.meta.site], seed=self.seed, batch_size=self.batch_size,
-                                  progress=False, **self.call):
+        call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
+        for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
             for x in rec[d.meta.site].x:
                 code = d.encode(x.float().to(d.device)).to('cpu')
                 for i,f in enumerate(features):
