@@ -87,7 +87,8 @@ def compute_device(device,           # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch
     there = _device_count(d.type)
     if there==0:
         raise ValueError(f"{why}={str(device)!r}, but torch {torch.__version__} sees no such device "
-                         "on this machine: look at nvidia-smi and at the build of torch, or stay on the CPU with device='cpu'")
+                         "on this machine: look at nvidia-smi and at the build of torch, "
+                         "or stay on the CPU with device='cpu'")
     if there and (d.index or 0)>=there:
         raise ValueError(f'{why}={str(device)!r}, but there are {there}: 0 to {there-1}')
     return d
@@ -107,16 +108,16 @@ def peak_memory()->float: # GiB, the larger of this process's peak resident size
     unit = 2**30 if sys.platform=='darwin' else 2**20
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/unit
 
-# %% ../nbs/00_core.ipynb #92b4839d
+# %% ../nbs/00_core.ipynb #b1bad277
 class FieldRule(NamedTuple):
     "What one field of a config may hold: numbers in an interval, or one of several values"
-    kind:type                         # int, float, or str for one of `choices`
-    low:float=-sys.float_info.max     # smallest number
-    high:float=sys.float_info.max     # largest number
-    choices:tuple=()                  # allowed values, of kind str
-    above:bool=False                  # whether `low` itself is excluded
-    below:bool=False                  # whether `high` itself is excluded
-    message:str=''                    # error, a format string of name, value, low, high, choices; empty for the usual
+    kind:type                       # int, float, or str for one of `choices`
+    low:float=-sys.float_info.max   # smallest number
+    high:float=sys.float_info.max   # largest number
+    choices:tuple=()                # allowed values, of kind str
+    above:bool=False                # whether `low` itself is excluded
+    below:bool=False                # whether `high` itself is excluded
+    message:str=''                  # format string of name, value and this rule; the usual error when empty
 
     def allows(self,
                value,              # value of the field
