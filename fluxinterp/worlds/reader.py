@@ -173,10 +173,12 @@ class Reading:
         found = '; '.join(objects) or 'no object'
         return f'Reading: {found}; {self.background} background, style {self.style}'
 
-# %% ../../nbs/10_worlds/05_reader.ipynb #0f8cd223
+# %% ../../nbs/10_worlds/05_reader.ipynb #ebf013d7
 def _stack_images(images): # PIL images or arrays -> (n, 64, 64, 3) uint8
     def small(image): # PIL image or array
-        return image.convert('RGB').resize((64, 64), Image.LANCZOS) if isinstance(image, Image.Image) else image
+        if not isinstance(image, Image.Image):
+            return image
+        return image.convert('RGB').resize((64, 64), Image.LANCZOS)
     return torch.from_numpy(np.stack([np.asarray(small(i)) for i in images]))
 
 def _reading(slots, world, maps): # one image's probabilities, (places, values) and (values,); its map logits
