@@ -75,7 +75,8 @@ def build_flux(name:str='random-flux', # a key of `flux_sizes`
         vae = AutoencoderKL(
             down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2,
             latent_channels=16, layers_per_block=1, sample_size=64, mid_block_add_attention=False,
-            use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1., shift_factor=0., **size['vae'])
+            use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1., shift_factor=0.,
+            **size['vae'])
         net = FluxTransformer2DModel(
             patch_size=1, in_channels=64, joint_attention_dim=width, pooled_projection_dim=width,
             guidance_embeds=False, **size['transformer'])
