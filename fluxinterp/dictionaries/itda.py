@@ -6,7 +6,7 @@
 __all__ = ['growth_rules', 'starts', 'cosine_of_loss', 'ITDAConfig', 'Thumbnails', 'ITDA', 'saelens_codes']
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400003
-import json, math
+import json
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from ..core import FieldRule, check_fields
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
@@ -57,15 +58,21 @@ class ITDAConfig:
     def threshold(self)->float: "That of the rule"; return getattr(self, f'{self.rule}_threshold')
 
     def __post_init__(self):
-        whole = lambda n,least: type(getattr(self, n)) is int and getattr(self, n)>=least
-        for n,least in (('k', 1), ('batch_size', 1), ('tokens', 0), ('max_atoms', 0), ('max_add', 0), ('start_atoms', 0), ('seed', 0)):
-            if not whole(n, least): raise ValueError(f'{n}={getattr(self, n)!r} must be a whole number from {least}')
-        for n,choices in (('rule', growth_rules), ('method', pursuits), ('normalizer', normalizers), ('start', starts)):
-            if getattr(self, n) not in choices: raise ValueError(f'{n}={getattr(self, n)!r}: choose from {choices}')
-        if not 0<self.fvu_threshold<math.inf: raise ValueError(f'fvu_threshold={self.fvu_threshold} must be above 0: it is a share of the variance, usually .1 to .6')
-        if not -1<self.cosine_threshold<1: raise ValueError(f'cosine_threshold={self.cosine_threshold} must lie between -1 and 1')
-        if not 0<self.distinct<=1: raise ValueError(f'distinct={self.distinct} must be a cosine above 0 and at most 1')
-        if not 0<=self.tolerance<1: raise ValueError(f'tolerance={self.tolerance} must be a share of the squared length, from 0 to below 1')
+        check_fields(self, _config_rules)
+
+def _whole(low): # smallest number -> rule
+    return FieldRule(int, low, message='{name}={value!r} must be a whole number from {low}')
+
+_config_rules = dict(
+    k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0), start_atoms=_whole(0),
+    seed=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits),
+    normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts),
+    fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: '
+                            'it is a share of the variance, usually .1 to .6'),
+    cosine_threshold=FieldRule(float, -1, 1, above=True, below=True, message='{name}={value!r} must lie between -1 and 1'),
+    distinct=FieldRule(float, 0, 1, above=True, message='{name}={value!r} must be a cosine above 0 and at most 1'),
+    tolerance=FieldRule(float, 0, 1, below=True, message='{name}={value!r} must be a share of the squared length, '
+                        'from 0 to below 1'))
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000b
 class Thumbnails(NamedTuple):

@@ -8,15 +8,14 @@ __all__ = ['architectures', 'SAEConfig', 'SAE', 'geometric_median', 'over_ranks'
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #2695115c
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
-from math import inf
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..core import FieldRule, check_fields
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
@@ -54,17 +53,32 @@ class SAEConfig:
     bandwidth:float=.05         # 'jumprelu': width of the kernel that gives thresholds a gradient, in units of a pre-activation
 
     def __post_init__(self):
-        for f in fields(self):
-            v,least = getattr(self, f.name),f.name in ('num_latents', 'k', 'batch_size', 'resample_every')
-            if f.type is int and (isinstance(v, bool) or not isinstance(v, Integral) or not least<=v<2**63): raise ValueError(f'{f.name}={v!r} must be a whole number, at least {int(least)}')
-            if f.type is float and (isinstance(v, bool) or not isinstance(v, Real) or not 0<=v<inf or v>1 and f.name in ('cooldown', 'k_anneal')): raise ValueError(f'{f.name}={v!r} must be a number from 0 '+('to 1' if f.name in ('cooldown', 'k_anneal') else 'on'))
-            if f.type in (int, float): setattr(self, f.name, f.type(v)) # NumPy's numbers as Python's, which JSON knows
-        if self.k>self.num_latents: raise ValueError(f'k={self.k} must lie between 1 and num_latents={self.num_latents}')
-        if self.ema>=1: raise ValueError(f'ema={self.ema} must be less than 1')
-        if self.architecture=='jumprelu' and not self.bandwidth: raise ValueError('bandwidth=0: thresholds would get no gradient')
-        for name,choices in (('architecture', architectures), ('normalizer', normalizers), ('dead', ('auxk', 'resample', 'none')), ('center', ('zeros', 'mean', 'geometric median')), ('precision', ('auto', 'fp32', 'bf16'))):
-            if getattr(self, name) not in choices: raise ValueError(f'{name}={getattr(self, name)!r}: choose from {choices}')
-        if self.k_start and not self.k<=self.k_start<=self.num_latents: raise ValueError(f'k_start={self.k_start} must lie between k={self.k} and num_latents={self.num_latents}')
+        check_fields(self, _number_rules, convert=True)
+        _check_together(self)
+        check_fields(self, _choice_rules)
+
+_count = FieldRule(int, 1, 2**63-1)
+_whole = FieldRule(int, 0, 2**63-1)
+_positive = FieldRule(float, 0)
+_share = FieldRule(float, 0, 1)
+_number_rules = dict(num_latents=_count, k=_count, aux_k=_whole, aux_weight=_positive, dead_after=_whole, lr=_positive,
+                     batch_size=_count, steps=_whole, seed=_whole, resample_every=_count, k_start=_whole, k_anneal=_share,
+                     warmup=_whole, cooldown=_share, grad_clip=_positive, ema=_positive, sparsity=_positive,
+                     bandwidth=_positive)
+_choice_rules = dict(architecture=FieldRule(str, choices=architectures), normalizer=FieldRule(str, choices=normalizers),
+                     dead=FieldRule(str, choices=('auxk', 'resample', 'none')),
+                     center=FieldRule(str, choices=('zeros', 'mean', 'geometric median')),
+                     precision=FieldRule(str, choices=('auto', 'fp32', 'bf16')))
+
+def _check_together(c): # `SAEConfig` whose numbers are right one by one
+    if c.k>c.num_latents:
+        raise ValueError(f'k={c.k} must lie between 1 and num_latents={c.num_latents}')
+    if c.ema>=1:
+        raise ValueError(f'ema={c.ema} must be less than 1')
+    if c.architecture=='jumprelu' and not c.bandwidth:
+        raise ValueError('bandwidth=0: thresholds would get no gradient')
+    if c.k_start and not c.k<=c.k_start<=c.num_latents:
+        raise ValueError(f'k_start={c.k_start} must lie between k={c.k} and num_latents={c.num_latents}')
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #85899656
 class SAE(Dictionary):
