@@ -105,7 +105,7 @@ def weight_memory(model,             # a key of `checkpoints`, or a pipeline
     return pd.DataFrame(rows).set_index('part')
 
 # %% ../../nbs/15_models/45_memory.ipynb #df555f1e
-def _largest_block(m, sizes): # with what is outside of the lists of blocks, which stays while the network runs
+def _largest_block(m, sizes): # with what is outside of the lists of blocks and stays on the GPU
     lists = {n for n,c in m.named_children() if isinstance(c, nn.ModuleList)}
     blocks = {}
     outside = 0
@@ -136,7 +136,7 @@ def _on_gpu(parts, offload): # bytes of weights on the GPU at one time
 def memory_table(model,               # a key of `checkpoints`, or a pipeline
                  gpu:float=24,        # memory of the GPU, in GiB
                  dtype:torch.dtype=torch.bfloat16, # dtype of the weights that are not quantized
-                )->pd.DataFrame:      # a line per (quantize, offload): GiB on GPU and CPU, room left on the GPU
+                )->pd.DataFrame:      # a line per (quantize, offload): GiB on GPU and CPU, GPU room left
     "Ways to have a checkpoint on one GPU, quantized or offloaded; negative room means it does not fit"
     rows = []
     for quantize in (None, '8bit', '4bit'):
