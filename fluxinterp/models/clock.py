@@ -22,7 +22,7 @@ from .steps import noise_levels
 # %% ../../nbs/15_models/25_clock.ipynb #c035186f
 @contextmanager
 def replaced_methods(obj:object,              # any object whose attributes can be set
-                     **replacements:Callable, # by method name, functions from the old method to the new one
+                     **replacements:Callable, # method name -> function from the old method to the new one
                     )->Iterator[None]:        # a context
     "Replace methods of one object; afterwards its attributes are exactly as before"
     before = {k: obj.__dict__[k] for k in replacements if k in obj.__dict__}
@@ -37,7 +37,7 @@ def replaced_methods(obj:object,              # any object whose attributes can 
 guidance_kinds = ('conditional', 'unconditional')
 
 class Clock:
-    "Step, call, token layout and guidance rows of the run that it is told the events of"
+    "Step, denoiser call, token layout and guidance rows of the pipeline call that runs"
     def __init__(self,
                  family:Family|None=None, # what is known of the denoiser; guidance by two calls when None
                  name:str='',             # class name of the pipeline, for messages
@@ -64,7 +64,7 @@ class Clock:
 
     @property
     def guidance(self)->list: # one of `guidance_kinds` per batch row
-        "What each row of the batch is in the call now running; without guidance all rows are conditional"
+        "Guidance kind of each batch row of the call now running; without guidance all are conditional"
         if self.encoding:
             _,runs,rows = self.encoding
             return [guidance_kinds[min(runs, 1)]]*rows
@@ -122,6 +122,7 @@ def on_set_timesteps(self:Clock,
     self.levels = noise_levels(scheduler)
     self._schedule_due = True
 
+# %% ../../nbs/15_models/25_clock.ipynb #4d3b76ef
 @patch
 def on_get_timesteps(self:Clock,
                      n:int, # number of steps that will be made
@@ -163,21 +164,22 @@ def on_end(self:Clock):
     self._forget_prompts()
 
 # %% ../../nbs/15_models/25_clock.ipynb #5157da52
-def text_encoders(pipe)->dict: # a diffusers pipeline
-    "The text encoders of a pipeline by the names of its parts, in order"
+def text_encoders(pipe, # a diffusers pipeline
+                 )->dict: # name of the part -> network, in order
+    "The text encoders of a pipeline by the names of its parts"
     names = 'text_encoder','text_encoder_2','text_encoder_3','text_encoder_4'
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
 
 def _wrap(before=None, after=None): # called with (method, args, kwargs) and with the result
-    def replace(method): # old method -> new method
+    def _replace(method): # old method -> new method
         @wraps(method) # pipelines look at its signature
-        def f(*args, **kwargs):
+        def _method(*args, **kwargs):
             if before: before(method, args, kwargs)
             res = method(*args, **kwargs)
             if after: after(res)
             return res
-        return f
-    return replace
+        return _method
+    return _replace
 
 def _has_embeddings(method, args, kwargs): # whether a call has `prompt_embeds`
     try: return inspect.signature(method).bind(*args, **kwargs).arguments.get('prompt_embeds') is not None
@@ -198,26 +200,30 @@ def _pipeline_events(clock, pipe): # replacements of a pipeline's methods; of so
                   prepare_latents=_wrap(after=lambda res: clock.on_latents(_num_rows(res))),
                   get_timesteps=_wrap(after=lambda res: clock.on_get_timesteps(_num_timesteps(res))))
     events = {name: f for name,f in events.items() if hasattr(pipe, name)}
-    end = _wrap(before=lambda *call: clock.on_end()) # pipelines call it last, and so does whoever leaves one early
+    # pipelines call it last, and so does whoever leaves one early
+    end = _wrap(before=lambda *call: clock.on_end())
     return events|dict(maybe_free_model_hooks=end)
 
+# %% ../../nbs/15_models/25_clock.ipynb #4ae7d3f4
 def _encoder_begins(clock, part): # a forward pre-hook
-    def hook(module, args, kwargs):
+    def _hook(module, args, kwargs):
         ids = args[0] if args else kwargs.get('input_ids', kwargs.get('inputs_embeds'))
         clock.on_encoder(part, len(ids))
-    return hook
+    return _hook
 
 @contextmanager
-def count_steps(pipe)->Iterator[Clock]: # a diffusers pipeline
-    "A clock that follows the pipeline's scheduler while the context is open"
+def count_steps(pipe, # a diffusers pipeline
+               )->Iterator[Clock]: # the clock, up to date while the context is open
+    "Follow the steps, denoiser calls and guidance rows of a pipeline's calls"
     net = denoiser_of(pipe)
     scheduler = pipe.scheduler
     clock = Clock(family_of(net), type(pipe).__name__)
     with (replaced_methods(scheduler, **_scheduler_events(clock, scheduler)),
           replaced_methods(pipe, **_pipeline_events(clock, pipe)), ExitStack() as stack):
-        def add(handle): stack.callback(handle.remove)
-        add(net.register_forward_pre_hook(clock.on_denoiser, with_kwargs=True))
+        handles = [net.register_forward_pre_hook(clock.on_denoiser, with_kwargs=True)]
         for part,module in text_encoders(pipe).items():
-            add(module.register_forward_pre_hook(_encoder_begins(clock, part), with_kwargs=True))
-            add(module.register_forward_hook(lambda *call: clock.on_encoder_end(), always_call=True))
+            handles.append(module.register_forward_pre_hook(_encoder_begins(clock, part), with_kwargs=True))
+            end = module.register_forward_hook(lambda *call: clock.on_encoder_end(), always_call=True)
+            handles.append(end)
+        for h in handles: stack.callback(h.remove)
         yield clock

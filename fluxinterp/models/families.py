@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['families', 'stack_parts', 'Gate', 'Part', 'BlockList', 'Family', 'find_attribute', 'block_lists', 'usual_parts',
-           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'layout_of', 'take_span', 'put_span',
-           'patch_of', 'image_unit']
+           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'patch_of', 'image_unit', 'layout_of',
+           'take_span', 'put_span']
 
 # %% ../../nbs/15_models/00_families.ipynb #0b87af94
 from math import lcm
@@ -17,44 +17,44 @@ from torch import nn
 # %% ../../nbs/15_models/00_families.ipynb #8b09f729
 class Gate(NamedTuple):
     "Where the factor per channel of attention's output is found"
-    module:str          # path of the module that gives it, below the block
-    item:int|None=None  # item of the module's tuple output; the whole output when None
-    chunk:tuple|None=None # which of how many equal chunks of it, from 0; all of it when None
-    tanh:bool=False     # whether it passes through a tanh
-    table:str=''        # parameter of the block whose row of the chunk's number is added
-    shared:bool=False   # whether the module lies below the denoiser instead of the block
+    module:str            # path of the module that gives it, below the block
+    item:int|None=None    # item of the module's tuple output; the whole output when None
+    chunk:tuple|None=None # (which, of how many equal chunks), from 0; the whole item when None
+    tanh:bool=False       # whether it passes through a tanh
+    table:str=''          # parameter of the block whose row of the chunk's number is added
+    shared:bool=False     # whether the module lies below the denoiser instead of the block
 
 class Part(NamedTuple):
     "A place inside every block of a list"
-    suffix:str          # in the site's name; '' for the block itself
-    stream:str='image'
-    path:str=''         # of a module below the block
-    read:str='output'   # see `sites.reads`
+    suffix:str          # end of the site's name; '' for the block itself
+    stream:str='image'  # stream of its tokens: 'image' or 'text'
+    path:str=''         # path of a module below the block; the block itself when empty
+    read:str='output'   # way of reading the module, one of `sites.reads`
     index:int=0         # item of a tuple output
-    joint:bool=False    # text and image tokens in one sequence
-    gate:Gate|None=None # of an `attention` part
+    joint:bool=False    # whether text and image tokens are in one sequence
+    gate:Gate|None=None # gate of an `attention` part
     # path of its width, below the block; `@module`: what goes into it besides the residual stream's width;
     # that width when empty
     width:str=''
-    source:str=''       # the argument that this stream comes in by; the first when empty
+    source:str=''       # argument that this stream comes in by; the first when empty
 
 class BlockList(NamedTuple):
     "Blocks of one kind"
-    name:str            # in the names of sites
-    path:str            # of the list, below the denoiser
-    parts:tuple         # of `Part`s, in the order they are computed
+    name:str            # beginning of the sites' names
+    path:str            # path of the list, below the denoiser
+    parts:tuple         # `Part`s, in the order they are computed
     suffixed:bool=True  # whether names carry the stream
 
 class Family(NamedTuple):
     "What must be known of a denoiser to find and read its sites"
-    name:str
+    name:str                   # name of the architecture
     denoisers:tuple            # class names
-    blocks:tuple=()            # of `BlockList`s, in the order they are computed; none for U-Nets, whose stacks are found by walking
-    width:str=''               # path of the number that is the width of the residual stream, below the denoiser
-    image:str='picture'        # how the image comes in: 'image' (n, c, h, w), 'ids', 'shapes' or 'list'
+    blocks:tuple=()            # `BlockList`s in computed order; none for U-Nets, see `unet_stacks`
+    width:str=''               # path of the residual stream's width, below the denoiser
+    image:str='image'          # form of the image argument: 'image' (n, c, h, w), 'ids', 'shapes' or 'list'
     patch:int=0                # latent pixels along a token's side; the configuration's `patch_size` when 0
-    multiple:int=1             # what a side must be a multiple of besides, in pixels
-    image_first:bool=False     # in joint sequences and joint attention; text first otherwise
+    multiple:int=1             # further number that both sides must be multiples of, in pixels
+    image_first:bool=False     # whether image tokens come first in joint sequences and joint attention
     guidance:str='two calls'   # or 'negative first', 'prompt first': the halves of a doubled batch
     references:bool=False      # whether a list of images is several references for one prompt
     masked_text:bool=False     # whether the lengths of texts are those of the attention mask
@@ -88,7 +88,8 @@ def _cross(gate=None, mlp='ff.net.0', mlp_read='neurons', width='ff.net.2.in_fea
             Part('mlp', path=mlp, read=mlp_read, width=width), Part(''))
 
 def _one_sequence(attn, norm, gate, down, streams): # attention is normed before its gate
-    res,joint = [],len(streams)>1
+    res = []
+    joint = len(streams)>1
     for s in streams:
         res += [Part('attn', s, norm, 'attention' if gate else 'output', joint=joint, gate=gate),
                 Part('attn.map', s, attn, 'map', joint=joint),
@@ -102,6 +103,7 @@ def _refined(attn, norm, gate, down, image_first): # Z-Image, Lumina 2: the stre
     blocks = BlockList('blocks', 'layers', _one_sequence(attn, norm, gate, down, ('image', 'text')))
     return (noise, text, blocks) if image_first else (text, noise, blocks)
 
+# %% ../../nbs/15_models/00_families.ipynb #d9a833a9
 _norms = dict(image=Gate('norm1', item=1), text=Gate('norm1_context', item=1))
 _flux_double = _double(gates=_norms, mlps=dict(image='ff.net.0', text='ff_context.net.0'),
                        widths=dict(image='ff.net.2.in_features', text='ff_context.net.2.in_features'))
@@ -142,7 +144,8 @@ families = (
         blocks=(BlockList('blocks', 'transformer_blocks', suffixed=False, parts=_cross(
             gate=_table_gate('adaln_single'))),)),
     Family('Sana', ('SanaTransformer2DModel',), width='proj_out.in_features', multiple=32,
-        guidance='negative first', blocks=(BlockList('blocks', 'transformer_blocks', suffixed=False, parts=_cross(
+        guidance='negative first',
+        blocks=(BlockList('blocks', 'transformer_blocks', suffixed=False, parts=_cross(
             gate=_table_gate('time_embed'), mlp='ff.conv_point', mlp_read='input',
             width='ff.conv_point.in_channels', maps=False)),)),
     Family('Z-Image', ('ZImageTransformer2DModel',), width='dim', image='list', patch=2, image_first=True,
@@ -164,60 +167,91 @@ def find_attribute(module:nn.Module, # a module
         if module is None: return None
     return module
 
-def block_lists(net:nn.Module)->dict: # attribute path -> the list, longest first
+def _equal_blocks(m): # whether a module is a list of one kind of block
+    if not isinstance(m, nn.ModuleList) or not len(m): return False
+    return len({type(b) for b in m})==1 and any(True for _ in m[0].children())
+
+def _child_lists(m): return {n: c for n,c in m.named_children() if _equal_blocks(c)}
+
+def block_lists(net:nn.Module, # a network
+               )->dict:        # attribute path -> the list, longest first
     "Lists of equal blocks directly below a network, or deeper where there are none"
-    def lists(m): return {n: c for n,c in m.named_children() if isinstance(c, nn.ModuleList) and len(c) and len({type(b) for b in c})==1 and any(True for _ in c[0].children())}
-    res = lists(net)
-    if not res: res = {f'{n}.{k}': v for n,c in net.named_modules() if n and n.count('.')<3 for k,v in lists(c).items()}
+    res = _child_lists(net)
+    if not res:
+        deeper = [(n, c) for n,c in net.named_modules() if n and n.count('.')<3]
+        res = {f'{n}.{k}': v for n,c in deeper for k,v in _child_lists(c).items()}
     return dict(sorted(res.items(), key=lambda i: -len(i[1])))
 
-_usual = dict(attn=('attn1', 'attn', 'attention', 'self_attn', 'self_attention', 'layer.0.SelfAttention'), cross=('attn2', 'cross_attn', 'cross_attention'), mlp=('ff', 'mlp', 'feed_forward', 'ffn', 'layer.1.DenseReluDense'))
+_usual = dict(attn=('attn1', 'attn', 'attention', 'self_attn', 'self_attention', 'layer.0.SelfAttention'),
+              cross=('attn2', 'cross_attn', 'cross_attention'),
+              mlp=('ff', 'mlp', 'feed_forward', 'ffn', 'layer.1.DenseReluDense'))
 
-def usual_parts(block:nn.Module, stream:str='image')->tuple: # of `Part`s
+def usual_parts(block:nn.Module,    # a block of unknown kind
+                stream:str='image', # stream of its tokens: 'image' or 'text'
+               )->tuple:            # `Part`s, in the order they are computed
     "Parts of a block of unknown kind, by the usual names of its modules"
     res = []
     for suffix in ('attn', 'cross', 'mlp'):
         name = next((n for n in _usual[suffix] if find_attribute(block, n) is not None), None)
         if name is None: continue
-        if suffix!='mlp': res += [Part(suffix, stream, name), Part(f'{suffix}.map', stream, name, 'map')]
-        else:
-            last = [n for n,m in find_attribute(block, name).named_modules() if n and hasattr(m, 'in_features')][-1:] # neurons go into the last projection
-            res += [Part('mlp', stream, f'{name}.{n}', 'input', width=f'{name}.{n}.in_features') for n in last]
+        if suffix=='mlp': # neurons go into the last projection
+            inside = find_attribute(block, name).named_modules()
+            last = [n for n,m in inside if n and hasattr(m, 'in_features')][-1:]
+            for n in last:
+                res.append(Part('mlp', stream, f'{name}.{n}', 'input', width=f'{name}.{n}.in_features'))
+        else: res += [Part(suffix, stream, name), Part(f'{suffix}.map', stream, name, 'map')]
     return (*res, Part('', stream, index=-1))
 
-def family_of(net:nn.Module)->Family: # a denoiser
-    "What is known of a denoiser; for a class without an entry what can be found out, or `ValueError` when it has no list of blocks"
-    for cls in type(net).__mro__:
-        for f in families:
-            if cls.__name__ in f.denoisers: return f
-    unet,lists = hasattr(net, 'down_blocks') and hasattr(net, 'up_blocks'),{}
-    if unet and unet_stacks(net): return Family(f'{type(net).__name__} (fallback)', (type(net).__name__,), patch=1, guidance='unknown')
-    if not unet: lists = {p: l for p,l in block_lists(net).items() if 'Block' in type(l[0]).__name__ or 'Layer' in type(l[0]).__name__ or any(q.suffix=='attn' for q in usual_parts(l[0]))}
-    if not lists: raise ValueError(f'{type(net).__name__} is not known, and it has no list of equal blocks directly below it: reach its modules by Site(path="transformer....", read="output")')
+# %% ../../nbs/15_models/00_families.ipynb #235c3c7e
+def _is_block(module): # whether a list's first module is a transformer block, by its class or its attention
+    named = 'Block' in type(module).__name__ or 'Layer' in type(module).__name__
+    return named or any(p.suffix=='attn' for p in usual_parts(module))
+
+def _fallback(net): # the family of a denoiser without an entry
+    kind = type(net).__name__
+    name = f'{kind} (fallback)'
+    unet = hasattr(net, 'down_blocks') and hasattr(net, 'up_blocks')
+    if unet and unet_stacks(net): return Family(name, (kind,), patch=1, guidance='unknown')
+    lists = {} if unet else {p: l for p,l in block_lists(net).items() if _is_block(l[0])}
+    if not lists:
+        raise ValueError(f'{kind} is not known, and it has no list of equal blocks directly below it: '
+                         'reach its modules by Site(path="transformer....", read="output")')
     names = {p: 'blocks' if i==0 else p for i,p in enumerate(lists)}
     in_order = [n for n,m in net.named_modules() if n in lists]
     blocks = tuple(BlockList(names[p], p, usual_parts(lists[p][0]), False) for p in in_order)
-    return Family(f'{type(net).__name__} (fallback)', (type(net).__name__,), blocks, guidance='unknown')
+    return Family(name, (kind,), blocks, guidance='unknown')
+
+def family_of(net:nn.Module, # a denoiser
+             )->Family:      # its entry, or what can be found out of a class without one
+    "Architecture family of a denoiser; raises `ValueError` for an unknown class without a list of blocks"
+    for cls in type(net).__mro__:
+        for f in families:
+            if cls.__name__ in f.denoisers: return f
+    return _fallback(net)
 
 # %% ../../nbs/15_models/00_families.ipynb #78c51106
 class Stack(NamedTuple):
     "A transformer stack of a U-Net"
-    name:str    # down.B.A, mid.0, up.B.A
-    path:str    # below the U-Net
+    name:str    # down.B.A, mid.0 or up.B.A
+    path:str    # path of its module below the U-Net
     scale:int   # latent pixels along a token's side
 
-def unet_stacks(net:nn.Module)->list: # of `Stack`s, in the order they are computed
+def _stacks_in(block, name, path, scale): # the stacks of one block
+    attentions = enumerate(getattr(block, 'attentions', None) or [])
+    return [Stack(f'{name}.{i}', f'{path}.attentions.{i}', scale)
+            for i,a in attentions if hasattr(a, 'transformer_blocks')]
+
+def unet_stacks(net:nn.Module, # a U-Net
+               )->list:        # `Stack`s, in the order they are computed
     "The transformer stacks of a U-Net"
-    res,scale = [],1
-    def add(block, name, path):
-        for i,a in enumerate(getattr(block, 'attentions', None) or []):
-            if hasattr(a, 'transformer_blocks'): res.append(Stack(f'{name}.{i}', f'{path}.attentions.{i}', scale))
+    res = []
+    scale = 1
     for b,block in enumerate(net.down_blocks):
-        add(block, f'down.{b}', f'down_blocks.{b}')
+        res += _stacks_in(block, f'down.{b}', f'down_blocks.{b}', scale)
         if getattr(block, 'downsamplers', None): scale *= 2
-    add(getattr(net, 'mid_block', None), 'mid', 'mid_block')
+    res += _stacks_in(getattr(net, 'mid_block', None), 'mid', 'mid_block', scale)
     for b,block in enumerate(net.up_blocks):
-        add(block, f'up.{b}', f'up_blocks.{b}')
+        res += _stacks_in(block, f'up.{b}', f'up_blocks.{b}', scale)
         if getattr(block, 'upsamplers', None): scale //= 2
     return res
 
@@ -226,18 +260,41 @@ stack_parts = _cross() # of each block inside a stack
 # %% ../../nbs/15_models/00_families.ipynb #0bccf0c6
 class Layout(NamedTuple):
     "Where the tokens of one call of a denoiser are"
-    batch:int=0
-    grid:tuple=None        # rows and columns of the tokens of the image
+    batch:int=0            # rows of the batch
+    grid:tuple|None=None   # rows and columns of the tokens of the image
     own:dict={}            # stream -> (start, stop) in a sequence of its own
-    joint:dict={}          # stream -> (start, stop) in a sequence of both; either can be a list, one for each row
+    joint:dict={}          # stream -> (start, stop) in a sequence of both; lists where rows differ
 
-    def span(self, stream, joint): return (self.joint if joint else self.own).get(stream, (0, None))
+    def span(self,
+             stream:str, # 'image' or 'text'
+             joint:bool, # whether the sequence holds both streams
+            )->tuple:    # (start, stop); stop is None for the sequence's end
+        "Where a stream's tokens begin and end"
+        return (self.joint if joint else self.own).get(stream, (0, None))
 
-def call_arguments(net:nn.Module, args:tuple, kwargs:dict)->dict: # name -> value
+def call_arguments(net:nn.Module, # a module
+                   args:tuple,    # positional arguments of its call
+                   kwargs:dict,   # named arguments of its call
+                  )->dict:        # name -> value
     "The arguments of a module's call by name"
     import inspect
     names = [n for n in inspect.signature(net.forward).parameters]
     return dict(zip(names, args))|kwargs
+
+# %% ../../nbs/15_models/00_families.ipynb #135315c7
+def patch_of(family:Family, # what is known of the denoiser
+             net:nn.Module, # the denoiser
+            )->int:         # latent pixels
+    "The side of one token, in latent pixels"
+    p = family.patch or getattr(net.config, 'patch_size', None) or 1
+    return p if isinstance(p, int) else p[-1]
+
+def image_unit(family:Family, # what is known of the denoiser
+               net:nn.Module, # the denoiser
+               factor:int,    # pixels along a side of one latent pixel, the autoencoder's factor
+              )->int:         # pixels
+    "Sides of an image must be multiples of this, in pixels"
+    return lcm(factor*patch_of(family, net), family.multiple)
 
 # %% ../../nbs/15_models/00_families.ipynb #1dbe2253
 def _text_lengths(family, given): # of the texts: one number, or one for each row
@@ -261,15 +318,15 @@ def _lay_out(family, batch, grid, lengths, first=0, multiple=1):
         joint = dict(image=(_shift(lengths, first), stop), text=(0, lengths))
     return Layout(batch, grid, dict(image=(first, end)), joint)
 
-def _layout_of_picture(family, net, given, x): # x: (n, c, h, w), or tokens of which no grid is known
+def _layout_of_image(family, net, given, x): # x: (n, c, h, w), or tokens of which no grid is known
     grid = tuple(s//patch_of(family, net) for s in x.shape[-2:]) if torch.is_tensor(x) and x.ndim==4 else None
     return _lay_out(family, len(x), grid, _text_lengths(family, given))
 
 def _layout_of_ids(family, net, given, x): # `img_ids`: (image, row, column) of each token
     ids = given['img_ids']
     ids = ids.reshape(-1, ids.shape[-1]) if ids.ndim==2 else ids[0]
-    mine = ids[ids[:,0]==0]
-    grid = tuple(int(v)+1 for v in mine[:,1:3].amax(0)) if len(mine) else None
+    generated = ids[ids[:,0]==0] # tokens of reference images have another number
+    grid = tuple(int(v)+1 for v in generated[:,1:3].amax(0)) if len(generated) else None
     references_first = given.get('kv_cache_mode')=='extract'
     first = given.get('num_ref_tokens', 0) if references_first else 0
     return _lay_out(family, len(x), grid, _text_lengths(family, given), first)
@@ -287,8 +344,8 @@ def _layout_of_list(family, net, given, x): # x: a list of (c, frames, h, w)
     res = _lay_out(family, len(x), grid, lengths, multiple=32)
     return res._replace(own=res.own|dict(text=(0, lengths)))
 
-_layouts = dict(picture=_layout_of_picture, ids=_layout_of_ids, shapes=_layout_of_shapes,
-                list=_layout_of_list)
+# %% ../../nbs/15_models/00_families.ipynb #7400e3bd
+_layouts = dict(image=_layout_of_image, ids=_layout_of_ids, shapes=_layout_of_shapes, list=_layout_of_list)
 
 def _image_argument(args, given): # `args`: those without a name
     if not args and 'hidden_states' not in given and 'sample' not in given: return next(iter(given.values()))
@@ -304,32 +361,30 @@ def layout_of(family:Family, # what is known of the denoiser
     return _layouts[family.image](family, net, given, _image_argument(args, given))
 
 # %% ../../nbs/15_models/00_families.ipynb #2a2f66e6
-def take_span(x:torch.Tensor,  # (batch, token, width)
-              span:tuple,      # (start, stop); lists for one each row
-             )->torch.Tensor:  # rows shorter than the longest are filled with zeros
-    "The tokens from `start` to `stop`"
-    start,stop = span
-    if not isinstance(start, list) and not isinstance(stop, list): return x if not start and stop in (None, x.shape[1]) else x[:,start:stop]
-    rows = [x[i,a:b] for i,(a,b) in enumerate(_each_row(span, len(x)))]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _ragged(span): # whether a span's ends differ from row to row
+    return any(isinstance(end, list) for end in span)
 
 def _each_row(span, n): return list(zip(*(s if isinstance(s, list) else [s]*n for s in span)))
 
-def put_span(x:torch.Tensor, span:tuple, new:torch.Tensor)->torch.Tensor:
-    "A copy of `x` whose tokens of the span are `new`"
+def take_span(x:torch.Tensor,  # sequence, (batch, token, width)
+              span:tuple,      # (start, stop); lists for one each row
+             )->torch.Tensor:  # (batch, token, width); rows shorter than the longest are filled with zeros
+    "The tokens from `start` to `stop`"
+    if _ragged(span):
+        rows = [x[i,a:b] for i,(a,b) in enumerate(_each_row(span, len(x)))]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
     start,stop = span
-    if not isinstance(start, list) and not isinstance(stop, list):
-        if not start and stop in (None, x.shape[1]): return new
-        return torch.cat([x[:,:start], new, x[:,start+new.shape[1]:]], 1)
-    x = x.clone()
-    for i,(a,b) in enumerate(_each_row(span, len(x))): x[i,a:b] = new[i,:b-a]
-    return x
+    return x if not start and stop in (None, x.shape[1]) else x[:,start:stop]
 
-def patch_of(family:Family, net:nn.Module)->int: # latent pixels
-    "The side of one token"
-    p = family.patch or getattr(net.config, 'patch_size', None) or 1
-    return p if isinstance(p, int) else p[-1]
-
-def image_unit(family:Family, net:nn.Module, factor:int)->int: # `factor`: latent pixels along a side of the autoencoder, in pixels
-    "Sides of an image must be multiples of this, in pixels"
-    return lcm(factor*patch_of(family, net), family.multiple)
+def put_span(x:torch.Tensor,   # sequence, (batch, token, width)
+             span:tuple,       # (start, stop); lists for one each row
+             new:torch.Tensor, # tokens in place of the span's, as `take_span` gives them
+            )->torch.Tensor:   # a new sequence; `x` stays as it is
+    "A copy of `x` whose tokens of the span are `new`"
+    if _ragged(span):
+        x = x.clone()
+        for i,(a,b) in enumerate(_each_row(span, len(x))): x[i,a:b] = new[i,:b-a]
+        return x
+    start,stop = span
+    if not start and stop in (None, x.shape[1]): return new
+    return torch.cat([x[:,:start], new, x[:,start+new.shape[1]:]], 1)

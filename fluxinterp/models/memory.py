@@ -16,116 +16,163 @@ from torch import nn
 from .loading import has_blocks, offloads, quantized_parts
 
 # %% ../../nbs/15_models/45_memory.ipynb #7cc73cf0
-_clip_l = ('CLIPTextModel', dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768, max_position_embeddings=77))
-_clip_g = ('CLIPTextModelWithProjection', dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, max_position_embeddings=77, hidden_act='gelu'))
-_t5 = ('T5EncoderModel', dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj='gated-gelu', is_encoder_decoder=False))
-_vae = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
+_clip_l = ('CLIPTextModel', dict(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+    projection_dim=768, max_position_embeddings=77))
+_clip_g = ('CLIPTextModelWithProjection', dict(
+    vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+    projection_dim=1280, max_position_embeddings=77, hidden_act='gelu'))
+_t5 = ('T5EncoderModel', dict(
+    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+    feed_forward_proj='gated-gelu', is_encoder_decoder=False))
+_vae = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+            down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
 
-def _flux(guidance): return dict(
-    text_encoder=_clip_l, text_encoder_2=_t5,
-    transformer=('FluxTransformer2DModel', dict(patch_size=1, in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768,
-                                                guidance_embeds=guidance, axes_dims_rope=(16, 56, 56))),
-    vae=('AutoencoderKL', _vae|dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)))
+def _flux(guidance): # FLUX.1-schnell without the guidance embedding, dev with it
+    transformer = dict(patch_size=1, in_channels=64, num_layers=19, num_single_layers=38,
+                       attention_head_dim=128, num_attention_heads=24, joint_attention_dim=4096,
+                       pooled_projection_dim=768, guidance_embeds=guidance, axes_dims_rope=(16, 56, 56))
+    vae = _vae|dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+    return dict(text_encoder=_clip_l, text_encoder_2=_t5,
+                transformer=('FluxTransformer2DModel', transformer), vae=('AutoencoderKL', vae))
 
-_sdxl = dict(
-    text_encoder=_clip_l, text_encoder_2=_clip_g,
-    unet=('UNet2DConditionModel', dict(in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2, down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-                                       up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'), transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-                                       use_linear_projection=True, addition_embed_type='text_time', addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)),
-    vae=('AutoencoderKL', _vae|dict(latent_channels=4)))
+_unet = dict(
+    in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2,
+    down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
+    up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
+    transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
+    use_linear_projection=True, addition_embed_type='text_time', addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816)
+_sdxl = dict(text_encoder=_clip_l, text_encoder_2=_clip_g, unet=('UNet2DConditionModel', _unet),
+             vae=('AutoencoderKL', _vae|dict(latent_channels=4)))
 
-checkpoints = {'black-forest-labs/FLUX.1-schnell': _flux(False), 'black-forest-labs/FLUX.1-dev': _flux(True), 'stabilityai/sdxl-turbo': _sdxl, 'stabilityai/stable-diffusion-xl-base-1.0': _sdxl}
+checkpoints = {'black-forest-labs/FLUX.1-schnell': _flux(False), 'black-forest-labs/FLUX.1-dev': _flux(True),
+               'stabilityai/sdxl-turbo': _sdxl, 'stabilityai/stable-diffusion-xl-base-1.0': _sdxl}
 
-def checkpoint_parts(model)->dict: # part -> a module; on the meta device for a key of `checkpoints`
-    "The parts of a checkpoint, or of a diffusers pipeline, that have weights"
-    if hasattr(model, 'components'): return {k: v for k,v in model.components.items() if isinstance(v, nn.Module)}
-    if model not in checkpoints: raise ValueError(f'no configuration of {model!r} is known here: choose from {", ".join(checkpoints)}, or give a loaded pipeline')
+# %% ../../nbs/15_models/45_memory.ipynb #12d8732f
+def checkpoint_parts(model, # a key of `checkpoints`, or a diffusers pipeline
+                    )->dict: # part -> a module; on the meta device for a key of `checkpoints`
+    "The parts of a checkpoint or pipeline that have weights; raises `ValueError` for an unknown checkpoint"
+    if hasattr(model, 'components'):
+        return {k: v for k,v in model.components.items() if isinstance(v, nn.Module)}
+    if model not in checkpoints:
+        raise ValueError(f'no configuration of {model!r} is known here: '
+                         f'choose from {", ".join(checkpoints)}, or give a loaded pipeline')
     return dict(_built(model))
+
+def _build(kind, config):
+    import diffusers, transformers
+    if hasattr(diffusers, kind): return getattr(diffusers, kind)(**config)
+    config_class = transformers.T5Config if kind.startswith('T5') else transformers.CLIPTextConfig
+    return getattr(transformers, kind)(config_class(**config))
 
 @cache
 def _built(model): # once; they hold no numbers
-    import diffusers, transformers
-    def build(kind, config):
-        if hasattr(diffusers, kind): return getattr(diffusers, kind)(**config)
-        return getattr(transformers, kind)((transformers.T5Config if kind.startswith('T5') else transformers.CLIPTextConfig)(**config))
-    with torch.device('meta'): return {name: build(*part) for name,part in checkpoints[model].items()}
+    with torch.device('meta'): return {name: _build(*part) for name,part in checkpoints[model].items()}
 
 # %% ../../nbs/15_models/45_memory.ipynb #765cdd0b
-def _kept(m): return set(getattr(m, '_keep_in_fp32_modules', None) or ()) # names of layers that are not quantised
+def _kept(m): # names of layers that are not quantized
+    return set(getattr(m, '_keep_in_fp32_modules', None) or ())
 
-def _weight_bytes(part, m, dtype, quantize): # parameter name -> bytes
-    kept,linear = _kept(m),{n for n,l in m.named_modules() if isinstance(l, nn.Linear)}
+def _weight_bytes(m, dtype, quantize): # parameter name -> bytes
+    kept = _kept(m)
+    linear = {n for n,layer in m.named_modules() if isinstance(layer, nn.Linear)}
     res = {}
     for name,p in m.named_parameters():
-        layer,_,what = name.rpartition('.')
-        out = layer.rpartition('.')[2] in kept
-        if quantize and what=='weight' and layer in linear and not out: res[name] = p.numel()+4*p.shape[0] if quantize=='8bit' else p.numel()/2+4*-(-p.numel()//64)
-        else: res[name] = p.numel()*(4 if out and dtype==torch.float16 else dtype.itemsize)
+        layer,_,attribute = name.rpartition('.')
+        kept_out = layer.rpartition('.')[2] in kept
+        quantized = quantize and attribute=='weight' and layer in linear and not kept_out
+        if not quantized: res[name] = p.numel()*(4 if kept_out and dtype==torch.float16 else dtype.itemsize)
+        elif quantize=='8bit': res[name] = p.numel()+4*p.shape[0]
+        else: res[name] = p.numel()/2+4*-(-p.numel()//64)
     return res
 
 def _parts_bytes(model, dtype, quantize): # part -> (module, parameter name -> bytes)
-    if quantize not in (None, '8bit', '4bit'): raise ValueError(f"quantize={quantize!r}: '8bit', '4bit' or None")
+    if quantize not in (None, '8bit', '4bit'):
+        raise ValueError(f"quantize={quantize!r}: '8bit', '4bit' or None")
     parts = checkpoint_parts(model)
     chosen = quantized_parts({n: ('', type(m).__name__) for n,m in parts.items()}) if quantize else ()
-    return {n: (m, _weight_bytes(n, m, dtype, quantize if n in chosen else None)) for n,m in parts.items()}
+    return {n: (m, _weight_bytes(m, dtype, quantize if n in chosen else None)) for n,m in parts.items()}
 
-def weight_memory(model,                 # a key of `checkpoints`, or a pipeline
-                  dtype:torch.dtype=torch.bfloat16,
-                  quantize:str=None,     # '8bit' or '4bit', as `load_pipeline` does it
-                 )->pd.DataFrame:        # a line per part: class, parameters in millions, GiB
+def weight_memory(model,             # a key of `checkpoints`, or a pipeline
+                  dtype:torch.dtype=torch.bfloat16, # dtype of the weights that are not quantized
+                  quantize:str|None=None, # '8bit' or '4bit', as `load_pipeline` does it
+                 )->pd.DataFrame:    # a line per part: class, parameters in millions, GiB
     "What the weights of a checkpoint take, part by part"
-    return pd.DataFrame([dict(part=n, kind=type(m).__name__, millions=sum(p.numel() for p in m.parameters())/1e6, GiB=sum(b.values())/2**30) for n,(m,b) in _parts_bytes(model, dtype, quantize).items()]).set_index('part')
+    rows = [dict(part=name, kind=type(m).__name__, millions=sum(p.numel() for p in m.parameters())/1e6,
+                 GiB=sum(sizes.values())/2**30)
+            for name,(m,sizes) in _parts_bytes(model, dtype, quantize).items()]
+    return pd.DataFrame(rows).set_index('part')
 
 # %% ../../nbs/15_models/45_memory.ipynb #df555f1e
-def _largest_block(m, sizes): # with what is outside of the lists of blocks and stays as long as the network runs
-    lists,groups,rest = {n for n,c in m.named_children() if isinstance(c, nn.ModuleList)},{},0
+def _largest_block(m, sizes): # with what is outside of the lists of blocks and stays on the GPU
+    lists = {n for n,c in m.named_children() if isinstance(c, nn.ModuleList)}
+    blocks = {}
+    outside = 0
     for name,b in sizes.items():
         first,_,below = name.partition('.')
-        if first in lists: groups[first, below.partition('.')[0]] = groups.get((first, below.partition('.')[0]), 0)+b
-        else: rest += b
-    return rest+max(groups.values())
+        if first in lists:
+            block = first,below.partition('.')[0]
+            blocks[block] = blocks.get(block, 0)+b
+        else: outside += b
+    return outside+max(blocks.values())
 
 def _largest_layer(sizes):
-    groups = {}
-    for name,b in sizes.items(): groups[name.rpartition('.')[0]] = groups.get(name.rpartition('.')[0], 0)+b
-    return max(groups.values())
+    layers = {}
+    for name,b in sizes.items():
+        layer = name.rpartition('.')[0]
+        layers[layer] = layers.get(layer, 0)+b
+    return max(layers.values())
+
+def _on_gpu(parts, offload): # bytes of weights on the GPU at one time
+    totals = [sum(sizes.values()) for _,sizes in parts.values()]
+    if offload is None: return sum(totals)
+    if offload=='model': return max(totals)
+    if offload=='sequential': return max(_largest_layer(sizes) for _,sizes in parts.values())
+    by_block = [_largest_block(m, sizes) for m,sizes in parts.values() if has_blocks(m)]
+    by_layer = [_largest_layer(sizes) for m,sizes in parts.values() if not has_blocks(m)]
+    return max(by_block+by_layer)
 
 def memory_table(model,               # a key of `checkpoints`, or a pipeline
-                 gpu:float=24,        # GiB of the GPU
-                 dtype:torch.dtype=torch.bfloat16,
-                )->pd.DataFrame:      # a line for each quantisation and offloading that `load_pipeline` takes together: GiB of weights on the GPU, GiB in the CPU's memory, GiB of the GPU that are left
-    "The ways to have a checkpoint on one GPU, by arithmetic; negative room means it does not fit"
+                 gpu:float=24,        # memory of the GPU, in GiB
+                 dtype:torch.dtype=torch.bfloat16, # dtype of the weights that are not quantized
+                )->pd.DataFrame:      # a line per (quantize, offload): GiB on GPU and CPU, GPU room left
+    "Ways to have a checkpoint on one GPU, quantized or offloaded; negative room means it does not fit"
     rows = []
     for quantize in (None, '8bit', '4bit'):
         parts = _parts_bytes(model, dtype, quantize)
-        whole = {n: sum(b.values()) for n,(_,b) in parts.items()}
+        total = sum(sum(sizes.values()) for _,sizes in parts.values())
         for offload in (None, *offloads):
             if quantize and offload in ('sequential', 'group'): continue
-            on = {None: sum(whole.values()), 'model': max(whole.values()), 'group': max(_largest_block(m, b) if has_blocks(m) else _largest_layer(b) for m,b in parts.values()), 'sequential': max(_largest_layer(b) for _,b in parts.values())}[offload]
-            rows.append(dict(quantize=str(quantize), offload=str(offload), on_gpu=on/2**30, on_cpu=(sum(whole.values())-on)/2**30, room=gpu-on/2**30))
+            on = _on_gpu(parts, offload)
+            rows.append(dict(quantize=str(quantize), offload=str(offload), on_gpu=on/2**30,
+                             on_cpu=(total-on)/2**30, room=gpu-on/2**30))
     return pd.DataFrame(rows).set_index(['quantize', 'offload'])
 
 # %% ../../nbs/15_models/45_memory.ipynb #7864c6a1
-def recording_memory(tokens:int,      # of one image, see `list_sites`; those that are kept
-                     width:int,       # of the site
-                     pictures:int=1, steps:int=1, sites:int=1,
-                     dtype:torch.dtype=torch.bfloat16,
+def recording_memory(tokens:int,      # tokens of one image that are kept, see `list_sites`
+                     width:int,       # width of the site
+                     pictures:int=1,  # number of images
+                     steps:int=1,     # number of denoising steps
+                     sites:int=1,     # number of sites
+                     dtype:torch.dtype=torch.bfloat16, # dtype of the kept activations
                     )->float:         # GiB
     "What kept activations take"
     return prod((tokens, width, pictures, steps, sites, dtype.itemsize))/2**30
 
 # %% ../../nbs/15_models/45_memory.ipynb #b763b5f2
-def training_memory(width:int,             # of the activations
-                    num_latents:int,
-                    batch_size:int=8192,   # tokens
+def training_memory(width:int,             # width of the activations
+                    num_latents:int,       # number of latents
+                    batch_size:int=8192,   # tokens in a batch
                     k:int=64,              # active latents per token
                     ema:bool=False,        # whether averaged weights are kept
-                    processes:int=1,       # that share out the latents
-                   )->pd.DataFrame:        # GiB of each share
+                    processes:int=1,       # number of processes that share out the latents
+                   )->pd.DataFrame:        # GiB of each share, and of all together
     "What training a sparse autoencoder takes, in float32, without the tile of pre-activations"
-    mine = -(-num_latents//processes)
-    parameters = 2*width*mine+mine+width
-    rows = dict(weights=parameters, gradients=parameters, **{"Adam's moments": 2*parameters}, average=parameters*ema, batch=2*batch_size*width, codes=3*batch_size*k)
-    res = pd.DataFrame({'GiB': {n: 4*v/2**30 for n,v in rows.items() if v}})
+    latents = -(-num_latents//processes) # of one process
+    parameters = 2*width*latents+latents+width
+    counts = {'weights': parameters, 'gradients': parameters, "Adam's moments": 2*parameters,
+              'average': parameters*ema, 'batch': 2*batch_size*width, 'codes': 3*batch_size*k}
+    res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n}})
     res.loc['together'] = res.GiB.sum()
     return res

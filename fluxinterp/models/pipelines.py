@@ -15,56 +15,72 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 
 from ..core import prompt_generator
-from .families import family_of, patch_of, image_unit
-from .loading import check_checkpoint, check_placement, named_parts, place, quantization_config, stored_parameters
+from .families import family_of, image_unit, patch_of
+from .loading import check_checkpoint, check_placement, named_parts, place
+from .loading import quantization_config, stored_parameters
 from ..worlds.flux import flux_sizes, load_tiny
 from ..worlds.sdxl import load_tiny_sdxl, sdxl_sizes
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #fc9e9cfa
+def _not_found(name, e): # the error for a hub id that did not load
+    bundled = ', '.join((*flux_sizes, *sdxl_sizes))
+    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    return FileNotFoundError(
+        f'no pipeline {name!r}: no folder of this name, not a bundled model ({bundled}), not complete '
+        f'in the cache of downloads ({constants.HF_HUB_CACHE}), and the hub did not give it. '
+        f'Where there is a network: hf download {name}, after hf auth login if its licence has '
+        f'to be accepted; then copy the folder here. The hub said: {reason}')
+
 def _open_checkpoint(name, dtype, device, quantize, kwargs): # a folder or a hub id
     folder = Path(name).exists()
     if folder: parts = check_checkpoint(name, given=kwargs)
-    given = {k: v for k,v in kwargs.items() if k in ('revision', 'token', 'cache_dir', 'local_files_only')}
+    download = {k: v for k,v in kwargs.items() if k in ('revision', 'token', 'cache_dir', 'local_files_only')}
     try:
-        if not folder and quantize is not None: parts = named_parts(DiffusionPipeline.load_config(name, **given))
-        if quantize is not None: kwargs = kwargs|dict(quantization_config=quantization_config(quantize, parts, dtype))
+        if quantize is not None:
+            if not folder: parts = named_parts(DiffusionPipeline.load_config(name, **download))
+            kwargs = kwargs|dict(quantization_config=quantization_config(quantize, parts, dtype))
         if device=='balanced': kwargs = kwargs|dict(device_map='balanced')
         return DiffusionPipeline.from_pretrained(name, dtype=dtype, **kwargs)
     except OSError as e: # of many kinds: no such repository, no permission, no network
         if folder: raise
-        raise FileNotFoundError(f'no pipeline {name!r}: no folder of this name, not a bundled model ({", ".join((*flux_sizes, *sdxl_sizes))}), not complete in the cache of downloads ({constants.HF_HUB_CACHE}), and the hub did not give it. '
-                                f'Where there is a network: hf download {name}, after hf auth login if its licence has to be accepted; then copy the folder here. The hub said: {(str(e).strip().splitlines() or [type(e).__name__])[0]}') from e
+        raise _not_found(name, e) from e
 
-def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl', a folder, or a hub id such as 'black-forest-labs/FLUX.1-schnell'
-                  dtype:torch.dtype=None, # for all parts; fp32 for bundled models, bf16 for others
-                  device=None,      # moved there; stays on the CPU when None. 'balanced' spreads whole parts over all GPUs
-                  offload:str=None, # 'model', 'group' or 'sequential': parts are on the device only while they compute; see `loading`
-                  quantize=None,    # '8bit', '4bit' or a diffusers `PipelineQuantizationConfig`: of the denoiser and of text encoders that are language models
-                  **kwargs,         # passed on to `DiffusionPipeline.from_pretrained`
-                 )->DiffusionPipeline:
-    "A text-to-image pipeline, ready to be recorded and steered; raises `FileNotFoundError` for what is not there, `ValueError` for a placement that cannot be, `ImportError` without the package that quantises"
+def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl', a folder, or a hub id
+                  dtype:torch.dtype|None=None, # dtype of all parts; None: fp32 for bundled models, else bf16
+                  device=None,      # device it is moved to; None: the CPU; 'balanced': parts over all GPUs
+                  offload:str|None=None, # kind of offloading: 'model', 'group' or 'sequential'; see `place`
+                  quantize=None,    # '8bit', '4bit' or a diffusers `PipelineQuantizationConfig`
+                  **kwargs,         # keyword arguments of `DiffusionPipeline.from_pretrained`
+                 )->DiffusionPipeline: # a pipeline, ready to be recorded and steered
+    "Load a bundled, local or Hub pipeline; raises `FileNotFoundError`, `ValueError` or `ImportError`"
     check_placement(device, offload, quantize)
     if name in flux_sizes or name in sdxl_sizes:
-        if quantize is not None or device=='balanced': raise ValueError(f'{name} is small and built in memory: quantize= and device="balanced" are for checkpoints')
+        if quantize is not None or device=='balanced':
+            raise ValueError(f'{name} is small and built in memory: '
+                             'quantize= and device="balanced" are for checkpoints')
         pipe = (load_tiny if name in flux_sizes else load_tiny_sdxl)(name, dtype or torch.float32)
     else: pipe = _open_checkpoint(str(name), dtype or torch.bfloat16, device, quantize, kwargs)
     return pipe if device=='balanced' else place(pipe, device, offload)
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #58f9d02f
-def check_pipeline(pipe): # anything
+def check_pipeline(pipe, # any value
+                  ):
     "Raise `TypeError` unless `pipe` is a diffusers pipeline with a denoiser"
     if not isinstance(pipe, DiffusionPipeline):
-        raise TypeError(f'expected a diffusers pipeline, got {type(pipe).__name__}: open one with fi.load_pipeline("tiny-flux")')
+        raise TypeError(f'expected a diffusers pipeline, got {type(pipe).__name__}: '
+                        'open one with fi.load_pipeline("tiny-flux")')
     denoiser_of(pipe)
 
-def denoiser_of(pipe)->torch.nn.Module: # a diffusers pipeline
-    "The network that is called once per denoising step: the transformer or the U-Net"
+def denoiser_of(pipe, # a diffusers pipeline
+               )->torch.nn.Module: # the transformer or the U-Net
+    "Denoiser of a pipeline, called once per denoising step; raises `TypeError` where there is none"
     for name in ('transformer', 'unet'):
         net = getattr(pipe, name, None)
         if net is not None: return getattr(net, '_orig_mod', net) # the network inside a compiled one
     raise TypeError(f'{type(pipe).__name__} has neither a transformer nor a U-Net')
 
-def check_prompts(prompts:str|list)->list: # as a list
+def check_prompts(prompts:str|list, # a prompt or several
+                 )->list:           # prompts
     "Prompts as a list; raises `ValueError` when there are none or one is not text"
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts: raise ValueError('no prompts: give a caption or a list of captions')
@@ -72,56 +88,80 @@ def check_prompts(prompts:str|list)->list: # as a list
     if wrong: raise ValueError(f'a prompt must be text, got {type(wrong[0]).__name__}')
     return prompts
 
-def token_pixels(pipe)->int: # pixels
-    "The side of one image token: the autoencoder's factor times the denoiser's patch; for a U-Net, of one latent pixel"
+def token_pixels(pipe, # a diffusers pipeline
+                )->int: # pixels: the autoencoder's factor times the denoiser's patch
+    "The side of one image token; for a U-Net, of one latent pixel"
     net = denoiser_of(pipe)
     return getattr(pipe, 'vae_scale_factor', 8)*patch_of(family_of(net), net)
 
-def size_unit(pipe)->int: # pixels
-    "Image sides must be multiples of this"
+def size_unit(pipe, # a diffusers pipeline
+             )->int: # pixels
+    "Image sides must be multiples of this, in pixels"
     net = denoiser_of(pipe)
     return image_unit(family_of(net), net, getattr(pipe, 'vae_scale_factor', 8))
 
+# %% ../../nbs/15_models/15_pipelines.ipynb #8092a5c5
 def _usual_size(pipe): # of a call that names no size
     import inspect
     own = inspect.signature(type(pipe).__call__).parameters.get('height')
     if own is not None and isinstance(own.default, int): return own.default
-    size = getattr(pipe, 'default_sample_size', None) or getattr(denoiser_of(pipe).config, 'sample_size', None)
+    config = denoiser_of(pipe).config
+    size = getattr(pipe, 'default_sample_size', None) or getattr(config, 'sample_size', None)
     return size*getattr(pipe, 'vae_scale_factor', 8) if isinstance(size, int) else 1024
 
-def image_size(pipe, height:int=None, width:int=None)->tuple: # (height, width) in pixels
-    "The size a call will draw at; raises `ValueError` when the autoencoder cannot divide it"
-    height,width = height or _usual_size(pipe),width or _usual_size(pipe)
+def image_size(pipe,                 # a diffusers pipeline
+               height:int|None=None, # height of the image in pixels; the pipeline's default when None
+               width:int|None=None,  # width of the image in pixels; the pipeline's default when None
+              )->tuple:              # (height, width) in pixels
+    "Image size of a call; raises `ValueError` when it cannot be divided into tokens"
+    height = height or _usual_size(pipe)
+    width = width or _usual_size(pipe)
     unit = size_unit(pipe)
     if height%unit or width%unit:
         near = [max(unit, round(s/unit)*unit) for s in (height, width)]
-        raise ValueError(f'an image of {height} x {width} cannot be divided into tokens of {unit} pixels: take {near[0]} x {near[1]}')
+        raise ValueError(f'an image of {height} x {width} cannot be divided into tokens of {unit} pixels: '
+                         f'take {near[0]} x {near[1]}')
     return height,width
 
-def token_grid(pipe, height:int=None, width:int=None)->tuple: # (rows, columns)
+def token_grid(pipe,                 # a diffusers pipeline
+               height:int|None=None, # height of the image in pixels; the pipeline's default when None
+               width:int|None=None,  # width of the image in pixels; the pipeline's default when None
+              )->tuple:              # (rows, columns)
     "The grid of image tokens at an image size; for a U-Net, of latent pixels"
-    h,w = image_size(pipe, height, width)
-    unit = token_pixels(pipe)
-    return h//unit, w//unit
+    height,width = image_size(pipe, height, width)
+    side = token_pixels(pipe)
+    return height//side, width//side
 
-def fingerprint(pipe)->str: # 12 hex digits
-    "What tells one denoiser from another: its class, its configuration and a sample of its weights"
+def fingerprint(pipe, # a diffusers pipeline
+               )->str: # 12 hex digits
+    "Fingerprint (SHA-1) of a denoiser: its class, its configuration and a sample of its weights"
     net = denoiser_of(pipe)
-    h = hashlib.sha1(json.dumps([type(net).__name__, {k: v for k,v in net.config.items() if not k.startswith('_')}], sort_keys=True, default=str).encode())
-    for n,p in stored_parameters(net): h.update(f'{n}{p.detach().flatten()[:8].float().cpu().bfloat16().tolist()}'.encode())
+    config = {k: v for k,v in net.config.items() if not k.startswith('_')}
+    h = hashlib.sha1(json.dumps([type(net).__name__, config], sort_keys=True, default=str).encode())
+    for name,p in stored_parameters(net):
+        sample = p.detach().flatten()[:8].float().cpu().bfloat16().tolist()
+        h.update(f'{name}{sample}'.encode())
     return h.hexdigest()[:12]
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #pip00002
-_locks,_locks_guard = weakref.WeakKeyDictionary(),threading.Lock()
-def pipeline_lock(pipe):
+_locks = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+def pipeline_lock(pipe, # a diffusers pipeline
+                 ):     # a reentrant `threading.RLock`
     "The lock of a pipeline, one for all threads; a thread that has it can take it again"
     with _locks_guard: return _locks.setdefault(pipe, threading.RLock())
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #8de05d75
-def prompt_generators(seed:int, indices)->list: # one per index
+def prompt_generators(seed:int, # seed of the initial noise
+                      indices,  # indices of the prompts
+                     )->list:   # `torch.Generator`s, one per index
     "A generator for each prompt of a batch"
     return [prompt_generator(seed, int(i)) for i in indices]
 
-def image_generators(seed:int, indices, images:int=1)->list: # one per image, a prompt's images beside each other
+def image_generators(seed:int,     # seed of the initial noise
+                     indices,      # indices of the prompts
+                     images:int=1, # images per prompt
+                    )->list:       # `torch.Generator`s, a prompt's images beside each other
     "A generator for each of several images of each prompt; a prompt's first is its `prompt_generator`"
     return [prompt_generator(seed, int(i), j) for i in indices for j in range(images)]

@@ -63,8 +63,10 @@ class Box:
             raise ValueError(f'{self}: sides are fractions of the image, '
                              '0 <= top <= bottom <= 1 and 0 <= left <= right <= 1')
 
-    def mask(self, grid:tuple)->np.ndarray: # rows and columns of the tokens
-        "The box on a token grid: (rows, columns) in [0, 1]"
+    def mask(self,
+             grid:tuple,   # rows and columns of the tokens
+            )->np.ndarray: # (rows, columns) in [0, 1]
+        "The box on a token grid"
         rows = _covered(self.top, self.bottom, grid[0])
         columns = _covered(self.left, self.right, grid[1])
         return np.outer(rows, columns).round(9).astype(np.float32)
@@ -83,12 +85,15 @@ class ActivationMask:
         if not 0<=self.threshold<=1:
             raise ValueError(f'threshold {self.threshold}: it is a share of the largest activation, 0 to 1')
 
-    def mask(self, old:torch.Tensor)->torch.Tensor: # activations, (batch, token, feature); magnitudes count
-        "The mask of each feature in each image, in [0, 1], of the activations' shape"
+    def mask(self,
+             old:torch.Tensor, # activations, (batch, token, feature); magnitudes count
+            )->torch.Tensor:   # the activations' shape, in [0, 1]
+        "The mask of each feature in each image"
         m = old.abs()
         m = m/m.amax(1, keepdim=True).clamp_min(1e-30)
         return m*(m>=self.threshold)
 
+# %% ../../nbs/15_models/35_regions.ipynb #5709fbc2
 @dataclass(frozen=True)
 class TextTokens:
     "Some tokens of the text"
@@ -99,8 +104,10 @@ class TextTokens:
         if i is None: i = (self.indices,)
         object.__setattr__(self, 'indices', tuple(valid_index(j, 1<<20, 'text token') for j in i))
 
-    def mask(self, n:int)->np.ndarray: # number of text tokens
-        "Which of `n` tokens are meant: (n,) of 0 and 1"
+    def mask(self,
+             n:int,        # number of text tokens
+            )->np.ndarray: # (n,) of 0 and 1
+        "Which of `n` tokens are meant"
         if any(i>=n for i in self.indices):
             raise ValueError(f'text token {max(self.indices)}, but this call has {n} text tokens: '
                              f'choose 0 to {n-1}')
@@ -109,8 +116,17 @@ class TextTokens:
         return m
 
 # %% ../../nbs/15_models/35_regions.ipynb #8c70e059
-def check_region(r:object): # None, 'map', a region, or an array, tensor or list of numbers
-    "None, a region or a read-only array, as an edit keeps it; raises `ValueError` for anything else"
+def _check_mask(m):
+    if m.ndim not in (1, 2) or not m.size:
+        raise ValueError('a region mask is (rows, cols) over the image tokens or (tokens,) over the text, '
+                         f'got shape {m.shape}')
+    if not ((m>=0)&(m<=1)).all():
+        got = 'NaN' if np.isnan(m).any() else f'{m.min():g} to {m.max():g}'
+        raise ValueError(f'a region mask has values from 0 to 1, got {got}')
+
+def check_region(r:object, # None, 'map', a region, or an array, tensor or list of numbers
+                ):         # None, a region, or a read-only float32 array
+    "A region in the form an edit keeps; raises `ValueError` for anything else"
     if r is None or isinstance(r, (Box, ActivationMask, TextTokens)): return r
     if isinstance(r, str):
         if r=='map': return ActivationMask()
@@ -124,23 +140,18 @@ def check_region(r:object): # None, 'map', a region, or an array, tensor or list
     m.setflags(write=False)
     return m
 
-def _check_mask(m):
-    if m.ndim not in (1, 2) or not m.size:
-        raise ValueError('a region mask is (rows, cols) over the image tokens or (tokens,) over the text, '
-                         f'got shape {m.shape}')
-    if not ((m>=0)&(m<=1)).all():
-        got = 'NaN' if np.isnan(m).any() else f'{m.min():g} to {m.max():g}'
-        raise ValueError(f'a region mask has values from 0 to 1, got {got}')
-
 def _whole(v): return isinstance(v, numbers.Integral) and not isinstance(v, bool)
 
-def check_steps(s:object): # None, an index, a slice, a list of indices, or `noise(low, high)`
+def check_steps(s:object, # None, an index, a slice, a list of indices, or `noise(low, high)`
+               ):         # None, an int, a slice, a tuple of ints, or a `Noise`
     "A window of steps in the form an edit keeps; raises `ValueError` for anything else"
     if s is None: return s
     if isinstance(s, Noise): return noise(*(finite_number(v, 'noise level') for v in s))
     if isinstance(s, slice):
         if all(v is None or _whole(v) for v in (s.start, s.stop, s.step)) and s.step!=0: return s
     elif _whole(s): return int(s)
-    elif (many := items_of(s)) is not None and all(map(_whole, many)): return tuple(map(int, many))
+    else:
+        indices = items_of(s)
+        if indices is not None and all(map(_whole, indices)): return tuple(map(int, indices))
     raise ValueError('steps must be an index, a slice, a list of indices or fi.noise(low, high), '
                      f'got {short_repr(s)}')
