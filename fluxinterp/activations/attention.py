@@ -6,6 +6,8 @@
 __all__ = ['attention_weights', 'AttentionWatch']
 
 # %% ../../nbs/20_activations/05_attention.ipynb #a1c307f2
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -13,41 +15,56 @@ from torch.overrides import TorchFunctionMode
 from ..models.sites import ModuleCall
 
 # %% ../../nbs/20_activations/05_attention.ipynb #68156cb5
-def attention_weights(query:torch.Tensor,      # (batch, head, query token, d)
-                      key:torch.Tensor,        # (batch, head, key token, d); fewer heads are repeated
-                      attn_mask:torch.Tensor=None, # added, or boolean: False is left out
-                      is_causal:bool=False, scale:float=None, # 1 / sqrt(d) when None
-                     )->torch.Tensor:          # (batch, head, query token, key token), float32; sums to 1 over the keys
-    "The weights that `torch.nn.functional.scaled_dot_product_attention` gives the values"
+def attention_weights(query:torch.Tensor,               # queries, (batch, head, query token, d)
+                      key:torch.Tensor,                 # keys, (batch, head, key token, d)
+                      attn_mask:torch.Tensor|None=None, # mask added to the logits, or boolean
+                      is_causal:bool=False,             # True where later keys are not seen
+                      scale:float|None=None,            # factor of the logits; 1 / sqrt(d) when None
+                     )->torch.Tensor:                   # (batch, head, query token, key token), float32
+    "Attention probabilities, as `torch.nn.functional.scaled_dot_product_attention` weights the values"
+    # fewer key heads are repeated; of a boolean mask, False is left out
     if key.shape[1]!=query.shape[1]: key = key.repeat_interleave(query.shape[1]//key.shape[1], 1)
-    w = query.float()@key.float().transpose(-1, -2)*(scale or query.shape[-1]**-.5)
-    if is_causal: attn_mask = torch.ones(w.shape[-2:], dtype=torch.bool, device=w.device).tril()
-    if attn_mask is not None: w = w.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype==torch.bool else w+attn_mask
-    return w.softmax(-1).nan_to_num(0) # a query that may see nothing
+    logits = query.float()@key.float().transpose(-1, -2)*(scale or query.shape[-1]**-.5)
+    if is_causal: attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if attn_mask is not None:
+        boolean = attn_mask.dtype==torch.bool
+        logits = logits.masked_fill(~attn_mask, -torch.inf) if boolean else logits+attn_mask
+    return logits.softmax(-1).nan_to_num(0) # a query that may see nothing
+
+# %% ../../nbs/20_activations/05_attention.ipynb #784333e2
+_names = ('query', 'key', 'value', 'attn_mask') # first arguments of torch's function
 
 class AttentionWatch(TorchFunctionMode):
-    "While it is entered, functions are called with the maps of attention computed inside watched modules"
-    def __init__(self, clock): # the `Clock` that says where the tokens are
+    "Calls functions with the attention maps that are computed inside watched modules, while it is entered"
+    def __init__(self,
+                 clock, # `Clock` that knows where the image tokens are
+                ):
         super().__init__()
-        self.clock,self.inside = clock,[]
+        self.clock = clock
+        self.inside = [] # (module, site, f) of the watched modules that are running
 
-    def watch(self, module, site, f): # `f(clock, map)` returns None or another map; gives the handles of the hooks
-        "Call `f` with the maps of one module"
-        pair = module,site,f
-        def leave(*a):
-            if pair in self.inside: self.inside.remove(pair)
-        def enter(*a):
+    def watch(self,
+              module:torch.nn.Module, # module whose attention is watched
+              site,                   # `Site` that takes its tokens out of the map
+              f:Callable,             # `f(clock, map)`, returns None or another map, (batch, query, key)
+             )->tuple:                # handles of the two hooks, to be removed
+        "Call a function with the attention maps of one module"
+        entry = module,site,f
+        def leave(*_):
+            if entry in self.inside: self.inside.remove(entry)
+        def enter(*_):
             leave()
-            self.inside.append(pair)
+            self.inside.append(entry)
         return module.register_forward_pre_hook(enter),module.register_forward_hook(leave, always_call=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is not F.scaled_dot_product_attention or not self.inside: return out
-        q,k,v,mask = [args[i] if i<len(args) else kwargs.get(n) for i,n in enumerate(('query', 'key', 'value', 'attn_mask'))]
+        q,k,v,mask = [args[i] if i<len(args) else kwargs.get(n) for i,n in enumerate(_names)]
         with torch._C.DisableTorchFunction():
-            mean = attention_weights(q, k, mask, kwargs.get('is_causal', False), kwargs.get('scale')).mean(1).to(q.dtype)
+            weights = attention_weights(q, k, mask, kwargs.get('is_causal', False), kwargs.get('scale'))
+            mean = weights.mean(1).to(q.dtype) # (batch, query, key)
             for module,site,f in list(self.inside):
                 call = ModuleCall(module, (), {}, mean, self.clock.layout)
                 self.clock.grid = site.grid_in(call)

@@ -7,7 +7,7 @@ __all__ = ['PromptEncoder', 'slice_call', 'repeat_call', 'batch_rows', 'batched'
 
 # %% ../../nbs/20_activations/15_batching.ipynb #99b33240
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ class PromptEncoder:
     def __init__(self,
                  pipe,         # a FLUX-class diffusers pipeline
                  prompts:list, # all prompts that will be asked for, repetitions included
-                 call:dict,    # arguments of the pipeline call; those that concern the text are passed on
+                 call:dict,    # keyword arguments of the pipeline call; those of the text encoders are used
                 ):
         self.pipe = pipe
         self.left = Counter(prompts) # how often each prompt is still to come
@@ -53,18 +53,22 @@ _per_prompt = ('prompt_2', 'prompt_3', 'negative_prompt', 'negative_prompt_2', '
 def _check_count(name, values, n, unit, advice=''):
     if len(values)!=n: raise ValueError(f'{name} has {len(values)} {unit} for {n} prompts{advice}')
 
-def _entries(name, values, batch, n): # one per prompt, of the prompts in a batch
+def _slice_list(name, values, batch, n): # entries of the prompts in a batch
     _check_count(name, values, n, 'entries')
     return [values[i] for i in batch]
 
 def _slice_images(name, value, batch, n): # one image for all prompts, or one a prompt
     if isinstance(value, (list, tuple)) or (getattr(value, 'ndim', 0)==4 and len(value)>1):
-        _check_count(name, value, n, 'pictures', ': give one for all, or one a prompt')
+        _check_count(name, value, n, 'images', ': give one for all, or one a prompt')
         some = [value[i] for i in batch]
     else:
         one = value if getattr(value, 'ndim', 0)<4 else value[0]
         some = [one]*len(batch)
     return torch.stack(some) if some and torch.is_tensor(some[0]) else some
+
+def _slice_latents(value, batch, n, images): # rows of the images of a batch
+    if len(value)!=n*images: raise ValueError(f'latents has {len(value)} rows for {n*images} images')
+    return value[[i*images+j for i in batch for j in range(images)]]
 
 def slice_call(call:dict,             # keyword arguments of a pipeline call for all prompts
                batch:list,            # positions of the prompts in the batch
@@ -73,38 +77,36 @@ def slice_call(call:dict,             # keyword arguments of a pipeline call for
                references:bool=False, # True where images are references shared by all prompts (FLUX Kontext)
               )->dict:                # keyword arguments for the batch
     "Arguments of one batch: entries per prompt or image are cut; raises `ValueError` on wrong counts"
-    def cut(name, value):
+    def _cut(name, value):
         listed = isinstance(value, (list, tuple))
         if name in _images and not references and value is not None:
             return _slice_images(name, value, batch, n)
         if listed and name.endswith('embeds') and all(torch.is_tensor(e) for e in value):
-            return _entries(name, value, batch, n) # captions of different lengths
-        if name in _per_prompt and listed: return _entries(name, value, batch, n)
+            return _slice_list(name, value, batch, n) # captions of different lengths
+        if name in _per_prompt and listed: return _slice_list(name, value, batch, n)
         if name in _per_prompt and isinstance(value, str):
             return [value]*len(batch) # some pipelines take no single text beside a list of prompts
         if torch.is_tensor(value) and name.endswith(_embedded):
             _check_count(name, value, n, 'rows')
             return value[list(batch)]
-        if name=='latents' and value is not None:
-            if len(value)!=n*images:
-                raise ValueError(f'latents has {len(value)} rows for {n*images} images')
-            return value[[i*images+j for i in batch for j in range(images)]]
+        if name=='latents' and value is not None: return _slice_latents(value, batch, n, images)
         return value
-    return {k: cut(k, v) for k,v in call.items()}
+    return {k: _cut(k, v) for k,v in call.items()}
 
+# %% ../../nbs/20_activations/15_batching.ipynb #26cc0dc8
 def repeat_call(call:dict,             # keyword arguments for a batch, as `slice_call` gives them
                 n:int,                 # images per prompt
                 references:bool=False, # True where images are references shared by all prompts
                )->dict:                # keyword arguments with every prompt's entries `n` times in a row
     "Arguments of a batch with each prompt repeated, as pipelines do with the prompts they encode themselves"
-    def repeated(name, value):
+    def _repeated(name, value):
         image = name in _images and not references
         if torch.is_tensor(value) and (name.endswith(_embedded) or image):
             return value.repeat_interleave(n, 0)
         if isinstance(value, (list, tuple)) and (name.endswith('embeds') or name in _per_prompt or image):
             return [e for e in value for _ in range(n)]
         return value
-    return {k: repeated(k, v) for k,v in call.items()}
+    return {k: _repeated(k, v) for k,v in call.items()}
 
 def batch_rows(prompts:list,    # captions of all prompts
                part:list,       # positions of the prompts in the batch
@@ -112,33 +114,33 @@ def batch_rows(prompts:list,    # captions of all prompts
                seed:int,        # seed of the noise
               )->pd.DataFrame:  # columns prompt, image, seed, guidance, caption; one line per image
     "Rows of a recording for the images of one batch, prompt by prompt"
-    at = [(i, j) for i in part for j in range(per_prompt)]
-    return pd.DataFrame(dict(prompt=[i for i,_ in at], image=[j for _,j in at], seed=seed,
-                             guidance='conditional', caption=[prompts[i] for i,_ in at]))
+    images = [(i, j) for i in part for j in range(per_prompt)]
+    return pd.DataFrame(dict(prompt=[i for i,_ in images], image=[j for _,j in images], seed=seed,
+                             guidance='conditional', caption=[prompts[i] for i,_ in images]))
 
 # %% ../../nbs/20_activations/15_batching.ipynb #23d35318
 def _out_of_memory(e):
     if isinstance(e, torch.OutOfMemoryError): return True
-    said = str(e).lower()
-    return isinstance(e, RuntimeError) and ('out of memory' in said or "can't allocate memory" in said)
+    text = str(e).lower()
+    return isinstance(e, RuntimeError) and ('out of memory' in text or "can't allocate memory" in text)
 
 def batched(indices:list,        # positions of all prompts
             batch_size:int|str,  # prompts at a time; 'auto' begins with 64, halved when memory runs out
-            draw,                # function of the indices of a batch
+            run:Callable,        # function of the positions of the prompts in a batch
             desc:str,            # label of the progress bar
-            progress:bool|None,  # whether to show a bar; where there is more than one batch when None
-           )->Iterator:          # what `draw` returns, batch by batch
+            progress:bool|None,  # progress bar, shown if True; for several batches when None
+           )->Iterator:          # what `run` returns, batch by batch
     "Call a function with the indices of batch after batch; a batch that does not fit into memory is halved"
     auto = batch_size=='auto'
     if not auto and (not isinstance(batch_size, int) or batch_size<1):
         raise ValueError(f"batch_size must be a positive number or 'auto', got {batch_size!r}")
     size = 64 if auto else batch_size
     shown = len(indices)>size if progress is None else progress
-    k = 0
+    done = 0
     with tqdm(total=len(indices), desc=desc, disable=not shown, leave=False) as bar:
-        while k<len(indices):
-            part = indices[k:k+size]
-            try: res = draw(part)
+        while done<len(indices):
+            part = indices[done:done+size]
+            try: res = run(part)
             except (RuntimeError, torch.OutOfMemoryError) as e:
                 if not auto or len(part)==1 or not _out_of_memory(e): raise
                 size = max(1, len(part)//2)
@@ -146,6 +148,6 @@ def batched(indices:list,        # positions of all prompts
             if res is None: # outside the handler, where the error no longer keeps the batch's tensors
                 if torch.cuda.is_available(): torch.cuda.empty_cache()
                 continue
-            k += len(part)
+            done += len(part)
             bar.update(len(part))
             yield res

@@ -7,24 +7,23 @@ __all__ = ['hooked']
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #ef2819c4
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from .attention import AttentionWatch
 from ..models.clock import Clock, count_steps
 from ..models.description import describe
 from ..models.pipelines import check_pipeline
-from ..models.sites import ModuleCall, resolve_site
+from ..models.sites import ModuleCall, Site, resolve_site
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #21c35e3a
 @contextmanager
-def _eager(pipe)->Iterator[None]:
+def _eager(pipe, network)->Iterator[None]:
     "The pipeline with its denoiser uncompiled while the context is open"
-    net = describe(pipe).network
     part = next(n for n in ('transformer', 'unet') if getattr(pipe, n, None) is not None)
     outer = getattr(pipe, part)
-    inside = [m for m in net.modules() if getattr(m, '_compiled_call_impl', None) is not None]
-    if outer is net and not inside:
+    inside = [m for m in network.modules() if getattr(m, '_compiled_call_impl', None) is not None]
+    if outer is network and not inside:
         yield
         return
     warnings.warn('the denoiser is compiled, and a compiled network passes over hooks: '
@@ -32,66 +31,99 @@ def _eager(pipe)->Iterator[None]:
     kept = [m._compiled_call_impl for m in inside]
     try:
         for m in inside: m._compiled_call_impl = None
-        if outer is not net: setattr(pipe, part, net)
+        if outer is not network: setattr(pipe, part, network)
         yield
     finally:
-        if outer is not net: setattr(pipe, part, outer)
-        for m,c in zip(inside, kept): m._compiled_call_impl = c
+        if outer is not network: setattr(pipe, part, outer)
+        for m,compiled in zip(inside, kept): m._compiled_call_impl = compiled
 
 _cache_hooks = ('cache', 'fbc', 'broadcast', 'skip') # parts of the names of diffusers' caching hooks
 
-def _check_not_cached(pipe): # diffusers' caches give a block's old output, or none, without a word
+def _check_not_cached(pipe, network): # diffusers' caches give a block's old output, or none, without a word
     kinds = set()
-    for m in describe(pipe).network.modules():
+    for m in network.modules():
         hooks = getattr(getattr(m, '_diffusers_hook', None), 'hooks', {})
         kinds |= {k for k in hooks if any(w in k for w in _cache_hooks)}
-    if not kinds and not getattr(describe(pipe).network, 'is_cache_enabled', False): return
+    if not kinds and not getattr(network, 'is_cache_enabled', False): return
     part = 'unet' if getattr(pipe, 'unet', None) is not None else 'transformer'
     raise ValueError('the denoiser skips blocks and reuses what they gave in earlier steps '
                      f'({", ".join(sorted(kinds)) or "a cache"}): a site that does not run '
                      'has no activations. '
                      f'Switch it off first: pipe.{part}.disable_cache()')
 
+# %% ../../nbs/20_activations/10_hooks.ipynb #546b24f6
+class _Hooks:
+    "Forward hooks that call functions with the activations of sites"
+    def __init__(self,
+                 pipe,        # diffusers pipeline
+                 clock:Clock, # clock of the passes
+                ):
+        self.pipe,self.clock = pipe,clock
+        self.gates = {} # (module path, part of its output) -> gate of the pass that is running
+
+    def _on_gate(self, site): # forward hook of a gate's module
+        def _hook(module, args, output):
+            self.gates[site.gate, site.gate_part] = site.gate_of(self.pipe, output)
+        return _hook
+
+    def _on_output(self, site, f): # forward hook: a site that is a module's output, or computed from it
+        def _hook(module, args, kwargs, output):
+            gate = self.gates.get((site.gate, site.gate_part))
+            call = ModuleCall(module, args, kwargs, output, self.clock.layout, gate)
+            self.clock.grid = site.grid_in(call)
+            new = f(self.clock, site.take(call))
+            if new is not None: return site.put(call, new)
+        return _hook
+
+    def _on_input(self, site, f): # forward pre-hook: a site that is a module's input
+        def _hook(module, args, kwargs):
+            call = ModuleCall(module, args, kwargs, None, self.clock.layout)
+            self.clock.grid = site.grid_in(call)
+            new = f(self.clock, site.take(call))
+            if new is not None: return site.with_input(call, site.put(call, new))
+        return _hook
+
+    def attach_gates(self,
+                     sites:list, # sites whose gates are needed
+                    )->Iterator: # handles of the hooks
+        "Hooks on the modules of gates, one for each"
+        gated = {(s.gate, s.gate_part): s for s in sites if s.gate}
+        for s in gated.values(): yield s.module(self.pipe, s.gate).register_forward_hook(self._on_gate(s))
+
+    def attach(self,
+               site:Site,                # site to read or write
+               f:Callable,               # `f(clock, x)`, returns None or a new x
+               maps:AttentionWatch|None, # entered watch, for sites that are attention maps
+              )->tuple:                  # handles of the hooks
+        "Hooks for one site"
+        module = site.module(self.pipe)
+        if site.read=='map': return maps.watch(module, site, f)
+        if site.read=='input':
+            return (module.register_forward_pre_hook(self._on_input(site, f), with_kwargs=True),)
+        return (module.register_forward_hook(self._on_output(site, f), with_kwargs=True),)
+
+# %% ../../nbs/20_activations/10_hooks.ipynb #bd3d10dc
 @contextmanager
-def hooked(pipe,              # a diffusers pipeline
+def hooked(pipe,              # diffusers pipeline
            callbacks:list,    # (site, f) pairs; f(clock, x) returns None or a new x, (batch, token, width)
           )->Iterator[Clock]: # step, noise level and guidance rows of the pass that is running
     "Call functions with the activations of sites while the context is open; no hook is left, however it ends"
     check_pipeline(pipe)
     pairs = [(resolve_site(pipe, s), f) for s,f in callbacks]
-    denoising = any(not s.encoder for s,_ in pairs)
-    if denoising: _check_not_cached(pipe)
-    with describe(pipe).lock, ExitStack() as stack: # one thread at a time
-        stack.enter_context(_eager(pipe))
+    sites = [s for s,_ in pairs]
+    described = describe(pipe)
+    network = described.network
+    denoising = any(not s.encoder for s in sites)
+    if denoising: _check_not_cached(pipe, network)
+    with described.lock, ExitStack() as stack: # one thread at a time
+        stack.enter_context(_eager(pipe, network))
         clock = stack.enter_context(count_steps(pipe))
-        if denoising: clock.schedule_callbacks.append(lambda: _check_not_cached(pipe)) # switched on since
-        gates = {}
-        def gate_hook(site):
-            def keep(module, args, output): gates[site.gate, site.gate_part] = site.gate_of(pipe, output)
-            return keep
-        def after(site, f): # a site that is a module's output, or computed from it
-            def hook(module, args, kwargs, output):
-                gate = gates.get((site.gate, site.gate_part))
-                call = ModuleCall(module, args, kwargs, output, clock.layout, gate)
-                clock.grid = site.grid_in(call)
-                new = f(clock, site.take(call))
-                if new is not None: return site.put(call, new)
-            return hook
-        def before(site, f): # a site that is a module's input
-            def hook(module, args, kwargs):
-                call = ModuleCall(module, args, kwargs, None, clock.layout)
-                clock.grid = site.grid_in(call)
-                new = f(clock, site.take(call))
-                if new is not None: return site.with_input(call, site.put(call, new))
-            return hook
-        def add(handle): stack.callback(handle.remove)
-        gated = {(s.gate, s.gate_part): s for s,_ in pairs if s.gate}
-        for s in gated.values(): add(s.module(pipe, s.gate).register_forward_hook(gate_hook(s)))
-        if any(s.read=='map' for s,_ in pairs): maps = stack.enter_context(AttentionWatch(clock))
-        for s,f in pairs:
-            m = s.module(pipe)
-            if s.read=='map':
-                for h in maps.watch(m, s, f): add(h)
-            elif s.read=='input': add(m.register_forward_pre_hook(before(s, f), with_kwargs=True))
-            else: add(m.register_forward_hook(after(s, f), with_kwargs=True))
+        if denoising: # a cache may have been switched on since
+            clock.schedule_callbacks.append(lambda: _check_not_cached(pipe, network))
+        hooks = _Hooks(pipe, clock)
+        for handle in hooks.attach_gates(sites): stack.callback(handle.remove)
+        maps = None
+        if any(s.read=='map' for s in sites): maps = stack.enter_context(AttentionWatch(clock))
+        for site,f in pairs:
+            for handle in hooks.attach(site, f, maps): stack.callback(handle.remove)
         yield clock

@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
@@ -40,87 +41,103 @@ class StoreFolder:
         self.fs,root = fsspec.core.url_to_fs(self.name)
         self.root = root.rstrip('/')
         self.local = isinstance(self.fs, LocalFileSystem)
+
     def at(self,
            name:str, # file, relative to the folder
           )->str:    # path in the file system
         "Where a file of the folder is"
         return f'{self.root}/{name}'
+
     def open(self,
              name:str, # file, relative to the folder
             ):         # binary file object
         "A file, opened for reading"
         try: return self.fs.open(self.at(name), 'rb')
         except OSError as e: raise StoreError(f'cannot read {self.at(name)}: {e.strerror or e}') from e
+
     def read(self,
              name:str, # file, relative to the folder
             )->bytes:  # content of the file
         "The whole content of a file"
         with self.open(name) as f: return f.read()
-    def sizes(self)->dict: # relative name -> bytes
+
+    def sizes(self)->dict: # name relative to the folder -> bytes
         "Size of every file in the folder and below"
         found = self.fs.find(self.root, detail=True)
         return {k[len(self.root)+1:]: v['size'] for k,v in found.items()}
-    def write(self,
-              name:str,   # file, relative to the folder
-              data:bytes, # new content
-             ):
-        "Write a file in one go: nobody sees half of it"
-        try:
-            if self.local:
-                with atomic_path(self.at(name)) as p: p.write_bytes(data)
-            else: self.fs.pipe_file(self.at(name), data)
-        except OSError as e: raise self.failed(name, e) from e
-    def failed(self,
-               name:str,     # file that could not be written, relative to the folder
-               e:OSError,    # what went wrong
-              )->StoreError: # to be raised
-        "The error of a failed write, with advice"
-        advice = _advice.get(e.errno, 'see to it')
-        return StoreError(f'could not write {self.at(name)}: {e.strerror or e}. '
-                          f'Everything written before is good; {advice} and harvest again with the same arguments')
-    def checksum(self,
-                 name:str, # file, relative to the folder
-                )->str:    # 64 hexadecimal digits
-        "sha256 of a file, read a little at a time"
-        h = hashlib.sha256()
-        with self.open(name) as f:
-            try:
-                while block := f.read(2**20): h.update(block)
-            except OSError as e: raise StoreError(f'cannot read {self.at(name)}: {e.strerror or e}') from e
-        return h.hexdigest()
 
 def store_folder(path,          # folder, fsspec URL or `StoreFolder`
                 )->StoreFolder: # the folder of the store
     "A store's folder, of a path or of itself"
     return path if isinstance(path, StoreFolder) else StoreFolder(path)
 
+# %% ../../nbs/20_activations/30_store_files.ipynb #4dcdb3fc
+@patch
+def write(self:StoreFolder,
+          name:str,   # file, relative to the folder
+          data:bytes, # new content
+         ):
+    "Write a file in one go: nobody sees half of it"
+    try:
+        if self.local:
+            with atomic_path(self.at(name)) as p: p.write_bytes(data)
+        else: self.fs.pipe_file(self.at(name), data)
+    except OSError as e: raise self.failed(name, e) from e
+
+@patch
+def failed(self:StoreFolder,
+           name:str,     # file that could not be written, relative to the folder
+           e:OSError,    # what went wrong
+          )->StoreError: # to be raised
+    "The error of a failed write, with advice"
+    advice = _advice.get(e.errno, 'see to it')
+    return StoreError(f'could not write {self.at(name)}: {e.strerror or e}. '
+                      f'Everything written before is good; {advice} and harvest again with the same arguments')
+
+@patch
+def checksum(self:StoreFolder,
+             name:str, # file, relative to the folder
+            )->str:    # 64 hexadecimal digits
+    "sha256 of a file, read a little at a time"
+    h = hashlib.sha256()
+    with self.open(name) as f:
+        try:
+            while block := f.read(2**20): h.update(block)
+        except OSError as e: raise StoreError(f'cannot read {self.at(name)}: {e.strerror or e}') from e
+    return h.hexdigest()
+
 # %% ../../nbs/20_activations/30_store_files.ipynb #7a663297
 store_format = 1
 store_dtypes = {'bfloat16': (torch.bfloat16, 'BF16'), 'float32': (torch.float32, 'F32'), 'int8': (torch.int8, 'I8')}
 
-def seal_manifest(manifest:dict)->dict: # what a store is
+def seal_manifest(manifest:dict)->dict: # manifest, with or without a checksum
     "The manifest with a checksum of everything else in it"
     rest = {k: v for k,v in manifest.items() if k!='sha256'}
     return rest|{'sha256': hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
-def save_manifest(manifest:dict, path): # the folder of the store
+def save_manifest(manifest:dict, # manifest of the store
+                  path,          # folder of the store, or its URL
+                 ):
     "Write a sealed manifest, a line for each shard"
-    m = seal_manifest(manifest)
-    head = json.dumps({k: v for k,v in m.items() if k!='shards'}, indent=1)
-    lines = ',\n'.join('  '+json.dumps(s) for s in m['shards'])
+    sealed = seal_manifest(manifest)
+    head = json.dumps({k: v for k,v in sealed.items() if k!='shards'}, indent=1)
+    lines = ',\n'.join('  '+json.dumps(s) for s in sealed['shards'])
     data = f'{head[:-2]},\n "shards": [\n{lines}\n ]\n}}\n'.encode()
-    for name in ('manifest.backup.json', 'manifest.json'): store_folder(path).write(name, data) # the backup is never behind
+    folder = store_folder(path)
+    folder.write('manifest.backup.json', data) # first: the backup is never behind
+    folder.write('manifest.json', data)
 
-def plan_shards(segments:list)->list: # of a manifest
+def plan_shards(segments:list)->list: # segments of a manifest: a run of prompts for each harvest
     "Which prompts go into which shard: a function of the arguments of the harvests alone"
     res,first = [],0
     for i,s in enumerate(segments):
         last = first+s['prompts']
-        res += [dict(segment=i, start=a, stop=min(a+s['per_shard'], last)) for a in range(first, last, s['per_shard'])]
+        starts = range(first, last, s['per_shard'])
+        res += [dict(segment=i, start=a, stop=min(a+s['per_shard'], last)) for a in starts]
         first = last
     return res
 
-def load_manifest(path)->dict: # the folder of the store
+def load_manifest(path)->dict: # folder of the store, or its URL
     "The checked manifest of a store; raises `StoreError` with what is wrong"
     folder = store_folder(path)
     try: return _read_manifest(folder, 'manifest.json')
@@ -130,35 +147,52 @@ def load_manifest(path)->dict: # the folder of the store
         except StoreError: raise e from None
         raise StoreError(f'{e}. manifest.backup.json beside it is whole: copy it to manifest.json') from None
 
-def _read_manifest(folder, name):
-    where,kept = folder.at(name),'the shards beside it are not touched'
+# %% ../../nbs/20_activations/30_store_files.ipynb #9da02861
+_untouched = 'the shards beside it are not touched'
+
+def _parse_manifest(folder, name): # JSON of a file that claims to be a manifest
+    where = folder.at(name)
     try: m = json.loads(folder.read(name))
     except StoreError as e:
-        if isinstance(e.__cause__, FileNotFoundError): raise StoreError(f'{folder.root} is no store: it has no {name}') from e
-        raise
-    except (ValueError, RecursionError) as e: raise StoreError(f'{where} is damaged, it is no JSON ({e}); {kept}') from None
-    if not isinstance(m, dict) or m.get('kind')!='fluxinterp store': raise StoreError(f'{where} is damaged or not the manifest of a store; {kept}')
+        if not isinstance(e.__cause__, FileNotFoundError): raise
+        raise StoreError(f'{folder.root} is no store: it has no {name}') from e
+    except (ValueError, RecursionError) as e:
+        raise StoreError(f'{where} is damaged, it is no JSON ({e}); {_untouched}') from None
+    if not isinstance(m, dict) or m.get('kind')!='fluxinterp store':
+        raise StoreError(f'{where} is damaged or not the manifest of a store; {_untouched}')
     if type(m.get('format')) is int and m['format']>store_format:
-        raise StoreError(f'{folder.root} was written by a later version (format {m["format"]}, this version reads up to {store_format}): upgrade fluxinterp')
-    try:
-        if m!=seal_manifest(m): raise StoreError(f'{where} is damaged or was edited: its own checksum does not fit; {kept}')
-        _check_manifest(m)
-    except StoreError: raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-        raise StoreError(f'{where} makes no sense: {type(e).__name__} {e}; {kept}') from None
+        raise StoreError(f'{folder.root} was written by a later version (format {m["format"]}, '
+                         f'this version reads up to {store_format}): upgrade fluxinterp')
     return m
 
-def shard_name(manifest:dict, shard:int, site:int)->str: # positions in the manifest
-    "The file of a shard of a site, below the store's folder"
+def _read_manifest(folder, name):
+    m,where = _parse_manifest(folder, name),folder.at(name)
+    try:
+        sealed = seal_manifest(m)
+        if m==sealed:
+            _check_manifest(m)
+            return m
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+        raise StoreError(f'{where} makes no sense: {type(e).__name__} {e}; {_untouched}') from None
+    raise StoreError(f'{where} is damaged or was edited: its own checksum does not fit; {_untouched}')
+
+def shard_name(manifest:dict, # manifest of the store
+               shard:int,     # position of the shard
+               site:int,      # position of the site
+              )->str:         # name relative to the store's folder
+    "The file of a shard of a site"
     return f"{manifest['sites'][site]['folder']}/{shard:05d}.safetensors"
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #10c4874f
 def _is_count(v, low=1, high=2**31-1): return type(v) is int and low<=v<=high
+
 def _is_numbers(v): return isinstance(v, list) and all(type(n) in (int, float) and abs(n)<1e9 for n in v)
 def _is_sha256(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
 def _is_grid(v): return v is None or (isinstance(v, list) and len(v)==2 and all(map(_is_count, v)))
+
 def _is_site(v):
-    name,texts = Site(**v).name,all(isinstance(v[k], str) for k in ('name', 'path', 'read', 'stream'))
+    name = Site(**v).name
+    texts = all(isinstance(v[k], str) for k in ('name', 'path', 'read', 'stream'))
     return texts and name and name==v['name']
 def _all_differ(values): return len(set(values))==len(values)
 
@@ -191,7 +225,8 @@ _list_checks = ( # (what is named in the error, condition on the manifest m whos
     ('shards', lambda m: len(m['shards'])==sum(-(-s['prompts']//s['per_shard']) for s in m['segments'])),
 )
 
-def _check(checks, *about):
+# %% ../../nbs/20_activations/30_store_files.ipynb #1b98125b
+def _check(checks, *about): # a table of checks on a part of the manifest
     for what,ok in checks:
         if not ok(*about): raise ValueError(what)
 
@@ -228,21 +263,22 @@ def _check_manifest(m):
     for shard,planned in zip(m['shards'], plan_shards(m['segments'])): _check_shard(m, shard, planned)
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #295c88de
-def kept_tokens(seed:int,        # of the harvest
-                rows:np.ndarray, # (n, 4): prompt, image, seed, guidance
-                steps:list,      # step indices
-                total:int,       # tokens there are
-                keep:int,        # tokens kept
-               )->np.ndarray:    # (n, step, keep) int32, ascending
-    "Which tokens of each image and step are kept"
+def kept_tokens(seed:int,        # seed of the harvest
+                rows:np.ndarray, # rows of images, (n, 4): prompt, image, seed, guidance
+                steps:list,      # indices of the kept denoising steps
+                total:int,       # number of tokens of an image and step
+                keep:int,        # number of tokens kept of them
+               )->np.ndarray:    # positions of the kept tokens, (n, step, keep) int32, ascending
+    "Random tokens of each image and step: a function of seed, prompt, image and step, the same for all guidance"
     known = {}
-    def pick(prompt, image, step):
-        if (prompt, image, step) not in known:
-            known[prompt,image,step] = np.sort(np.random.default_rng([seed, prompt, image, step]).choice(total, keep, replace=False, shuffle=False))
-        return known[prompt,image,step]
-    return np.array([[pick(int(r[0]), int(r[1]), int(s)) for s in steps] for r in rows], np.int32)
+    def _pick(*place): # prompt, image, step
+        if place not in known:
+            rng = np.random.default_rng([seed, *place])
+            known[place] = np.sort(rng.choice(total, keep, replace=False, shuffle=False))
+        return known[place]
+    return np.array([[_pick(int(r[0]), int(r[1]), int(s)) for s in steps] for r in rows], np.int32)
 
-def quantize_rows(x:torch.Tensor, # (..., width)
+def quantize_rows(x:torch.Tensor, # activation vectors, (..., width)
                  )->tuple:        # int8 of the same shape, float32 scale (...)
     "Eight bits a number and one scale a vector; `q * scale` is at most half a scale from x"
     x = x.float()
@@ -250,11 +286,11 @@ def quantize_rows(x:torch.Tensor, # (..., width)
     q = x/torch.where(scale>0, scale, 1.)[...,None]
     return q.round().clamp(-127, 127).to(torch.int8), scale
 
-def shard_tensors(x:torch.Tensor,      # (row, step, token, width)
-                  rows:np.ndarray,     # (row, 4): prompt, image, seed, guidance
-                  token:np.ndarray=None, # (row, step, token) int32 where only some were kept
-                  dtype:str='bfloat16', # 'bfloat16', 'float32', or 'int8'
-                 )->dict:              # name -> tensor
+def shard_tensors(x:torch.Tensor,             # activations, (row, step, token, width)
+                  rows:np.ndarray,            # rows of images, (row, 4): prompt, image, seed, guidance
+                  token:np.ndarray|None=None, # positions of kept tokens, (row, step, token) int32; None: all
+                  dtype:str='bfloat16',       # number format: 'bfloat16', 'float32' or 'int8'
+                 )->dict:                     # name -> tensor
     "What the file of a shard holds"
     parts = dict(rows=torch.as_tensor(rows, dtype=torch.int64))
     if dtype=='int8': parts['x'],parts['scale'] = quantize_rows(x)
@@ -262,16 +298,29 @@ def shard_tensors(x:torch.Tensor,      # (row, step, token, width)
     if token is not None: parts['token'] = torch.as_tensor(token, dtype=torch.int32).contiguous()
     return parts
 
-def shard_values(parts:dict)->torch.Tensor: # of `shard_tensors`
+def shard_values(parts:dict)->torch.Tensor: # tensors of `shard_tensors`
     "The activations a reader of the shard gets"
     return parts['x'].float()*parts['scale'][...,None] if 'scale' in parts else parts['x']
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #10fc4a1e
+_sums = ('count', 'sum', 'square', 'norm') # attributes of `Moments`
+
 class Moments:
     "Sums over activation vectors, per step, in float64"
-    def __init__(self, steps:int, width:int): # how many steps; size of a vector
-        self.count,self.sum,self.square,self.norm = np.zeros(steps, np.int64),np.zeros((steps, width)),np.zeros((steps, width)),np.zeros(steps)
-    def add(self, step:int, x:torch.Tensor): # position of the step; (n, width)
+    def __init__(self,
+                 steps:int, # number of denoising steps
+                 width:int, # size of a vector
+                ):
+        self.count = np.zeros(steps, np.int64)    # (step,) vectors
+        self.sum = np.zeros((steps, width))       # (step, width)
+        self.square = np.zeros((steps, width))    # (step, width) sums of squares
+        self.norm = np.zeros(steps)               # (step,) sums of lengths
+
+    def add(self,
+            step:int,       # position of the step
+            x:torch.Tensor, # activation vectors, (n, width)
+           ):
+        "Count vectors of one step"
         for part in x.split(8192):
             v = part.double().numpy()
             self.sum[step] += v.sum(0)
@@ -279,37 +328,50 @@ class Moments:
             self.square[step] += v.sum(0)
             self.norm[step] += np.sqrt(v.sum(1)).sum()
             self.count[step] += len(v)
-    def merge(self, other): # of further vectors
-        for k in ('count', 'sum', 'square', 'norm'): getattr(self, k).__iadd__(getattr(other, k))
 
+    def merge(self,
+              other, # `Moments` of further vectors
+             ):
+        "Add the sums of further vectors"
+        for k in _sums: getattr(self, k).__iadd__(getattr(other, k))
+
+# %% ../../nbs/20_activations/30_store_files.ipynb #bc8249e9
 class SiteStatistics:
     "Statistics of one site; per step, and in `overall` over all of them"
-    def __init__(self, m:Moments, steps:list, levels:list):
+    def __init__(self,
+                 m:Moments,   # sums over the vectors
+                 steps:list,  # indices of the denoising steps
+                 levels:list, # noise level of each step
+                ):
         self.steps,self.levels,self._moments = steps,levels,m
         n = np.maximum(m.count, 1)
-        self.count = torch.from_numpy(m.count.copy())                                       # (step,)
-        self.mean = torch.from_numpy(m.sum/n[:,None])                                       # (step, width)
-        self.variance = torch.from_numpy(m.square/n[:,None])-self.mean**2                   # (step, width)
-        self.norm,self.mean_square = torch.from_numpy(m.norm/n),torch.from_numpy(m.square.sum(1)/n) # (step,): mean length; mean squared length
+        self.count = torch.from_numpy(m.count.copy())                      # (step,)
+        self.mean = torch.from_numpy(m.sum/n[:,None])                      # (step, width)
+        self.variance = torch.from_numpy(m.square/n[:,None])-self.mean**2  # (step, width)
+        self.norm = torch.from_numpy(m.norm/n)                             # (step,) mean length
+        self.mean_square = torch.from_numpy(m.square.sum(1)/n)             # (step,) mean squared length
+
     @property
     def overall(self)->'SiteStatistics':
-        "The same over all steps together, as a single one"
+        "Statistics over all steps together, as a single one"
         if len(self.count)==1: return self
         m = Moments(1, self.mean.shape[1])
-        for k in ('count', 'sum', 'square', 'norm'): setattr(m, k, getattr(self._moments, k).sum(0, keepdims=True))
+        for k in _sums: setattr(m, k, getattr(self._moments, k).sum(0, keepdims=True))
         return SiteStatistics(m, [None], [None])
+
     @property
     def frame(self)->pd.DataFrame:
-        "One line a step; `mean / spread` is the length of the mean over the square root of the total variance"
+        "One line a step; `mean / spread` is the mean's length over the square root of the total variance"
         spread = self.variance.sum(1).clamp_min(0).sqrt()
         length = self.mean.norm(dim=1)
-        return pd.DataFrame({'step': self.steps, 'noise': self.levels, 'tokens': self.count, 'mean norm': self.norm, 'length of mean': length,
+        return pd.DataFrame({'step': self.steps, 'noise': self.levels, 'tokens': self.count,
+                             'mean norm': self.norm, 'length of mean': length,
                              'spread': spread, 'mean / spread': length/spread}).set_index('step')
+
     def __repr__(self): return self.frame.round(3).to_string()
     def _repr_html_(self): return self.frame.round(3).to_html()
 
-_sums = ('count', 'sum', 'square', 'norm') # attributes of `Moments`
-
+# %% ../../nbs/20_activations/30_store_files.ipynb #3b5f4b4e
 def save_moments(folder:StoreFolder, # folder of the store
                  moments:dict,       # `Moments` by folder of the site
                  shards:int,         # number of shards they cover
@@ -325,6 +387,20 @@ def _moments_seal(parts, shards):
     for k in sorted(parts): h.update(k.encode()+parts[k].numpy().tobytes())
     return h.hexdigest()
 
+def _parse_moments(data, manifest): # content of the file -> `Moments` by folder, shards they cover, whether good
+    n = int.from_bytes(data[:8], 'little')
+    about,parts = json.loads(data[8:8+n])['__metadata__'],safetensors_load(data)
+    shards,sha = json.loads(about['covers'])
+    ok = type(shards) is int and sha==_moments_seal(parts, shards) and 0<=shards<=len(manifest['shards'])
+    res = {}
+    for s in manifest['sites']:
+        m = res[s['folder']] = Moments(len(manifest['schedule']['steps']), s['width'])
+        for k in _sums:
+            v = parts[f'{s["folder"]}/{k}'].numpy()
+            ok &= v.shape==getattr(m, k).shape and v.dtype==getattr(m, k).dtype
+            setattr(m, k, v.copy())
+    return res,shards,ok
+
 def load_moments(folder:StoreFolder, # folder of the store
                  manifest:dict,      # checked manifest of the store
                 )->tuple:            # `Moments` by folder of the site; number of shards they cover
@@ -332,18 +408,7 @@ def load_moments(folder:StoreFolder, # folder of the store
     data = folder.read('statistics.safetensors')
     advice = 'harvest again with the same arguments to compute it anew'
     where = folder.at('statistics.safetensors')
-    try:
-        n = int.from_bytes(data[:8], 'little')
-        about,parts = json.loads(data[8:8+n])['__metadata__'],safetensors_load(data)
-        shards,sha = json.loads(about['covers'])
-        ok = type(shards) is int and sha==_moments_seal(parts, shards) and 0<=shards<=len(manifest['shards'])
-        res = {}
-        for s in manifest['sites']:
-            m = res[s['folder']] = Moments(len(manifest['schedule']['steps']), s['width'])
-            for k in _sums:
-                v = parts[f'{s["folder"]}/{k}'].numpy()
-                ok &= v.shape==getattr(m, k).shape and v.dtype==getattr(m, k).dtype
-                setattr(m, k, v.copy())
+    try: moments,shards,ok = _parse_moments(data, manifest)
     except Exception as e: raise StoreError(f'{where} is damaged ({type(e).__name__}); {advice}') from None
     if not ok: raise StoreError(f'{where} is damaged; {advice}')
-    return res,shards
+    return moments,shards
