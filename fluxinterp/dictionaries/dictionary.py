@@ -218,7 +218,8 @@ def check_belongs(dictionary:Dictionary, # dictionary to be used
     pairs = [('site', m.site, site), ('model', m.model, model)]
     wrong = [f'{what} {made}, not {used}' for what,made,used in pairs if made and used and made!=used]
     if wrong and not force:
-        raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}; pass force=True to use it anyway')
+        raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}; '
+                         'pass force=True to use it anyway')
     if wrong: warnings.warn(f'the dictionary was trained on {"; ".join(wrong)}', stacklevel=3)
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #d0f10002
