@@ -20,6 +20,7 @@ wings = {
     'steering': ('edits, generation with them, recipes, roles of blocks', '45_steering'),
     'atlases': ('what every feature fires on', '50_atlases'),
     'autointerp': ('explanations and their scores', '55_explaining'),
+    'widgets': ('parts of views, their JavaScript and styles', '60_widgets'),
     'dashboards': ('views for notebooks and offline pages', '65_dashboards'),
 }
 

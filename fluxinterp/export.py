@@ -42,7 +42,7 @@ def export_assets(nbs:Path, # folder of notebooks
         source = notebook.relative_to(nbs).as_posix()
         parts = {}
         for kind,name,text in asset_cells(notebook):
-            parts.setdefault(lib/'widgets'/kind/f'{name}.{kind}', []).append(text.strip())
+            parts.setdefault(lib/'widgets'/kind/f'{name}.{kind}', []).append(text.strip('\n'))
         for path,texts in parts.items():
             if path in written:
                 raise ValueError(f'{path.name} comes from {written[path]} and from {source}: give one of them another name')
@@ -79,9 +79,8 @@ def map_table(surface:dict, # wing -> module -> names
              )->str: # Markdown
     "The map of the library: wings bottom to top, with the names people use"
     lines = ['| wing | what it is for | names at the top level |', '|---|---|---|']
-    for wing,modules in surface.items():
-        sentence, folder = about[wing]
-        names = ', '.join(f'`{n}`' for every in modules.values() for n in every)
+    for wing,(sentence,folder) in about.items():
+        names = ', '.join(f'`{n}`' for every in surface.get(wing, {}).values() for n in every)
         lines.append(f'| [`{wing or "fluxinterp"}`](nbs/{folder}) | {sentence} | {names} |')
     return '\n'.join(lines)
 
