@@ -222,8 +222,8 @@ class TopKSAE(SAE):
         return SparseCode(values, indices*(values>0), self.num_latents)
 
     def _reconstruct(self, z, k):
-        xhat,values,indices = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k, self.batch,
-                                                self.low_precision, sharded=self.sharded)
+        xhat,values,indices = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k,
+                                                self.batch, self.low_precision, sharded=self.sharded)
         return xhat,SparseCode(values.detach(), indices, self.num_latents),None
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #9c5e1ed5
@@ -323,7 +323,7 @@ class JumpReLUSAE(SAE):
         act,on = _Jump.apply(pre.relu(), self.threshold, self.config.bandwidth)
         return act@self.W_dec+self.b_dec,on.sum(),on.detach().amax(0)
 
-    def _reconstruct(self, z, k): # the penalty is `sparsity (L0/k - 1)^2`; the code says which latents fired at all
+    def _reconstruct(self, z, k): # penalty: sparsity (L0/k - 1)^2; code: which latents fired at all
         tiles = z.split(max(1, tile_bytes//(4*self.num_latents)))
         parts = [checkpoint(self._tile, tile, use_reentrant=False) for tile in tiles]
         own = sum(p[1] for p in parts) # active latents of this process's tokens
