@@ -87,7 +87,7 @@ class ITDA(Dictionary):
                  atoms:torch.Tensor,              # rows of length 1, normalized, (num_latents, d)
                  normalizer:Normalizer,           # fitted normalizer of the activations
                  config:ITDAConfig|None=None,     # how it grew and encodes; the defaults when None
-                 norms:torch.Tensor|None=None,    # lengths of normalized activations, (num_latents,); 1 when None
+                 norms:torch.Tensor|None=None,    # lengths of normalized activations, (num_latents,); or 1
                  coords:dict|None=None,           # coordinates of the tokens, name -> (num_latents,)
                  captions:dict|None=None,         # prompt index -> caption
                  meta:DictionaryMeta|None=None,   # origin of the activations
