@@ -22,7 +22,7 @@ def raw_sae(W_enc:torch.Tensor,               # encoder rows, (num_latents, d)
             b_dec:torch.Tensor,               # decoder bias, (d,)
             architecture:str='topk',          # one of `sae.architectures`
             k:int|None=None,                  # active latents per token; unknown when None
-            threshold:torch.Tensor|None=None, # least activation: one for 'batchtopk', (num_latents,) for 'jumprelu'
+            threshold:torch.Tensor|None=None, # least activation; (num_latents,) for 'jumprelu', else a number
             centered:bool=True,               # whether the encoder is for `x - b_dec`
            )->SAE:                            # in eval mode
     "An SAE of raw activations, with these weights"
@@ -102,8 +102,8 @@ def _sae_lens(folder):
     if rescale:
         length = W_dec.norm(dim=1)
         if not (length>0).all():
-            raise DictionaryFileError(f'{path}: a decoder row has length 0, and activations are to be rescaled '
-                                      'by it')
+            raise DictionaryFileError(f'{path}: a decoder row has length 0, and activations are to be '
+                                      'rescaled by it')
         W_enc,b_enc,W_dec = W_enc*length[:,None],b_enc*length,W_dec/length[:,None]
     if kind=='topk': args = dict(k=_k(cfg, n, where))
     else: args = dict(architecture='jumprelu', threshold=t.get('threshold', torch.zeros(n)))
@@ -120,8 +120,8 @@ def read_pickle(path:str|Path)->dict: # file of a pickled state dict
     try: obj = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        raise DictionaryFileError(f'{path} is damaged, or holds more than tensors, which could run anything and '
-                                  f'is refused: {reason}') from e
+        raise DictionaryFileError(f'{path} is damaged, or holds more than tensors, which could run anything '
+                                  f'and is refused: {reason}') from e
     if isinstance(obj, dict) and isinstance(obj.get('state_dict'), dict): obj = obj['state_dict']
     items = obj.items() if isinstance(obj, dict) else [(None, None)]
     if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k,v in items):
