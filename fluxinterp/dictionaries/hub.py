@@ -20,18 +20,19 @@ from .dictionary import Dictionary
 from .interop import foreign_formats, load_foreign
 from .itda import ITDA, saelens_codes
 from .sae import SAEConfig
-from .files import DictionaryFileError, own_file, read_cfg, restore_dictionary, save_dictionary, weights_file
+from .files import (DictionaryFileError, own_file, read_cfg, restore_dictionary,
+                                           save_dictionary, weights_file)
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #72ae540d
 class PublishedDictionary(NamedTuple):
     "Where a dictionary is on the hub, and what it is of"
     repo:str     # 'user/repository'
-    folder:str   # inside it; '' for its root
-    site:str     # as `list_sites` names it
+    folder:str   # folder inside the repository; '' for its root
+    site:str     # site as `list_sites` names it
     model:str    # hub ids of the pipelines it is used with
     k:int        # active latents per vector
-    latents:int
-    width:int    # of the activations
+    latents:int  # number of latents
+    width:int    # width of the activations
 
 _stacks = {
     'down.2.1': 'unet.down_blocks.2.attentions.1',
@@ -67,7 +68,8 @@ def find_published(name:str, # short name, or 'user/repository/folder'
         if name in (short, where, f'{where}/final'): return p
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #77408f02
-known_files = sorted({'cfg.json', weights_file, own_file}|{f for files,_ in foreign_formats.values() for f in files})
+_own_files = {'cfg.json', weights_file, own_file}
+known_files = sorted(_own_files|{f for files,_ in foreign_formats.values() for f in files})
 
 def packaged_dictionaries()->list: # such as 'tiny-flux/double.1.image'
     "Names of the dictionaries that come with the library"
@@ -76,49 +78,77 @@ def packaged_dictionaries()->list: # such as 'tiny-flux/double.1.image'
 
 def _open(folder): # a folder of any of the formats
     cfg = folder/'cfg.json'
-    return restore_dictionary(folder) if cfg.is_file() and 'fluxinterp' in read_cfg(cfg) else load_foreign(folder)
+    ours = cfg.is_file() and 'fluxinterp' in read_cfg(cfg)
+    return restore_dictionary(folder) if ours else load_foreign(folder)
 
 def _below(folder): # for an error: where dictionaries lie further down
-    found = sorted({p.parent.relative_to(folder).as_posix() for name in ('cfg.json', 'config.json') for p in folder.glob(f'*/**/{name}')})
+    files = [p for name in ('cfg.json', 'config.json') for p in folder.glob(f'*/**/{name}')]
+    found = sorted({p.parent.relative_to(folder).as_posix() for p in files})
     return f'; it holds the folders {", ".join(found[:8])}' if found else ''
 
-def _download(name, revision, api):
+def _hub_folders(api, repo_id, revision): # folders of a repository that hold a configuration
+    files = [f.rpartition('/') for f in api.list_repo_files(repo_id, revision=revision)]
+    return sorted({folder for folder,_,name in files if name in ('cfg.json', 'config.json')})
+
+def _download(name, revision, api): # -> folder on this machine
     user,repo,*rest = name.split('/')
+    repo_id = f'{user}/{repo}'
     inside = ''.join(f'{r}/' for r in rest)
+    patterns = [inside+deeper+f for deeper in ('', 'final/') for f in known_files]
     try:
-        root = Path(api.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=[inside+deeper+f for deeper in ('', 'final/') for f in known_files]))/inside
+        root = Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))/inside
         for folder in (root, root/'final'): # where sdxl-unbox leaves the last checkpoint
             if any((folder/f).is_file() for f in ('cfg.json', 'config.json')): return folder
-        there = sorted({f.rpartition('/')[0] for f in api.list_repo_files(f'{user}/{repo}', revision=revision) if f.rpartition('/')[2] in ('cfg.json', 'config.json')})
+        there = _hub_folders(api, repo_id, revision)
     except Exception as e: # of many kinds: no such repository, no permission, no network
-        raise FileNotFoundError(f'no dictionary {name!r}: no such folder, not packaged ({", ".join(packaged_dictionaries())}), and the hub could not give {user}/{repo}: {e}') from e
-    raise FileNotFoundError(f'{user}/{repo} has no dictionary in {inside or "its root"}; it has them in {", ".join(there[:20]) or "no folder"}')
+        packaged = ', '.join(packaged_dictionaries())
+        raise FileNotFoundError(f'no dictionary {name!r}: no such folder, not packaged ({packaged}), and the '
+                                f'hub could not give {repo_id}: {e}') from e
+    raise FileNotFoundError(f'{repo_id} has no dictionary in {inside or "its root"}; it has them in '
+                            f'{", ".join(there[:20]) or "no folder"}')
 
-def _as_published(d, about): # with its site, once it is what it should be
+def _as_published(d, about): # with its site, once its sizes are those of the `PublishedDictionary`
     found = d.width,d.num_latents,d.config.k
-    if found!=(about.width, about.latents, about.k): raise DictionaryFileError(f'{about.repo}/{about.folder} is known with width {about.width}, {about.latents} latents and k={about.k}; what is there has width {found[0]}, {found[1]} latents and k={found[2]}: open it by its folder, and give site= where it is used')
-    d.meta.site,d.meta.data = about.site,f'of {about.model}, from {about.repo}'
+    if found!=(about.width, about.latents, about.k):
+        width,latents,k = found
+        raise DictionaryFileError(f'{about.repo}/{about.folder} is known with width {about.width}, '
+                                  f'{about.latents} latents and k={about.k}; what is there has width '
+                                  f'{width}, {latents} latents and k={k}: open it by its folder, and give site= where '
+                                  'it is used')
+    d.meta.site = about.site
+    d.meta.data = f'of {about.model}, from {about.repo}'
     return d
 
-def load_dictionary(name:str|Path,     # packaged ('tiny-flux/double.1.image'), published ('sdxl-unbox/down.2.1'), a folder, or 'user/repository/folder' on the hub
-                    revision:str=None, # on the hub: branch, tag or commit
-                    api=None,          # `huggingface_hub.HfApi` with a token or an endpoint of its own
-                   )->Dictionary:      # on the CPU, in eval mode
-    "Open a dictionary; raises `FileNotFoundError` when there is none, `DictionaryFileError` when there is but it cannot be read"
-    folder,text,about = Path(name),str(name),None
+# %% ../../nbs/25_dictionaries/65_hub.ipynb #591adb7e
+def _may_be_on_hub(name, packaged): # whether a name can be nothing else than 'user/repository/folder'
+    if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+/[\w.-]+(/[\w.-]+)*', name): return False
+    parts = name.split('/')
+    if '..' in parts or Path(parts[0]).exists(): return False
+    return parts[0] not in {p.split('/')[0] for p in packaged}
+
+def load_dictionary(name:str|Path,          # packaged or published name, folder, or 'user/repository/folder'
+                    revision:str|None=None, # branch, tag or commit on the hub; the main branch when None
+                    api=None,               # `huggingface_hub.HfApi` with a token or an endpoint of its own
+                   )->Dictionary:           # on the CPU, in eval mode
+    "Open a dictionary; raises `FileNotFoundError` where there is none, `DictionaryFileError` where damaged"
+    folder,text = Path(name),str(name)
+    about = None # entry of `published`
     packaged = packaged_dictionaries()
     if any((folder/f).is_file() for f in known_files): pass
     elif text in packaged: folder = weights_path('dictionaries')/text
-    elif text and folder.is_dir(): raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}{_below(folder)}')
-    elif about := find_published(text):
+    elif text and folder.is_dir():
+        raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}'
+                                f'{_below(folder)}')
+    elif find_published(text) or _may_be_on_hub(name, packaged):
         from huggingface_hub import HfApi
-        folder = _download(f'{about.repo}/{about.folder}'.rstrip('/'), revision, api or HfApi())
-    elif (isinstance(name, str) and re.fullmatch(r'[\w.-]+/[\w.-]+(/[\w.-]+)*', name) and '..' not in name.split('/')
-          and name.split('/')[0] not in {p.split('/')[0] for p in packaged} and not Path(name.split('/')[0]).exists()):
-        from huggingface_hub import HfApi
-        folder = _download(name, revision, api or HfApi())
-    else: raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: {", ".join(packaged) or "none"}')
-    d = _open(folder) if about is None else _as_published(_open(folder), about)
+        about = find_published(text)
+        where = f'{about.repo}/{about.folder}'.rstrip('/') if about else text
+        folder = _download(where, revision, api or HfApi())
+    else:
+        raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: '
+                                f'{", ".join(packaged) or "none"}')
+    d = _open(folder)
+    if about: d = _as_published(d, about)
     d.source = text # where a recipe finds it again
     return d
 
@@ -128,102 +158,222 @@ def _flat(metrics, under=''): # scalars of a nested report
         if isinstance(v, dict): yield from _flat(v, f'{under}{k} ')
         elif v is None or isinstance(v, (int, float, str)): yield f'{under}{k}',v
 
-def _cell(v): return '' if v is None or v!=v else f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', '/').replace('\n', ' ')
+def _cell(v):
+    if v is None or v!=v: return ''
+    return f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', '/').replace('\n', ' ')
 
-def _table(names, rows): return '\n'.join('| '+' | '.join(map(_cell, r))+' |' for r in (names, ['---']*len(names), *rows))
+def _table(names, rows): # Markdown
+    lines = names,['---']*len(names),*rows
+    return '\n'.join('| '+' | '.join(map(_cell, r))+' |' for r in lines)
+
+_legend = (
+    'FVU is the fraction of variance unexplained, in the raw space and, where it says so, with every '
+    'coordinate standardized or whitened: 0 is perfect, 1 is what the mean alone leaves. L0: active latents '
+    'per vector. Dead: share of the latents that never fired on these vectors.')
 
 def _metrics(metrics): # parts of a card
     if hasattr(metrics, 'frame'): # an `Evaluation`: a line for everything, and one for each step
         f = metrics.frame
-        yield _table(('', *f.columns), [(n, *(int(v) if c=='tokens' else float(v) for c,v in zip(f.columns, r))) for n,r in zip(f.index, f.to_numpy().tolist())])
-        yield ('FVU is the fraction of variance unexplained, in the raw space and, where it says so, with every coordinate standardized or whitened: 0 is perfect, 1 is what the mean alone leaves. '
-               'L0: active latents per vector. Dead: share of the latents that never fired on these vectors.')
-    else:
-        numbers = [(k, v) for k,v in _flat(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}) if v is not None and k!='site']
-        if numbers: yield _table(('metric', 'value'), numbers)
+        rows = []
+        for name,row in zip(f.index, f.to_numpy().tolist()):
+            rows.append((name, *(int(v) if c=='tokens' else float(v) for c,v in zip(f.columns, row))))
+        return [_table(('', *f.columns), rows), _legend]
+    values = metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics or {}
+    numbers = [(k, v) for k,v in _flat(values) if v is not None and k!='site']
+    return [_table(('metric', 'value'), numbers)] if numbers else []
 
 def _kind(dictionary):
     c = getattr(dictionary, 'config', None)
-    if isinstance(dictionary, ITDA): return f'ITDA, {"non-negative" if c.nonneg else "signed"} {c.method} pursuit, grown by {c.rule} {c.threshold:g}'
+    if isinstance(dictionary, ITDA):
+        sign = 'non-negative' if c.nonneg else 'signed'
+        return f'ITDA, {sign} {c.method} pursuit, grown by {c.rule} {c.threshold:g}'
     return f'{c.architecture} SAE' if c else getattr(dictionary, 'name', type(dictionary).__name__)
 
-def _in_saelens(dictionary, or_so): # what the card says of it
+def _in_saelens(dictionary, pretrained): # what the card says of SAELens; `pretrained`: another way to open it
     codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
     if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
-    return f'With SAELens: `SAE.load_from_disk(folder)`{or_so}. The weights there are of the raw activation space.'+(f' Its codes are others than ours: it encodes by {codes}.' if codes!='same' else '')
+    text = (f'With SAELens: `SAE.load_from_disk(folder)`{pretrained}. The weights there are of the raw '
+            'activation space.')
+    return text if codes=='same' else f'{text} Its codes are others than ours: it encodes by {codes}.'
 
-def dictionary_card(dictionary:Dictionary,
-                    where:str='<folder>', # as `load_dictionary` will find it, e.g. 'user/repository/folder'
-                    metrics=None,         # an `Evaluation`, numbers by name, or a report with `to_dict`
-                    picture:str='',       # file name of a map, beside the card
-                    about:dict=None,      # more for the head of the card: license, base_model (the model's id, also shown), ...
-                    caption:str='Activation map of a latent', # of the image
-                    latent:int=0,         # the one in the example
-                   )->str:                # Markdown, with the hub's front matter
+# %% ../../nbs/25_dictionaries/65_hub.ipynb #e71b72d2
+_head = '''---
+{head}
+---
+# {title}
+
+{num_latents} directions in the activations of a text-to-image model, of which a few describe each \
+activation vector; made with fluxinterp.
+
+{facts}'''
+
+_map = '''## A map
+
+![{caption}]({image})
+
+{caption}.'''
+
+_open_here = '''## How to open it
+
+```python
+import fluxinterp as fi
+dictionary = fi.load_dictionary({where!r})
+code = dictionary.encode(x)  # raw activations, (..., {width})
+xhat = dictionary.decode(code)
+```'''
+
+_on_the_model = '''On the model itself: where a latent fires while an image forms, \
+and what it does when it is turned up.
+
+```python
+pipe = fi.load_pipeline({model!r})
+fi.activation_map(pipe, dictionary, {latent}, 'a prompt')
+with fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): image = pipe('a prompt').images[0]
+```'''
+
+# %% ../../nbs/25_dictionaries/65_hub.ipynb #5e21faca
+_tags = ('sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp')
+
+def _facts(dictionary, model): # (name, value) of what is known
+    m,config = dictionary.meta,getattr(dictionary, 'config', None)
+    names = [model] if isinstance(model, str) else list(model)
+    if m.model: names.append(f'fingerprint {m.model}')
+    training = None # one that another library trained has no such count
+    if isinstance(config, SAEConfig) and m.tokens:
+        training = (f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, '
+                    f'seed {config.seed}')
+    facts = {
+        'kind': _kind(dictionary),
+        'site': m.site,
+        'model': ', '.join(n for n in names if n),
+        'width': dictionary.width,
+        'latents': dictionary.num_latents,
+        'active latents per vector (k)': config.k if config else dictionary.k,
+        'normalizer (folded into the weights)': config.normalizer if config else None,
+        'denoising steps': ', '.join(map(str, m.steps)),
+        'noise levels': ', '.join(f'{l:.3g}' for l in m.levels),
+        'token grid': ' x '.join(map(str, m.grid or ())),
+        'guidance rows': ', '.join(m.guidance),
+        'pictures': m.rows or None,
+        'activation vectors': f'{m.tokens:,}' if m.tokens else None,
+        'data': m.data,
+        'training': training,
+    }
+    return [(k, v) for k,v in facts.items() if v not in (None, '')]
+
+# %% ../../nbs/25_dictionaries/65_hub.ipynb #b2debe52
+def dictionary_card(dictionary:Dictionary,    # dictionary to describe
+                    where:str='<folder>',     # name that `load_dictionary` will find it by
+                    metrics=None,             # an `Evaluation`, numbers by name, or a report with `to_dict`
+                    picture:str='',           # file name of a map beside the card; none when empty
+                    about:dict|None=None,     # fields of the card's head: license, base_model, ...
+                    caption:str='Activation map of a latent', # caption of the map
+                    latent:int=0,             # latent in the example
+                   )->str:                    # Markdown, with the hub's front matter
     "A card that says what a dictionary is"
     from huggingface_hub import ModelCardData
-    m,config,model = dictionary.meta,getattr(dictionary, 'config', None),(about or {}).get('base_model', '')
-    head = ModelCardData(**dict(library_name='saelens', tags=['sparse-autoencoder', 'dictionary-learning', 'interpretability', 'diffusion', 'fluxinterp'])|(about or {})).to_yaml()
-    facts = {'kind': _kind(dictionary), 'site': m.site, 'model': ', '.join(v for v in (model if isinstance(model, str) else ', '.join(model), f'fingerprint {m.model}' if m.model else '') if v),
-             'width': dictionary.width, 'latents': dictionary.num_latents, 'active latents per vector (k)': config.k if config else dictionary.k, 'normalizer (folded into the weights)': config.normalizer if config else None,
-             'denoising steps': ', '.join(map(str, m.steps)), 'noise levels': ', '.join(f'{l:.3g}' for l in m.levels), 'token grid': ' x '.join(map(str, m.grid or ())), 'guidance rows': ', '.join(m.guidance),
-             'pictures': m.rows or None, 'activation vectors': f'{m.tokens:,}' if m.tokens else None, 'data': m.data,
-             'training': f'{config.steps} steps of {config.batch_size} vectors, Adam, lr {config.lr:g}, seed {config.seed}' if isinstance(config, SAEConfig) and m.tokens else None} # one that another library trained has no such count
-    parts = [f'---\n{head}\n---\n# {facts["kind"]}{f" at {m.site}" if m.site else ""}{f" of {model}" if isinstance(model, str) and model else ""}',
-             f'{dictionary.num_latents} directions in the activations of a text-to-image model, of which a few describe each activation vector; made with fluxinterp.', _table(('', ''), [(k, v) for k,v in facts.items() if v not in (None, '')])]
-    if numbers := list(_metrics(metrics)): parts += ['## How good it is', *numbers]
-    if picture: parts += ['## A map', f'![{caption}]({picture})', caption+'.']
-    parts += ['## How to open it', f'```python\nimport fluxinterp as fi\ndictionary = fi.load_dictionary({where!r})\ncode = dictionary.encode(x)  # raw activations, (..., {dictionary.width})\nxhat = dictionary.decode(code)\n```']
-    if m.site: parts += [f'On the model itself: where a latent fires while an image forms, and what it does when it is turned up.\n\n```python\npipe = fi.load_pipeline({model if isinstance(model, str) and model else "<the model>"!r})\n'
-                         f"fi.activation_map(pipe, dictionary, {latent}, 'a prompt')\nwith fi.steer(pipe, [fi.Add(dictionary, {latent}, strength=8.)]): image = pipe('a prompt').images[0]\n```"]
-    repo,inside = '/'.join(where.split('/')[:2]),'/'.join(where.split('/')[2:])
-    parts += [_in_saelens(dictionary, f', `SAE.from_pretrained({repo!r}, {inside!r})`' if inside else '')]
+    about = about or {}
+    model = about.get('base_model', '')
+    one_model = model if isinstance(model, str) else ''
+    site = dictionary.meta.site
+    title = _kind(dictionary)
+    if site: title += f' at {site}'
+    if one_model: title += f' of {one_model}'
+    head = ModelCardData(**dict(library_name='saelens', tags=list(_tags))|about).to_yaml()
+    facts = _table(('', ''), _facts(dictionary, model))
+    parts = [_head.format(head=head, title=title, num_latents=dictionary.num_latents, facts=facts)]
+    numbers = _metrics(metrics)
+    if numbers: parts += ['## How good it is', *numbers]
+    if picture: parts.append(_map.format(caption=caption, image=picture))
+    parts.append(_open_here.format(where=where, width=dictionary.width))
+    if site: parts.append(_on_the_model.format(model=one_model or '<the model>', latent=latent))
+    names = where.split('/')
+    repo_id,inside = '/'.join(names[:2]),'/'.join(names[2:])
+    pretrained = f', `SAE.from_pretrained({repo_id!r}, {inside!r})`' if inside else ''
+    parts.append(_in_saelens(dictionary, pretrained))
     return '\n\n'.join(parts)+'\n'
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #54224909
-def _save_image(picture, path): # a path, bytes, a PIL image, an array of 0 to 255, a matplotlib figure, or `FeatureMaps`
+def _image_of(picture): # path, bytes, PIL image, array of 0 to 255, matplotlib figure or `FeatureMaps`
     if hasattr(picture, 'figure') and not hasattr(picture, 'savefig'): picture = picture.figure()
-    if hasattr(picture, 'savefig'): b = io.BytesIO(); picture.savefig(b, format='png', bbox_inches='tight'); picture = b.getvalue()
+    if hasattr(picture, 'savefig'):
+        b = io.BytesIO()
+        picture.savefig(b, format='png', bbox_inches='tight')
+        picture = b.getvalue()
     if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
-    try: image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    try:
+        if isinstance(picture, bytes): return Image.open(io.BytesIO(picture))
+        return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     except Exception as e: raise ValueError(f'image is no image that can be read: {e}') from e
+
+def _save_image(picture, path): # anything `_image_of` reads, as PNG
+    image = _image_of(picture)
     with atomic_path(path) as p: image.convert('RGB').save(p, 'PNG')
 
-def publish_folder(dictionary:Dictionary, folder:str|Path, # is made
-                   metrics=None,               # for the card: an `Evaluation`, numbers by name, or a report with `to_dict`
-                   picture=None,               # for the card: what `activation_map` returns; or an image, figure, bytes or path
-                   where:str=None,             # the name it will be opened by; the folder when None
-                   dtype:torch.dtype=None,     # as in `save_dictionary`
-                   about:dict=None,            # for the head of the card
-                  )->Path:
+def publish_folder(dictionary:Dictionary,      # dictionary to write
+                   folder:str|Path,            # folder to write to; it is made
+                   metrics=None,               # an `Evaluation`, numbers by name, or a report with `to_dict`
+                   picture=None,               # map: `FeatureMaps`, or an image, figure, bytes or path
+                   where:str|None=None,        # name it will be opened by; the folder when None
+                   dtype:torch.dtype|None=None, # precision of the weights, see `save_dictionary`
+                   about:dict|None=None,       # fields of the card's head: license, base_model, ...
+                  )->Path:                     # the folder
     "Write a dictionary with its card, its metrics and an image: what `push_to_hub` uploads"
     folder = save_dictionary(dictionary, folder, dtype)
-    if metrics is not None: save_json(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics, folder/'metrics.json')
-    if picture is not None: _save_image(picture, folder/'map.png')
+    if metrics is not None:
+        save_json(metrics.to_dict() if hasattr(metrics, 'to_dict') else metrics, folder/'metrics.json')
+    name = ''
+    if picture is not None:
+        name = 'map.png'
+        _save_image(picture, folder/name)
     caption = {}
     if hasattr(picture, 'captions'): # `FeatureMaps`
-        caption = dict(caption=f'Latent {picture.feature}: the finished image of each prompt, and in color where the latent fires at each denoising step', latent=picture.feature)
-    with atomic_path(folder/'README.md') as p: p.write_text(dictionary_card(dictionary, where or str(folder), metrics, 'map.png' if picture is not None else '', about, **caption), encoding='utf-8')
+        text = (f'Latent {picture.feature}: the finished image of each prompt, and in color where the latent '
+                'fires at each denoising step')
+        caption = dict(caption=text, latent=picture.feature)
+    card = dictionary_card(dictionary, where or str(folder), metrics, name, about, **caption)
+    with atomic_path(folder/'README.md') as p: p.write_text(card, encoding='utf-8')
     return folder
 
-def push_to_hub(dictionary:Dictionary,
-                repo_id:str,       # 'user/repository'; is made when there is none
-                name:str=None,     # folder inside it; the dictionary's site when None
-                metrics=None, picture=None, dtype:torch.dtype=None, about:dict=None, # as in `publish_folder`
-                private:bool=None, # of a new repository; the account's default when None
-                message:str=None,  # of the commit
-                api=None,          # `huggingface_hub.HfApi` with a token or an endpoint of its own
-               )->str:             # what `load_dictionary` opens it by
+# %% ../../nbs/25_dictionaries/65_hub.ipynb #fc294ad9
+def _check_target(repo_id, name):
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
+        raise ValueError(f'repo_id={repo_id!r} must be "user/repository"')
+    if not name or not all(re.fullmatch(r'[\w.-]+', p) and p.strip('.') for p in name.split('/')):
+        raise ValueError(f'name={name!r} must be a folder inside the repository, of letters, digits, '
+                         '"-", "_" and "."')
+
+_repository_head = '''# Dictionaries of fluxinterp, a folder each
+
+For instance {name}:
+
+## '''
+
+def push_to_hub(dictionary:Dictionary,       # dictionary to upload
+                repo_id:str,                 # 'user/repository'; it is made when there is none
+                name:str|None=None,          # folder inside the repository; the dictionary's site when None
+                metrics=None,                # an `Evaluation`, numbers by name, or a report with `to_dict`
+                picture=None,                # map: `FeatureMaps`, or an image, figure, bytes or path
+                dtype:torch.dtype|None=None, # precision of the weights, see `save_dictionary`
+                about:dict|None=None,        # fields of the card's head: license, base_model, ...
+                private:bool|None=None,      # whether a new repository is private; or the account's default
+                message:str|None=None,       # commit message
+                api=None,                    # `huggingface_hub.HfApi` with a token or an endpoint of its own
+               )->str:                       # name that `load_dictionary` opens it by
     "Upload a dictionary to the Hugging Face hub, as one folder of a repository"
     name = name or dictionary.meta.site
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id): raise ValueError(f'repo_id={repo_id!r} must be "user/repository"')
-    if not name or not all(re.fullmatch(r'[\w.-]+', p) and p.strip('.') for p in name.split('/')): raise ValueError(f'name={name!r} must be a folder inside the repository, of letters, digits, "-", "_" and "."')
-    if api is None: from huggingface_hub import HfApi; api = HfApi()
+    _check_target(repo_id, name)
+    if api is None:
+        from huggingface_hub import HfApi
+        api = HfApi()
     where = f'{repo_id}/{name}'
     with tempfile.TemporaryDirectory() as tmp:
         root = Path(tmp)
         publish_folder(dictionary, root/name, metrics, picture, where, dtype, about)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        if not api.file_exists(repo_id, 'README.md'): (root/'README.md').write_text(re.sub('^# ', f'# Dictionaries of fluxinterp, a folder each\n\nFor instance {name}:\n\n## ', dictionary_card(dictionary, where, about=about), count=1, flags=re.M), encoding='utf-8')
+        if not api.file_exists(repo_id, 'README.md'):
+            card = dictionary_card(dictionary, where, about=about)
+            card = re.sub('^# ', _repository_head.format(name=name), card, count=1, flags=re.M)
+            (root/'README.md').write_text(card, encoding='utf-8')
         api.upload_folder(repo_id=repo_id, folder_path=root, commit_message=message or f'Dictionary {name}')
     return where

@@ -7,6 +7,7 @@ __all__ = ['PursuitEncoder', 'pursuit_encoder']
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #8d1d536d
 import torch
+from fastcore.basics import patch
 
 from .dictionary import Dictionary, SparseCode
 from .pursuit import pursue
@@ -18,6 +19,13 @@ def _raw_origin(dictionary): # what a dictionary decodes from no latent at all, 
     indices = torch.zeros(1, 1, dtype=torch.int64, device=device)
     return dictionary.decode(SparseCode(values, indices, dictionary.num_latents))[0].detach()
 
+def _check_directions(length, k): # lengths of the directions, (num_latents,)
+    if not (length>0).all():
+        raise ValueError(f'direction {int((length==0).nonzero()[0])} of the dictionary is zero: '
+                         'nothing can be written along it')
+    if not 0<k<=len(length):
+        raise ValueError(f'k={k} must lie between 1 and the number of directions, {len(length)}')
+
 class PursuitEncoder(Dictionary):
     "A dictionary's directions encoded by sparse pursuit; decoding is the dictionary's own"
     def __init__(self,
@@ -28,14 +36,11 @@ class PursuitEncoder(Dictionary):
                  tolerance:float,       # share of the squared length left at which a pursuit stops
                 ):
         super().__init__()
-        inner = hasattr(dictionary, 'W_dec') and hasattr(dictionary, 'normalizer') # an SAE: pursued in its own space
-        directions = (dictionary.W_dec if inner else dictionary.write_directions).detach().float() # (num_latents, d)
+        inner = hasattr(dictionary, 'W_dec') and hasattr(dictionary, 'normalizer') # an SAE, in its own space
+        directions = dictionary.W_dec if inner else dictionary.write_directions # (num_latents, d)
+        directions = directions.detach().float()
         length = directions.norm(dim=1)
-        if not (length>0).all():
-            raise ValueError(f'direction {int((length==0).nonzero()[0])} of the dictionary is zero: '
-                             'nothing can be written along it')
-        if not 0<k<=len(directions):
-            raise ValueError(f'k={k} must lie between 1 and the number of directions, {len(directions)}')
+        _check_directions(length, k)
         origin = dictionary.b_dec.detach() if inner else _raw_origin(dictionary)
         self.register_buffer('atoms', directions/length[:,None])
         self.register_buffer('length', length)
@@ -50,36 +55,52 @@ class PursuitEncoder(Dictionary):
         self.meta = dictionary.meta
         self.name = f'{method} pursuit over {getattr(dictionary, "name", type(dictionary).__name__)}'
 
-    def encode(self, x):
-        x = self.check(x)
-        z = (self.dictionary.normalizer(x) if self.inner else x)-self.origin
-        flat = z.reshape(-1, x.shape[-1])
-        values,indices = pursue(flat, self.atoms, self.k, self.method, not self.signed, self.tolerance)
-        values = values/self.length[indices] # of unit directions -> of the dictionary's
-        shape = *x.shape[:-1],-1
-        return SparseCode(values.view(shape), indices.view(shape), self.num_latents)
-
-    def decode(self, code): return self.dictionary.decode(code)
-
-    @property
-    def read_directions(self):
-        return self.dictionary.normalizer.raw_read(self.atoms) if self.inner else self.atoms
-
-    @property
-    def write_directions(self): return self.dictionary.write_directions
-
     def __repr__(self):
         site = f' at {self.meta.site}' if self.meta.site else ''
         return f'{self.name}{site}: {self.num_latents} directions, k={self.k}'
 
-def pursuit_encoder(dictionary:Dictionary,  # SAE (pursued in its normalized space), or any other (in raw space)
+# %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #73781b73
+@patch
+def encode(self:PursuitEncoder, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
+    "Codes of raw activations by sparse pursuit, (..., k)"
+    x = self.check(x)
+    z = (self.dictionary.normalizer(x) if self.inner else x)-self.origin
+    flat = z.reshape(-1, x.shape[-1])
+    values,indices = pursue(flat, self.atoms, self.k, self.method, not self.signed, self.tolerance)
+    values = values/self.length[indices] # of unit directions -> of the dictionary's
+    shape = *x.shape[:-1],-1
+    return SparseCode(values.view(shape), indices.view(shape), self.num_latents)
+
+@patch
+def decode(self:PursuitEncoder, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "Reconstruction by the dictionary itself, (..., d)"
+    return self.dictionary.decode(code)
+
+@patch
+def encoder_settings(self:PursuitEncoder)->list:
+    "`fixed` and `refit` of any dictionary, and how directions are pursued: method, sign, tolerance"
+    return [*Dictionary.encoder_settings(self), self.method, not self.signed, self.tolerance]
+
+@patch(as_prop=True)
+def read_directions(self:PursuitEncoder)->torch.Tensor:
+    "Pursued directions in raw space, (num_latents, d)"
+    return self.dictionary.normalizer.raw_read(self.atoms) if self.inner else self.atoms
+
+@patch(as_prop=True)
+def write_directions(self:PursuitEncoder)->torch.Tensor:
+    "The dictionary's write directions, (num_latents, d)"
+    return self.dictionary.write_directions
+
+# %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #54fbe4c5
+def pursuit_encoder(dictionary:Dictionary,  # SAE (pursued in normalized space), or any other (in raw space)
                     k:int|None=None,        # active latents per vector; the dictionary's own number when None
                     method:str='gradient',  # one of `pursuit.pursuits`
-                    nonneg:bool|None=None,  # whether activations are never negative; as the dictionary's when None
+                    nonneg:bool|None=None,  # whether activations are never negative; the dictionary's if None
                     tolerance:float=0.,     # share of the squared length left at which a pursuit stops
-                   )->PursuitEncoder:
+                   )->PursuitEncoder:       # in eval mode
     "The same directions with another encoder: sparse pursuit"
     k = k or getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', None)
-    if k is None: raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')
+    if k is None:
+        raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')
     if nonneg is None: nonneg = not dictionary.signed
     return PursuitEncoder(dictionary, k, method, nonneg, tolerance).eval().requires_grad_(False)

@@ -15,12 +15,15 @@ from ..core import atomic_path
 # %% ../../nbs/30_training/05_loggers.ipynb #9ffc47a6
 class CSVLogger:
     "Writes a line per call; a resumed run goes on where its checkpoint was"
-    def __init__(self, path): self.path,self.fields = Path(path),None # the file; a new column is added to what is there
+    def __init__(self, path): # CSV file; a column that is new is added to what is there
+        self.path = Path(path)
+        self.fields = None # columns, once they are known
 
-    def _rows(self):
+    def _rows(self): # what the file holds
         lines = self.path.read_text(encoding='utf-8').split('\n')[:-1] # a last line without its end was torn
         self.fields = next(csv.reader(lines), [])
-        if self.fields[:1]!=['step']: raise ValueError(f'{self.path} is there already and not a log of `CSVLogger`: give another file')
+        if self.fields[:1]!=['step']:
+            raise ValueError(f'{self.path} is there already and not a log of `CSVLogger`: give another file')
         return list(csv.DictReader(lines))
 
     def _write(self, rows):
@@ -29,50 +32,84 @@ class CSVLogger:
             w.writeheader()
             w.writerows(rows)
 
-    def resume(self, step):
+    def resume(self, step:int): # step of the checkpoint that the run goes on from
+        "Take out the lines after the checkpoint"
         if self.path.exists(): self._write([r for r in self._rows() if int(r['step'])<=step])
 
-    def close(self): self.fields = None # the file is open only during a call
+    def close(self): # the file is open only during a call
+        "Read the columns anew at the next call"
+        self.fields = None
 
-    def __call__(self, step, values):
+    def __call__(self,
+                 step:int,    # step of the run
+                 values:dict, # numbers by name
+                ):
         rows = self._rows() if self.fields is None and self.path.exists() else None
         new = [k for k in ('step', *values) if k not in (self.fields or ())]
         if new:
-            rows = self._rows() if rows is None and self.path.exists() else rows or []
+            if rows is None: rows = self._rows() if self.path.exists() else []
             self.fields = [*(self.fields or ()), *new]
             self._write(rows)
-        with self.path.open('a', newline='', encoding='utf-8') as f: csv.DictWriter(f, self.fields, lineterminator='\n').writerow(dict(step=step)|values)
+        with self.path.open('a', newline='', encoding='utf-8') as f:
+            csv.DictWriter(f, self.fields, lineterminator='\n').writerow(dict(step=step)|values)
 
 # %% ../../nbs/30_training/05_loggers.ipynb #24f0e748
 def _need(package, what):
-    if package not in sys.modules and not find_spec(package): raise ImportError(f'{what} needs the package {package}: pip install {package}')
+    if package not in sys.modules and not find_spec(package):
+        raise ImportError(f'{what} needs the package {package}: pip install {package}')
 
 class _TensorBoard:
-    def __init__(self, folder): self.folder,self.writer,self.purge = folder,None,None
-    def resume(self, step): self.close(); self.purge = step+1
+    def __init__(self, folder): # folder for event files
+        self.folder = folder
+        self.writer = None
+        self.purge = None # step from which readers leave out older points
+
+    def resume(self, step:int): # step of the checkpoint that the run goes on from
+        self.close()
+        self.purge = step+1
+
     def close(self):
         if self.writer is not None: self.writer.close()
         self.writer = None
-    def __call__(self, step, values):
+
+    def __call__(self,
+                 step:int,    # step of the run
+                 values:dict, # numbers by name
+                ):
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
-            self.writer,self.purge = SummaryWriter(self.folder, purge_step=self.purge),None
+            self.writer = SummaryWriter(self.folder, purge_step=self.purge)
+            self.purge = None
         for k,v in values.items(): self.writer.add_scalar(k, v, step)
 
-def tensorboard_logger(folder): # where event files are written
-    "A logger for TensorBoard; needs the package `tensorboard`"
+def tensorboard_logger(folder): # folder for event files
+    "A logger for TensorBoard; raises `ImportError` without the package `tensorboard`"
     _need('tensorboard', 'tensorboard_logger')
     return _TensorBoard(folder)
 
+# %% ../../nbs/30_training/05_loggers.ipynb #57111195
 class _Wandb:
-    def __init__(self, kwargs): self.kwargs,self.named,self.run,self.last = kwargs|(dict(resume='allow') if 'id' in kwargs and 'resume' not in kwargs else {}),'id' in kwargs,None,-1
-    def resume(self, step):
+    def __init__(self, kwargs:dict): # keyword arguments of `wandb.init`
+        self.named = 'id' in kwargs
+        if self.named: kwargs = dict(resume='allow')|kwargs
+        self.kwargs = kwargs
+        self.run = None
+        self.last = -1 # last step that was sent
+
+    def resume(self, step:int): # step of the checkpoint that the run goes on from
         self.close()
-        if not step and not self.named: self.kwargs,self.last = {k: v for k,v in self.kwargs.items() if k not in ('id', 'resume')},-1 # a new run
+        if step or self.named: return
+        self.kwargs = {k: v for k,v in self.kwargs.items() if k not in ('id', 'resume')} # a new run
+        self.last = -1
+
     def close(self):
         if self.run is not None: self.run.finish()
         self.run = None
-    def __call__(self, step, values):
+
+    def __call__(self,
+                 step:int,    # step of the run
+                 values:dict, # numbers by name
+                ):
         if self.run is None:
             import wandb
             self.run = wandb.init(**self.kwargs)
@@ -81,7 +118,7 @@ class _Wandb:
         if step>self.last: self.run.log(values, step=step)
         self.last = max(step, self.last)
 
-def wandb_logger(**kwargs): # passed on to `wandb.init`: project, name, id, mode, ...
-    "A logger for Weights & Biases; needs the package `wandb`"
+def wandb_logger(**kwargs): # keyword arguments of `wandb.init`: project, name, id, mode, ...
+    "A logger for Weights & Biases; raises `ImportError` without the package `wandb`"
     _need('wandb', 'wandb_logger')
     return _Wandb(kwargs)
