@@ -6,10 +6,13 @@
 __all__ = ['SyntheticActivations', 'matched', 'cosines', 'Recovery', 'recovery', 'stability']
 
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #71d3deb6
-import math, warnings
+import math
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import torch
@@ -23,113 +26,172 @@ from ..dictionaries.normalizers import as_float64
 from ..activations.site_records import TokenBatch, splits
 
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #4083223c
-_block = 4096            # tokens that are drawn together
+_block = 4096            # tokens that are generated together
 _fresh = 1_000_000       # the first block of `sample`, of which no batch is made
-
-class SyntheticActivations:
-    "Activations made of known features, the same for the same seed; read like any other data"
-    def __init__(self, d:int=128,            # width
-                 num_features:int=512,
-                 tokens:int=200_000,         # activation vectors in an epoch, in blocks of 4096
-                 active:float=8.,            # features that fire on a token, on average
-                 zipf:float=1.,              # exponent of the firing frequencies; 0: all alike
-                 children:float=0.,          # share of features that fire only with their parent, 0 to 1
-                 correlation:float=0.,       # of the copula within a group, 0 to 1
-                 groups:int=16,
-                 spread:float=.5,            # of the logarithm of amounts
-                 noise:float=.05,            # share of the variance, 0 to 1
-                 offset:float=0.,            # length of the mean over the deviation
-                 seed:int=0):
-        for name,v in (('children', children), ('correlation', correlation), ('noise', noise)):
-            if not 0<=v<1: raise ValueError(f'{name}={v} must lie in [0, 1)')
-        if not 0<active<=num_features/4: raise ValueError(f'active={active} must lie between 0 and a quarter of the {num_features} features')
-        self.d,self.num_features,self.blocks,self.correlation,self.spread,self.offset,self.seed = d,num_features,math.ceil(tokens/_block),correlation,spread,offset,seed
-        g = self._generator(2*_fresh+1)
-        self.directions = F.normalize(torch.randn(num_features, d, generator=g), dim=1)                 # (num_features, d)
-        self.frequency = _frequencies(torch.arange(1, num_features+1).double()**-zipf, active)          # (num_features,)
-        self.group = torch.randint(groups, (num_features,), generator=g)                                # (num_features,)
-        self.parent = torch.full((num_features,), -1)                                                   # (num_features,); -1 for none
-        order = torch.randperm(num_features-1, generator=g)+1
-        kids = order[:round(children*num_features)]
-        roots = torch.ones(num_features, dtype=torch.bool); roots[kids] = False
-        roots = roots.nonzero().squeeze(1)
-        for i in kids.sort().values.tolist(): # a parent fires at least as often
-            above = roots[roots<i]
-            self.parent[i] = above[int(torch.randint(len(above), (1,), generator=g))]
-        self.given = torch.where(self.parent<0, self.frequency, self.frequency/self.frequency[self.parent]).clamp_max(1) # probability given the parent
-        towards = F.normalize(torch.randn(d, generator=g), dim=0)
-        self.mean,self._noise = torch.zeros(d),0.
-        self._shift = torch.zeros(d)
-        middle = (self.frequency@self.directions.double())                                              # mean of the features' part
-        x,_ = self.block(2*_fresh)
-        signal = float((as_float64(x)-middle).square().sum(1).mean())                                   # its variance
-        self._noise = math.sqrt(signal*noise/(1-noise)/d)
-        self.mean = (towards.double()*offset*math.sqrt(signal/(1-noise))).float()                       # (d,)
-        self._shift = (self.mean.double()-middle).float()
-
-    def _generator(self, b): return torch.Generator().manual_seed((self.seed*7919+1)*3*_fresh+b) # far from the small seeds an SAE's first weights are drawn with, or it would begin with the answer
-    def __len__(self): return self.blocks*_block
-
-    def block(self, b:int)->tuple: # (activations (4096, d), their SparseCode)
-        "Activations number `4096 b` and following, and the features they are made of"
-        g = self._generator(b)
-        n,f = _block,self.num_features
-        u = torch.randn(n, f, generator=g)
-        has = self.parent>=0
-        if self.correlation: # children have factors of their own, or a parent that fires would already say more than `given`
-            factors = self.group+has*(int(self.group.max())+1)
-            u = u*math.sqrt(1-self.correlation)+math.sqrt(self.correlation)*torch.randn(n, int(factors.max())+1, generator=g)[:,factors]
-        fires = u>torch.from_numpy(-ndtri(self.given.numpy())).float()
-        fires[:,has] &= fires[:,self.parent[has]]
-        amount = torch.exp(self.spread*torch.randn(n, f, generator=g)-self.spread**2/2)*fires
-        k = max(1, int(fires.sum(1).max()))
-        values,indices = amount.topk(k, dim=1)
-        code = SparseCode(values, indices*(values>0), f)
-        x = sparse_decode(code, self.directions)+self._shift
-        return (x.add_(torch.randn(n, self.d, generator=g), alpha=self._noise) if self._noise else x),code
-
-    def sample(self, n:int)->tuple: # (activations (n, d), their SparseCode)
-        "Held-out activations, which are in no batch, with the features they are made of"
-        parts = [self.block(_fresh+b) for b in range(math.ceil(n/_block))]
-        return torch.cat([x for x,_ in parts])[:n],SparseCode.cat([c for _,c in parts])[:n]
-
-    def batches(self, batch_size:int=8192, split:str=None, seed:int=None):
-        "Iterate over `TokenBatch`es; every 20th block is for validation, every 20th for test; shuffled by block and within blocks when `seed` is given"
-        if split is not None and split not in splits: raise ValueError(f'unknown split {split!r}: choose from {splits}')
-        blocks = [b for b in range(self.blocks) if split is None or {18: 'validation', 19: 'test'}.get(b%20, 'train')==split]
-        if not blocks: raise ValueError(f'{self.blocks} blocks of {_block} tokens have none for split {split!r}: take at least {20*_block} tokens')
-        g = torch.Generator().manual_seed(seed) if seed is not None else None
-        if g: blocks = [blocks[i] for i in torch.randperm(len(blocks), generator=g).tolist()]
-        rest = torch.zeros(0, self.d)
-        for b in blocks:
-            x,_ = self.block(b)
-            rest = torch.cat([rest, x if g is None else x[torch.randperm(len(x), generator=g)]])
-            *whole,rest = rest.split(batch_size)
-            if len(rest)==batch_size: whole,rest = [*whole, rest],rest[:0]
-            yield from (TokenBatch(w, {}) for w in whole)
-        if len(rest): yield TokenBatch(rest, {})
-
-    def tensor(self, split:str=None)->torch.Tensor: "(n, d): an epoch, or a split of it"; return torch.cat([b.x for b in self.batches(_block, split)])
-    def __repr__(self): return f'{len(self)} activations of width {self.d} made of {self.num_features} features, {float(self.frequency.sum()):.1f} active; mean {self.offset:g} deviations away'
 
 def _frequencies(weight, total): # proportional to weight, none above a half, summing to `total`
     low,high = 0.,1e6*total/float(weight.sum())
     for _ in range(200):
         mid = (low+high)/2
-        low,high = (mid,high) if float((mid*weight).clamp_max(.5).sum())<total else (low,mid)
+        if float((mid*weight).clamp_max(.5).sum())<total: low = mid
+        else: high = mid
     return (high*weight).clamp_max(.5)
 
+def _parents(num_features, children, generator): # (num_features,), -1 for none; a parent fires at least as often
+    parent = torch.full((num_features,), -1)
+    order = torch.randperm(num_features-1, generator=generator)+1
+    kids = order[:round(children*num_features)]
+    roots = torch.ones(num_features, dtype=torch.bool)
+    roots[kids] = False
+    roots = roots.nonzero().squeeze(1)
+    for i in kids.sort().values.tolist():
+        above = roots[roots<i]
+        parent[i] = above[int(torch.randint(len(above), (1,), generator=generator))]
+    return parent
+
+def _check_synthetic(num_features, active, **shares):
+    for name,v in shares.items():
+        if not 0<=v<1: raise ValueError(f'{name}={v} must lie in [0, 1)')
+    if not 0<active<=num_features/4:
+        raise ValueError(f'active={active} must lie between 0 and a quarter of the {num_features} features')
+
+# %% ../../nbs/40_evaluation/05_synthetic.ipynb #7a9e2b71
+class SyntheticActivations:
+    "Activations made of known features, deterministic for a seed; read like any other data"
+    def __init__(self,
+                 d:int=128,            # width of the activations
+                 num_features:int=512, # number of true features
+                 tokens:int=200_000,   # activation vectors in an epoch, in blocks of 4096
+                 active:float=8.,      # features that fire on a token, on average
+                 zipf:float=1.,        # exponent of the firing frequencies; 0: all alike
+                 children:float=0.,    # share of features that fire only with their parent, 0 to 1
+                 correlation:float=0., # correlation of the copula within a group, 0 to 1
+                 groups:int=16,        # number of groups of features that fire together
+                 spread:float=.5,      # standard deviation of the logarithm of amounts
+                 noise:float=.05,      # share of the variance that is white noise, 0 to 1
+                 offset:float=0.,      # length of the mean over the deviation
+                 seed:int=0):          # seed of the world and of its activations
+        _check_synthetic(num_features, active, children=children, correlation=correlation, noise=noise)
+        self.d = d
+        self.num_features = num_features
+        self.blocks = math.ceil(tokens/_block)
+        self.correlation = correlation
+        self.spread = spread
+        self.offset = offset
+        self.seed = seed
+        g = self._generator(2*_fresh+1)
+        self.directions = F.normalize(torch.randn(num_features, d, generator=g), dim=1) # (num_features, d)
+        self.frequency = _frequencies(torch.arange(1, num_features+1).double()**-zipf, active) # (num_features,)
+        self.group = torch.randint(groups, (num_features,), generator=g) # (num_features,)
+        self.parent = _parents(num_features, children, g) # (num_features,); -1 for none
+        given = self.frequency/self.frequency[self.parent]
+        self.given = torch.where(self.parent<0, self.frequency, given).clamp_max(1) # probability given the parent
+        towards = F.normalize(torch.randn(d, generator=g), dim=0)
+        self.mean = torch.zeros(d) # (d,)
+        self._noise = 0.
+        self._shift = torch.zeros(d)
+        features_mean = self.frequency@self.directions.double()
+        x,_ = self.block(2*_fresh)
+        signal = float((as_float64(x)-features_mean).square().sum(1).mean()) # variance of the features' part
+        self._noise = math.sqrt(signal*noise/(1-noise)/d)
+        self.mean = (towards.double()*offset*math.sqrt(signal/(1-noise))).float()
+        self._shift = (self.mean.double()-features_mean).float()
+
+    def _generator(self, b):
+        # far from the small seeds of an SAE's first weights, or it would begin with the answer
+        return torch.Generator().manual_seed((self.seed*7919+1)*3*_fresh+b)
+
+    def __len__(self): return self.blocks*_block
+
+    def __repr__(self):
+        return (f'{len(self)} activations of width {self.d} made of {self.num_features} features, '
+                f'{float(self.frequency.sum()):.1f} active; mean {self.offset:g} deviations away')
+
+# %% ../../nbs/40_evaluation/05_synthetic.ipynb #46cc81d5
+@patch
+def block(self:SyntheticActivations,
+          b:int,      # number of the block
+         )->tuple:    # activations, (4096, d), and their `SparseCode`
+    "Activations number `4096 b` and following, and the features they are made of"
+    g = self._generator(b)
+    n,f = _block,self.num_features
+    u = torch.randn(n, f, generator=g)
+    has_parent = self.parent>=0
+    if self.correlation: # children have factors of their own, or a parent that fires would already say more than `given`
+        factors = self.group+has_parent*(int(self.group.max())+1)
+        shared = torch.randn(n, int(factors.max())+1, generator=g)[:,factors]
+        u = u*math.sqrt(1-self.correlation)+math.sqrt(self.correlation)*shared
+    fires = u>torch.from_numpy(-ndtri(self.given.numpy())).float()
+    fires[:,has_parent] &= fires[:,self.parent[has_parent]]
+    amount = torch.exp(self.spread*torch.randn(n, f, generator=g)-self.spread**2/2)*fires
+    k = max(1, int(fires.sum(1).max()))
+    values,indices = amount.topk(k, dim=1)
+    code = SparseCode(values, indices*(values>0), f)
+    x = sparse_decode(code, self.directions)+self._shift
+    if self._noise: x.add_(torch.randn(n, self.d, generator=g), alpha=self._noise)
+    return x,code
+
+@patch
+def sample(self:SyntheticActivations,
+           n:int,     # number of activations
+          )->tuple:   # activations, (n, d), and their `SparseCode`
+    "Held-out activations, which are in no batch, with the features they are made of"
+    parts = [self.block(_fresh+b) for b in range(math.ceil(n/_block))]
+    return torch.cat([x for x,_ in parts])[:n],SparseCode.cat([c for _,c in parts])[:n]
+
+# %% ../../nbs/40_evaluation/05_synthetic.ipynb #b8e95259
+def _split_of(block): # every 20th block is for validation, every 20th for test
+    return {18: 'validation', 19: 'test'}.get(block%20, 'train')
+
+@patch
+def batches(self:SyntheticActivations,
+            batch_size:int=8192,    # activations in a batch
+            split:str|None=None,    # part of the blocks: 'train', 'validation' or 'test'; all when None
+            seed:int|None=None,     # seed of the shuffle, by block and within blocks; in order when None
+           )->Iterator[TokenBatch]: # batches of activations, without coordinates
+    "Iterate over an epoch; every 20th block is for validation, every 20th for test"
+    if split is not None and split not in splits: raise ValueError(f'unknown split {split!r}: choose from {splits}')
+    blocks = [b for b in range(self.blocks) if split is None or _split_of(b)==split]
+    if not blocks:
+        raise ValueError(f'{self.blocks} blocks of {_block} tokens have none for split {split!r}: '
+                         f'take at least {20*_block} tokens')
+    g = torch.Generator().manual_seed(seed) if seed is not None else None
+    if g: blocks = [blocks[i] for i in torch.randperm(len(blocks), generator=g).tolist()]
+    rest = torch.zeros(0, self.d)
+    for b in blocks:
+        x,_ = self.block(b)
+        rest = torch.cat([rest, x if g is None else x[torch.randperm(len(x), generator=g)]])
+        *whole,rest = rest.split(batch_size)
+        if len(rest)==batch_size:
+            whole.append(rest)
+            rest = rest[:0]
+        yield from (TokenBatch(w, {}) for w in whole)
+    if len(rest): yield TokenBatch(rest, {})
+
+@patch
+def tensor(self:SyntheticActivations,
+           split:str|None=None, # part of the blocks, as in `batches`; all when None
+          )->torch.Tensor:      # activations, (n, d)
+    "An epoch of activations, or a split of it, as one tensor"
+    return torch.cat([b.x for b in self.batches(_block, split)])
+
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #bf39b51e
-def matched(likeness)->tuple: # (a, b), any size -> (rows, columns), of the smaller size
-    "One-to-one pairs with the largest sum of likeness (Kuhn 1955)"
+def matched(likeness, # likeness of every a to every b, (a, b), any size
+           )->tuple:  # rows and columns of the pairs, each of the smaller size
+    "One-to-one pairs with the largest sum of likeness (Hungarian method, Kuhn 1955)"
     m = np.nan_to_num(as_float64(torch.as_tensor(likeness)).cpu().numpy())
-    if m.size>2**28: raise ValueError(f'pairing {m.shape[0]} with {m.shape[1]} takes hours: keep fewer of them, e.g. those that fire')
+    if m.size>2**28:
+        raise ValueError(f'pairing {m.shape[0]} with {m.shape[1]} takes hours: '
+                         'keep fewer of them, e.g. those that fire')
     return linear_sum_assignment(m, maximize=True)
 
-def cosines(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (m, d), (n, d) -> (m, n)
-    "Between every two rows, in float64; 0 for a row of zeros"
-    unit = lambda w: as_float64(w)/as_float64(w).norm(dim=1, keepdim=True).clamp_min(1e-300)
-    return unit(a)@unit(b).T
+def _unit_rows(w): return as_float64(w)/as_float64(w).norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+def cosines(a:torch.Tensor,   # directions, (m, d)
+            b:torch.Tensor,   # directions, (n, d)
+           )->torch.Tensor:   # cosine similarities, (m, n)
+    "Cosine similarity of every two rows, in float64; 0 for a row of zeros"
+    return _unit_rows(a)@_unit_rows(b).T
 
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #1d5e0024
 @dataclass
@@ -137,80 +199,124 @@ class Recovery:
     "How much of a known world a dictionary found"
     mcc:float              # mean |cosine| of matched directions
     activation_mcc:float   # mean |correlation| of matched activations
-    f1:float               # of firing, of latents matched by direction
+    f1:float               # F1 of firing, of latents matched by direction
     found:float            # share of features with a latent of |cosine| above 0.9
     chance:float           # MCC of as many random directions
-    fvu:float              # of the dictionary, on the same tokens
-    fvu_truth:float        # of the features that fired, with their amounts
-    tokens:int
-    features:pd.DataFrame  # a line per feature: frequency, best |cosine|; and of the latent matched to it, where there is one: latent, cosine, correlation, precision, recall, F1
+    fvu:float              # FVU of the dictionary, on the same tokens
+    fvu_truth:float        # FVU of the features that fired, with their amounts
+    tokens:int             # number of held-out activations
+    features:pd.DataFrame  # a line per feature: frequency, best |cosine|, and how its matched latent does
 
-    def to_dict(self)->dict: "The numbers"; return {k: v for k,v in vars(self).items() if k!='features'}
+    def to_dict(self)->dict:
+        "The numbers, without the table of features"
+        return {k: v for k,v in vars(self).items() if k!='features'}
+
     @property
     def row(self)->pd.DataFrame:
-        "One line"
-        return pd.DataFrame([{'MCC': self.mcc, 'activation MCC': self.activation_mcc, 'F1': self.f1, 'found': self.found, 'MCC by chance': self.chance, 'FVU': self.fvu, 'FVU of the truth': self.fvu_truth, 'tokens': self.tokens}])
+        "The numbers as a table of one line"
+        return pd.DataFrame([{'MCC': self.mcc, 'activation MCC': self.activation_mcc, 'F1': self.f1,
+                              'found': self.found, 'MCC by chance': self.chance, 'FVU': self.fvu,
+                              'FVU of the truth': self.fvu_truth, 'tokens': self.tokens}])
+
     def __repr__(self): return self.row.to_string(index=False, float_format='{:.3f}'.format)
     def _repr_html_(self): return self.row.to_html(index=False, float_format='{:.3f}'.format)
 
-    def figure(self, size:tuple=(4.5, 2.4)): # inches
-        "Each feature's best |cosine| and F1 against how often it fires"
-        from matplotlib.figure import Figure
-        fig = Figure(figsize=size, layout='constrained', dpi=72)
-        ax,f = fig.subplots(),self.features
-        ax.scatter(f.frequency, f['best cosine'], s=6, label='best |cosine|', c='#4c72b0')
-        ax.scatter(f.frequency, f['F1'], s=6, marker='x', lw=.7, label='F1 of the matched latent', c='#dd8452')
-        ax.set(xscale='log', ylim=(0, 1.03), xlabel='share of tokens on which the feature fires')
-        ax.legend(fontsize=7, frameon=False)
-        return fig
+@patch
+def figure(self:Recovery,
+           size:tuple=(4.5, 2.4), # width and height, in inches
+          ):                      # a matplotlib figure
+    "Each feature's best |cosine| and F1 against how often it fires"
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=size, layout='constrained', dpi=72)
+    ax = fig.subplots()
+    f = self.features
+    ax.scatter(f.frequency, f['best cosine'], s=6, label='best |cosine|', c='#4c72b0')
+    ax.scatter(f.frequency, f['F1'], s=6, marker='x', lw=.7, label='F1 of the matched latent', c='#dd8452')
+    ax.set(xscale='log', ylim=(0, 1.03), xlabel='share of tokens on which the feature fires')
+    ax.legend(fontsize=7, frameon=False)
+    return fig
 
-def _moments_of_codes(dictionary, truth, x, code): # sums over tokens, in float64: cross products, sums, sums of squares, firings; and the errors
+# %% ../../nbs/40_evaluation/05_synthetic.ipynb #ef4ed3e8
+@dataclass
+class _Sums:
+    "Sums over tokens of the latents `a` and the true features `t`, in float64"
+    cross:torch.Tensor    # sum of t * a, (feature, latent)
+    both:torch.Tensor     # tokens on which both fire, (feature, latent)
+    a:torch.Tensor        # sum of activations, (latent,)
+    aa:torch.Tensor       # sum of their squares, (latent,)
+    a_fires:torch.Tensor  # tokens on which each latent fires, (latent,)
+    t:torch.Tensor        # sum of true amounts, (feature,)
+    tt:torch.Tensor       # sum of their squares, (feature,)
+    t_fires:torch.Tensor  # tokens on which each feature fires, (feature,)
+    error:float=0.        # sum of squared errors of the reconstruction
+
+    def correlation(self, tokens): # (feature, latent), absolute; 0 where nothing varies
+        t_variance = (self.tt-self.t.square()/tokens).clamp_min(0)
+        a_variance = (self.aa-self.a.square()/tokens).clamp_min(0)
+        scale = (t_variance[:,None]*a_variance).sqrt()
+        covariance = self.cross-self.t[:,None]*self.a/tokens
+        return torch.where(scale>1e-12, covariance/scale.clamp_min(1e-12), 0.).abs()
+
+def _sums_of_codes(dictionary, truth, x, code):
     n,f = dictionary.num_latents,truth.num_features
-    zeros = lambda *s: torch.zeros(*s, dtype=torch.float64)
-    cross,both = zeros(f, n),zeros(f, n)
-    sums = {k: zeros(m) for k,m in (('a', n), ('aa', n), ('fires', n), ('t', f), ('tt', f), ('true', f))}
-    error = 0.
+    shapes = [(f, n), (f, n), (n,), (n,), (n,), (f,), (f,), (f,)]
+    sums = _Sums(*(torch.zeros(*s, dtype=torch.float64) for s in shapes))
     for s in tqdm(range(0, len(x), 2048), desc='recovery', leave=False, delay=3):
         c = dictionary.encode(x[s:s+2048].to(dictionary.device))
-        error += float(as_float64(dictionary.decode(c).cpu()-x[s:s+2048]).square().sum())
-        a,t = c.to('cpu').to_dense().double(),code[s:s+2048].to_dense().double()
-        on_a,on_t = (a!=0).double(),(t!=0).double()
-        cross += t.T@a
-        both += on_t.T@on_a
-        for k,v in (('a', a), ('aa', a.square()), ('fires', on_a), ('t', t), ('tt', t.square()), ('true', on_t)): sums[k] += v.sum(0)
-    return cross,both,sums,error
+        sums.error += float(as_float64(dictionary.decode(c).cpu()-x[s:s+2048]).square().sum())
+        a = c.to('cpu').to_dense().double()
+        t = code[s:s+2048].to_dense().double()
+        a_on,t_on = (a!=0).double(),(t!=0).double()
+        sums.cross += t.T@a
+        sums.both += t_on.T@a_on
+        sums.a += a.sum(0)
+        sums.aa += a.square().sum(0)
+        sums.a_fires += a_on.sum(0)
+        sums.t += t.sum(0)
+        sums.tt += t.square().sum(0)
+        sums.t_fires += t_on.sum(0)
+    return sums
+
+# %% ../../nbs/40_evaluation/05_synthetic.ipynb #47e01c9e
+def _feature_table(truth, cos, correlation, sums): # a line per feature; of its matched latent where there is one
+    i,j = (torch.as_tensor(v) for v in matched(cos))
+    table = pd.DataFrame({'frequency': truth.frequency.numpy(), 'best cosine': cos.amax(1).numpy()})
+    both,a_fires,t_fires = sums.both[i, j],sums.a_fires[j],sums.t_fires[i]
+    columns = {'latent': j.double(), 'cosine': cos[i, j], 'correlation': correlation[i, j],
+               'precision': both/a_fires.clamp_min(1), 'recall': both/t_fires.clamp_min(1),
+               'F1': 2*both/(a_fires+t_fires).clamp_min(1)}
+    for name,v in columns.items():
+        column = torch.full((len(table),), float('nan'), dtype=torch.float64)
+        column[i] = v
+        if name not in ('latent', 'cosine'): column[sums.t_fires==0] = float('nan')
+        table[name] = column.numpy()
+    return table
 
 @torch.no_grad()
-def recovery(dictionary:Dictionary,
-             truth:SyntheticActivations, # what its training data was made of
-             tokens:int=20_000,          # held-out activations
-            )->Recovery:
-    "Match the latents of a dictionary with the features its data was made of"
-    if dictionary.width!=truth.d: raise ValueError(f'this dictionary reads activations of width {dictionary.width}, the features have width {truth.d}')
+def recovery(dictionary:Dictionary,      # dictionary trained on activations of `truth`
+             truth:SyntheticActivations, # world its training data was made of
+             tokens:int=20_000,          # number of held-out activations
+            )->Recovery:                 # scores that print as a table
+    "Match the latents of a dictionary with the true features (MCC, F1), beside chance"
+    if dictionary.width!=truth.d:
+        raise ValueError(f'this dictionary reads activations of width {dictionary.width}, '
+                         f'the features have width {truth.d}')
     x,code = truth.sample(tokens)
     cos = cosines(truth.directions, dictionary.write_directions.cpu()).abs()
-    cross,both,s,error = _moments_of_codes(dictionary, truth, x, code)
-    variance = lambda sq,m: (sq-m.square()/tokens).clamp_min(0)
-    scale = (variance(s['tt'], s['t'])[:,None]*variance(s['aa'], s['a'])).sqrt()
-    r = torch.where(scale>1e-12, (cross-s['t'][:,None]*s['a']/tokens)/scale.clamp_min(1e-12), 0.).abs()
-    i,j = (torch.as_tensor(v) for v in matched(cos))
-    seen = s['true']>0
-    f = pd.DataFrame({'frequency': truth.frequency.numpy(), 'best cosine': cos.amax(1).numpy()})
-    for name,v in (('latent', j.double()), ('cosine', cos[i, j]), ('correlation', r[i, j]), ('precision', both[i, j]/s['fires'][j].clamp_min(1)),
-                   ('recall', both[i, j]/s['true'][i].clamp_min(1)), ('F1', 2*both[i, j]/(s['fires'][j]+s['true'][i]).clamp_min(1))):
-        column = torch.full((len(f),), float('nan'), dtype=torch.float64)
-        column[i] = v
-        if name not in ('latent', 'cosine'): column[~seen] = float('nan')
-        f[name] = column.numpy()
-    live = seen.nonzero().squeeze(1)
+    sums = _sums_of_codes(dictionary, truth, x, code)
+    r = sums.correlation(tokens)
+    table = _feature_table(truth, cos, r, sums)
+    live = (sums.t_fires>0).nonzero().squeeze(1)
     a,b = matched(r[live])
     random = torch.randn(cos.shape[1], truth.d, generator=truth._generator(2*_fresh+2))
     chance = cosines(truth.directions, random).abs()
-    m = x.double().mean(0)
-    total = float((x.double()-m).square().sum())
-    left = float((x.double()-(sparse_decode(code, truth.directions)+truth._shift).double()).square().sum())
-    return Recovery(float(f.cosine.mean()), float(r[live][a, b].mean()), float(f['F1'].mean()), float((f['best cosine']>.9).mean()),
-                    float(chance[matched(chance)].mean()), error/total, left/total, tokens, f)
+    total = float((x.double()-x.double().mean(0)).square().sum())
+    exact = sparse_decode(code, truth.directions)+truth._shift
+    left = float((x.double()-exact.double()).square().sum())
+    return Recovery(mcc=float(table.cosine.mean()), activation_mcc=float(r[live][a, b].mean()),
+                    f1=float(table['F1'].mean()), found=float((table['best cosine']>.9).mean()),
+                    chance=float(chance[matched(chance)].mean()), fvu=sums.error/total, fvu_truth=left/total,
+                    tokens=tokens, features=table)
 
 # %% ../../nbs/40_evaluation/05_synthetic.ipynb #7f35fda5
 def _like(w, seed): # random directions with the mean and covariance of the rows of `w`
@@ -218,30 +324,39 @@ def _like(w, seed): # random directions with the mean and covariance of the rows
     g = torch.Generator().manual_seed(seed)
     return torch.randn(len(w), len(w), generator=g, dtype=torch.float64)@(w-w.mean(0))/math.sqrt(len(w))+w.mean(0)
 
-@torch.no_grad()
-def stability(dictionaries:list,  # of one site, each trained from another seed
-              keep:list=None,     # which latents of each count, bool (num_latents,), e.g. `evaluation.density>0`; all when None
-              seed:int=0,         # of the random directions
-             )->pd.DataFrame:     # a line per pair, and their mean: matched cosine, share above 0.9, and the same by chance
-    "How alike dictionaries of different seeds are, latent by latent"
+def _check_stability(dictionaries):
     if len(dictionaries)<2: raise ValueError('stability compares at least two dictionaries')
-    if len({d.width for d in dictionaries})!=1: raise ValueError(f'dictionaries of one site have one width; these have {[d.width for d in dictionaries]}')
-    began = [getattr(getattr(d, 'config', None), 'seed', None) for d in dictionaries]
-    for i,j in combinations(range(len(began)), 2):
-        if began[i] is not None and began[i]==began[j]:
-            warnings.warn(f'dictionaries {i} and {j} were trained with the same seed, {began[i]}: what they share may be where they began', stacklevel=2)
+    if len({d.width for d in dictionaries})!=1:
+        raise ValueError('dictionaries of one site have one width; '
+                         f'these have {[d.width for d in dictionaries]}')
+    seeds = [getattr(getattr(d, 'config', None), 'seed', None) for d in dictionaries]
+    for i,j in combinations(range(len(seeds)), 2):
+        if seeds[i] is not None and seeds[i]==seeds[j]:
+            warnings.warn(f'dictionaries {i} and {j} were trained with the same seed, {seeds[i]}: '
+                          'what they share may be where they began', stacklevel=3)
+
+def _matched_cosines(a, b, signed): # mean, and share above 0.9
+    c = cosines(a, b).abs() if signed else cosines(a, b)
+    c = c[matched(c)]
+    return float(c.mean()),float((c>.9).double().mean())
+
+@torch.no_grad()
+def stability(dictionaries:list,   # dictionaries of one site, each trained from another seed
+              keep:list|None=None, # latents of each that count, bool (num_latents,), e.g. `evaluation.density>0`
+              seed:int=0,          # seed of the random directions
+             )->pd.DataFrame:      # a line per pair, and their mean: matched cosine, share above 0.9, by chance
+    "How alike dictionaries of different seeds are: matched cosine similarity, beside chance"
+    _check_stability(dictionaries)
     w = [d.write_directions.cpu() for d in dictionaries]
     if keep is not None: w = [v[k] for v,k in zip(w, keep, strict=True)]
     if not all(map(len, w)): raise ValueError('a dictionary without a single latent to compare')
     signed = any(d.signed for d in dictionaries)
-    def match(a, b):
-        c = cosines(a, b).abs() if signed else cosines(a, b)
-        c = c[matched(c)]
-        return float(c.mean()),float((c>.9).double().mean())
     rows = {}
     for i,j in combinations(range(len(w)), 2):
-        (cosine,above),(chance,lucky) = match(w[i], w[j]),match(w[i], _like(w[j], seed))
-        rows[f'{i} and {j}'] = {'cosine': cosine, 'above 0.9': above, 'cosine by chance': chance, 'above 0.9 by chance': lucky, 'pairs': min(len(w[i]), len(w[j]))}
+        cosine,above = _matched_cosines(w[i], w[j], signed)
+        chance_cosine,chance_above = _matched_cosines(w[i], _like(w[j], seed), signed)
+        rows[f'{i} and {j}'] = {'cosine': cosine, 'above 0.9': above, 'cosine by chance': chance_cosine,
+                                'above 0.9 by chance': chance_above, 'pairs': min(len(w[i]), len(w[j]))}
     frame = pd.DataFrame.from_dict(rows, orient='index')
     frame.loc['mean'] = frame.mean()
     return frame
