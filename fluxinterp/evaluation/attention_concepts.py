@@ -90,7 +90,7 @@ class _WordStream:
             self.words = start
             self.maps = []
         again = dict(a)|dict(encoder_hidden_states=self.words)
-        if again.get('image_rotary_emb') is not None: # text positions are all the same, those of the words too
+        if again.get('image_rotary_emb') is not None: # all text positions are the same, those of the words too
             n = self.start.shape[1]
             again['image_rotary_emb'] = tuple(torch.cat([t[:1].expand(n, -1), t[text.shape[1]:]])
                                               for t in a['image_rotary_emb'])
@@ -112,7 +112,7 @@ class _WordStream:
 def watch_concepts(pipe,          # pipeline of FLUX.1's or SD 3's kind
                    words:list,    # words that compete for each token: two at least, e.g. with 'background'
                    blocks=None,   # numbers of double-stream blocks; all when None
-                   temperature:float|None=None, # divisor of the products; square root of their width when None
+                   temperature:float|None=None, # divisor of products; square root of their width when None
                   )->Iterator[ConceptWatch]: # maps, filled with every call of the denoiser
     "ConceptAttention maps of some words from every call of the denoiser; generated images stay bit-exact"
     chosen = _chosen_blocks(pipe, words, blocks)
