@@ -76,15 +76,14 @@ class Edit:
             if v is not None or not self.optional: self._set(**{name: self._each(v, name, finite_number)})
         self._set(site=_check_site(self.site))
         _check_guidance(self.guidance)
-
     def _set(self, **values): # the dataclass is frozen
         for k,v in values.items(): object.__setattr__(self, k, v)
-
     def _each(self, v, name, check, *args): # one number, or one for each feature
         many = items_of(v)
         if many is None: return check(v, *args, name)
         if len(many)==len(self.features): return tuple(check(i, *args, name) for i in many)
-        raise ValueError(f'{name} has {len(many)} numbers for {len(self.features)} features: give one, or one each')
+        raise ValueError(f'{name} has {len(many)} numbers for {len(self.features)} features: '
+                         'give one, or one each')
 
     def _vector(self, name, like): # (feature,) or (1,)
         numbers = items_of(getattr(self, name)) or [getattr(self, name)]
@@ -321,7 +320,7 @@ class _Writer:
 
 # %% ../../nbs/45_steering/00_edits.ipynb #7713d721
 @patch
-def _delta(self:_Writer, x, now, grid, guidance): # new - old of touched latents, (batch, token, touched), or None
+def _delta(self:_Writer, x, now, grid, guidance): # new - old of touched latents, (batch, token, touched)
     d = self.directions.shape[1]
     if x.shape[-1]!=d:
         raise ValueError(f'the dictionary writes vectors of width {d}, '
