@@ -244,7 +244,8 @@ def _watch(self:Steering, site, x, res):
     self._rows.append(row)
     if self.guard.limit is None or not row.get('outside', 0)>self.guard.limit: return
     message = (f'{row["outside"]:.0%} of the edited tokens at {site.name}, step {c.step}, leave the clean '
-               f'range of norms, {row["low"]:.4g} to {row["high"]:.4g} (mean norm {row["norm_before"]:.4g} before, '
+               f'range of norms, {row["low"]:.4g} to {row["high"]:.4g} '
+               f'(mean norm {row["norm_before"]:.4g} before, '
                f'{row["norm_after"]:.4g} after): lower the strength, or narrow the region or the steps')
     if self.guard.stop: raise EditTooStrong(message)
     warnings.warn(message)
