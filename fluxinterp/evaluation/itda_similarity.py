@@ -6,6 +6,7 @@
 __all__ = ['jaccard', 'jaccard_by_chance', 'SimilarityMap', 'similarity_map']
 
 # %% ../../nbs/40_evaluation/25_itda_similarity.ipynb #b3900003
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,22 +22,22 @@ def _labels(itda, step): # the tokens that are its atoms, as a set of tuples
     if missing: raise ValueError(f'these atoms do not know their {missing[0]}')
     return set(zip(*[itda.coords[n].tolist() for n in names]))
 
-def _same_prompts(a, b):
+def _check_same_prompts(a, b):
     if ('vector' in a.coords)!=('vector' in b.coords):
         raise ValueError('one dictionary comes from a plain tensor and one from prompts: their origins have '
                          'nothing in common')
     other = [p for p in a.captions.keys()&b.captions.keys() if a.captions[p]!=b.captions[p]]
     if other:
         p = min(other)
-        raise ValueError(f'origins are comparable over the same prompts; prompt {p} is {a.captions[p]!r} in one '
-                         f'and {b.captions[p]!r} in the other')
+        raise ValueError(f'origins are comparable over the same prompts; prompt {p} is {a.captions[p]!r} '
+                         f'in one and {b.captions[p]!r} in the other')
 
 def jaccard(a:ITDA,         # dictionary grown on the same prompts and seeds as `b`
             b:ITDA,         # dictionary to compare with
             step:bool=True, # whether the same place at another step is another token
-           )->float:        # 0 to 1
-    "Tokens that are atoms of both, over tokens that are atoms of either"
-    _same_prompts(a, b)
+           )->float:        # Jaccard index, 0 to 1
+    "Jaccard index of ITDA dictionaries: tokens that are atoms of both, over tokens that are atoms of either"
+    _check_same_prompts(a, b)
     x = _labels(a, step)
     y = _labels(b, step)
     return len(x&y)/len(x|y)
@@ -44,21 +45,23 @@ def jaccard(a:ITDA,         # dictionary grown on the same prompts and seeds as 
 def jaccard_by_chance(a:ITDA,         # dictionary grown on the same prompts and seeds as `b`
                       b:ITDA,         # dictionary to compare with
                       step:bool=True, # whether the same place at another step is another token
-                     )->float:        # 0 to 1
-    "What two random choices of as many of the tokens would share, on average"
+                     )->float:        # expected Jaccard index, 0 to 1
+    "Jaccard index that two random choices of as many of the tokens have, on average"
     x = len(_labels(a, step))
     y = len(_labels(b, step))
     n = max(d.meta.tokens//(1 if step else max(len(d.meta.steps), 1)) for d in (a, b))
     if n<max(x, y):
-        raise ValueError(f'{max(x, y)} atoms of {n} tokens: the dictionaries do not know how many tokens they saw')
+        raise ValueError(f'{max(x, y)} atoms of {n} tokens: '
+                         'the dictionaries do not know how many tokens they saw')
     both = x*y/n
     return both/(x+y-both)
 
+# %% ../../nbs/40_evaluation/25_itda_similarity.ipynb #d7c3e6d9
 @dataclass
 class SimilarityMap:
     "Jaccard indices of dictionaries with each other; shows itself as a heat map"
-    values:pd.DataFrame # a line and a column per dictionary
-    chance:pd.DataFrame # what random choices would give
+    values:pd.DataFrame # Jaccard indices, a line and a column per dictionary
+    chance:pd.DataFrame # what random choices would give, likewise
 
     def figure(self,
                size:float=.5, # side of a cell, in inches
@@ -69,7 +72,7 @@ class SimilarityMap:
         n,m = self.values.shape
         fig = Figure(figsize=(size*m+1.6, size*n+1.2), layout='constrained')
         ax = fig.subplots()
-        below = np.where(self.values<1, self.values, np.nan) # a dictionary with itself has 1: not the scale's end
+        below = np.where(self.values<1, self.values, np.nan) # a dictionary with itself is not the scale's end
         top = float(np.nanmax(below)) if (self.values<1).any(axis=None) else 1.
         im = ax.imshow(self.values, cmap='viridis', vmin=0, vmax=max(top, 1e-9))
         ax.set_xticks(range(m), self.values.columns, rotation=60, ha='right', fontsize=6)
@@ -83,24 +86,25 @@ class SimilarityMap:
         if title: ax.set_title(title, fontsize=7)
         return fig
 
-    def matched(self)->float: # where lines and columns bear the same names, in the same order
+    def matched(self)->float: # 0 to 1, where lines and columns bear the same names in the same order
         "Share of lines whose largest index is in their own column"
         if list(self.values.index)!=list(self.values.columns):
             raise ValueError('lines and columns are not the same dictionaries in the same order')
         return float((self.values.to_numpy().argmax(1)==np.arange(len(self.values))).mean())
 
     def _repr_jpeg_(self):
-        import io
         b = io.BytesIO()
         self.figure().savefig(b, dpi=110, format='jpg', pil_kwargs=dict(quality=85))
         return b.getvalue()
 
+# %% ../../nbs/40_evaluation/25_itda_similarity.ipynb #8e4a59c8
 def similarity_map(rows:dict,           # name -> ITDA: sites, steps, models, seeds
                    cols:dict|None=None, # name -> ITDA, of another model, say; `rows` when None
                    step:bool=True,      # whether the same place at another step is another token
-                  )->SimilarityMap:
+                  )->SimilarityMap:     # indices and chance, shown as a heat map
     "The Jaccard index of every pair, beside chance"
     cols = rows if cols is None else cols
     if not rows or not cols: raise ValueError('no dictionaries to compare')
-    def table(f): return pd.DataFrame({c: {r: f(a, b, step) for r,a in rows.items()} for c,b in cols.items()})
-    return SimilarityMap(table(jaccard), table(jaccard_by_chance))
+    def _table(f):
+        return pd.DataFrame({c: {r: f(a, b, step) for r,a in rows.items()} for c,b in cols.items()})
+    return SimilarityMap(_table(jaccard), _table(jaccard_by_chance))
