@@ -42,7 +42,7 @@ def export_assets(nbs:Path, # folder of notebooks
         source = notebook.relative_to(nbs).as_posix()
         parts = {}
         for kind,name,text in asset_cells(notebook):
-            parts.setdefault(lib/'widgets'/kind/f'{name}.{kind}', []).append(text.strip())
+            parts.setdefault(lib/'widgets'/kind/f'{name}.{kind}', []).append(text.strip('\n'))
         for path,texts in parts.items():
             if path in written:
                 raise ValueError(f'{path.name} comes from {written[path]} and from {source}: give one of them another name')

@@ -97,7 +97,7 @@ def figure_image(fig, dpi:int=80)->Image.Image: # of matplotlib
 class View(Fallback, anywidget.AnyWidget):
     "A view in the page"
     _css = page_style
-    script = view_script(js_text('status_bar'))
+    script = 'const render = () => {};'
     error = traitlets.Unicode('').tag(sync=True)
     def __init_subclass__(cls, **kwargs):
         if 'script' in cls.__dict__: cls._esm = view_module(cls.script)
@@ -178,16 +178,7 @@ class Dashboard(Fallback, widgets.VBox):
 # %% ../../nbs/60_widgets/05_base.ipynb #vie00016
 class StatusBar(View):
     "Progress, a button to cancel, messages and errors"
-    script = view_script(r'''
-const render = ({ model, el }) => {
-  const box = root(el, model, "flx-status", "status"), bar = make("progress", { max: 1, "aria-label": "progress" }), says = make("span", { role: "status" });
-  const stop = button("Cancel", () => { model.set("cancel", model.get("cancel") + 1); model.save_changes(); stop.disabled = true; });
-  box.append(make("div", { class: "flx-row" }, bar, stop, says));
-  const draw = () => { const busy = model.get("busy"); bar.value = model.get("progress"); bar.hidden = stop.hidden = !busy; if (!busy) stop.disabled = false; says.textContent = model.get("message"); box.dataset.busy = busy; };
-  draw();
-  const off = listen(model, { busy: draw, progress: draw, message: draw });
-  return () => { off(); box.done(); };
-};''')
+    script = view_script(js_text('status_bar'))
     busy = traitlets.Bool(False).tag(sync=True)
     progress = traitlets.Float(0.).tag(sync=True) # 0 to 1
     message = traitlets.Unicode('').tag(sync=True)

@@ -17,7 +17,7 @@ const ticks = (low, high) => {
     res.push(+v.toPrecision(6));
   return res;
 };
-// series: [{kind: "bars" | "line" | "points", x: [], y: [], name, text: i -> words, pick: i -> does something}]
+
 const chart = ({
   label,
   series,
@@ -106,6 +106,7 @@ const chart = ({
       }),
     ];
   });
+
   const axis = [
     ...(xTicks ?? ticks(x0 + pad, x1 - pad)).map((v) =>
       svg("text", { x: X(v), y: T + H + 13, "text-anchor": "middle" }, xText(v)),

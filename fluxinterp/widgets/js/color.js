@@ -48,6 +48,7 @@ const cells = (canvas, values, rows, cols, colors) => {
   for (let i = 0; i < to.length; i++) to[i] = colors[values[i]];
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 };
+
 class Tiles {
   // many pictures in one JPEG: {count, columns, width, height}
   constructor(about) {

@@ -89,7 +89,7 @@ const render = ({ model, el }) => {
             { kind: "bars", x: c.x, y: c.matched, name: "matched" },
             { kind: "line", x: c.x, y: c.chance, name: "tokens shuffled" },
             ...(c.elsewhere
-              ? [{ kind: "line", x: c.x, y: c.elsewhere, name: "same place, another picture" }]
+              ? [{ kind: "line", x: c.x, y: c.elsewhere, name: "same place, another image" }]
               : []),
           ].map((s) => ({
             ...s,
@@ -106,6 +106,7 @@ const render = ({ model, el }) => {
     small();
     box.dataset.drawn = +(box.dataset.drawn || 0) + 1;
   };
+
   const small = () => {
     const all = get("distributions");
     which = Math.min(which, Math.max(0, all.length - 1));

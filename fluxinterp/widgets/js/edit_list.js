@@ -22,6 +22,7 @@ const render = ({ model, el }) => {
     model.save_changes();
     draw();
   };
+
   const select = (label, options, value, f) =>
     make(
       "select",
@@ -119,6 +120,7 @@ const render = ({ model, el }) => {
       gone,
     );
   };
+
   const draw = () => {
     const focus = box.contains(document.activeElement)
       ? document.activeElement.getAttribute("aria-label")

@@ -30,6 +30,7 @@ const show = (v) =>
       : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3
         ? v.toExponential(1)
         : String(+v.toPrecision(3));
+
 const slider = ({ label, min = 0, max, step = 1, value, text = show, oninput, onchange }) => {
   const id = fresh(),
     out = make("output", { for: id });
@@ -79,6 +80,7 @@ const tick = ({ label, value, onchange }) => {
 };
 const button = (text, onclick, props = {}) =>
   make("button", { type: "button", onclick, ...props }, text);
+
 const listen = (model, handlers) => {
   // trait -> function; returns what takes them away
   for (const [k, f] of Object.entries(handlers)) model.on(`change:${k}`, f);

@@ -46,6 +46,7 @@ const render = ({ model, el }) => {
         entitle();
       }
     }, box.fail); // as it was kept
+
   const alone = !model.widget_manager,
     needs = (title) => (alone ? { disabled: true, title: "needs a kernel" } : { title }),
     title = make("b", { class: "flx-title" });
@@ -112,6 +113,7 @@ const render = ({ model, el }) => {
           ),
         )
       : null;
+
   const evidence = (e, s) => {
     const d = make("details", {}, make("summary", {}, "evidence"));
     let done = false;
@@ -173,6 +175,13 @@ const render = ({ model, el }) => {
     });
     return d;
   };
+  const scoreText = (s) => {
+    const interval = s.low != null ? ` (${show(s.low)} to ${show(s.high)})` : "";
+    const count = s.n != null ? `, n ${s.n}` : "";
+    const shuffled = s.shuffled != null ? `, another feature's words ${show(s.shuffled)}` : "";
+    return `${s.scorer}: ${show(s.value)}${interval}${count}; chance ${show(s.chance)}${shuffled}`;
+  };
+
   const said = () =>
     card.explanations.length
       ? make(
@@ -194,9 +203,7 @@ const render = ({ model, el }) => {
                 make(
                   "div",
                   {},
-                  s.status === "ok"
-                    ? `${s.scorer}: ${show(s.value)}${s.low != null ? ` (${show(s.low)} to ${show(s.high)})` : ""}${s.n != null ? `, n ${s.n}` : ""}; chance ${show(s.chance)}${s.shuffled != null ? `, another feature's words ${show(s.shuffled)}` : ""}`
-                    : `${s.scorer}: ${s.status}`,
+                  s.status === "ok" ? scoreText(s) : `${s.scorer}: ${s.status}`,
                   evidence(e, s),
                 ),
               ),
@@ -204,6 +211,7 @@ const render = ({ model, el }) => {
           ),
         )
       : make("p", { class: "flx-quiet" }, "Nothing is said about it yet: fi.explain(atlas) does.");
+
   const numbers = () => {
     const c = card;
     const icons = make("div", { class: "flx-row" });
@@ -212,8 +220,11 @@ const render = ({ model, el }) => {
         "p",
         {},
         c.dead
-          ? make("b", {}, `dead: it fired in none of ${c.pictures} pictures`)
-          : `fires on ${show(100 * c.rate)} % of tokens, in ${show(100 * c.share)} % of ${c.pictures} pictures, there on ${show(100 * c.area)} % of the picture; mean ${show(c.mean)} where it fires, largest ${show(c.largest)}`,
+          ? make("b", {}, `dead: it fired in none of ${c.pictures} images`)
+          : `fires on ${show(100 * c.rate)} % of tokens, ` +
+              `in ${show(100 * c.share)} % of ${c.pictures} images, ` +
+              `there on ${show(100 * c.area)} % of the image; ` +
+              `mean ${show(c.mean)} where it fires, largest ${show(c.largest)}`,
       ),
       make(
         "div",
@@ -280,6 +291,7 @@ const render = ({ model, el }) => {
       }),
     );
   };
+
   const grid = make("div", {
       class: "flx-gallery",
       role: "tabpanel",
@@ -390,6 +402,7 @@ const render = ({ model, el }) => {
         if (e.message !== "outdated") box.fail(e);
       });
   };
+
   const tabs = lists.map(([k, t]) =>
     button(
       t,
@@ -428,8 +441,9 @@ const render = ({ model, el }) => {
       paint();
     },
   });
+
   gallery.append(
-    make("div", { class: "flx-row", role: "tablist", "aria-label": "which pictures" }, tabs),
+    make("div", { class: "flx-row", role: "tablist", "aria-label": "which images" }, tabs),
     make(
       "div",
       { class: "flx-row" },
@@ -448,7 +462,7 @@ const render = ({ model, el }) => {
         label: "scale",
         options: [
           ["feature", "feature max"],
-          ["picture", "each picture's max"],
+          ["picture", "each image's max"],
         ],
         value: look.scale,
         onchange: (v) => {
@@ -469,6 +483,7 @@ const render = ({ model, el }) => {
     ),
     grid,
   );
+
   const facts_of = ({ label, note, flagged, buffers, ...rest }) => JSON.stringify(rest);
   const draw = () => {
     const f = model.get("feature");

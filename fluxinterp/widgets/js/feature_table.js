@@ -37,6 +37,7 @@ const render = ({ model, el }) => {
           title: alone ? "sorting needs a kernel" : `sort by ${t}`,
         }),
   );
+
   const wanted = Object.entries(columns).map(([k, [t]]) =>
     k === "profile"
       ? make("span")
@@ -94,6 +95,7 @@ const render = ({ model, el }) => {
     body,
     says,
   );
+
   const line = (i) => kept.get(Math.floor(i / chunk))?.[i % chunk];
   const spark = (p) =>
     svg(
@@ -113,7 +115,9 @@ const render = ({ model, el }) => {
   const row = (i, r) => {
     const [f, name, mine, score, rate, area, level, peak, profile, flagged] = r,
       own = f === model.get("selected");
-    const words = `feature ${f}${name ? `, ${name}` : ""}, fires on ${show(100 * rate)} % of tokens${flagged ? ", flagged" : ""}`;
+    const words =
+      `feature ${f}${name ? `, ${name}` : ""}, ` +
+      `fires on ${show(100 * rate)} % of tokens${flagged ? ", flagged" : ""}`;
     return make(
       "div",
       {
@@ -140,6 +144,7 @@ const render = ({ model, el }) => {
       make("span", {}, flagged ? "⚑" : ""),
     );
   };
+
   let drawn = null;
   const draw = () => {
     cancelAnimationFrame(drawn);
@@ -219,6 +224,7 @@ const render = ({ model, el }) => {
     });
     draw();
   };
+
   const flag = () =>
     have((r) =>
       ask(model, "flag", { feature: r[0], on: !r[9] }).then((x) => {
@@ -268,7 +274,8 @@ const render = ({ model, el }) => {
     if (!model.get("keeps")) body.scrollTop = 0;
     draw();
   }; // another order is read from its top
-  // own: the feature the page itself went to last; what the kernel says of its line comes late, when the page may be further
+  // own: the feature the page itself went to last;
+  // what the kernel says of its line comes late, when the page may be further
   let seen = model.get("selected"),
     own = null;
   const moved = () => {

@@ -18,6 +18,7 @@ const render = ({ model, el }) => {
   };
   const steps = () => get("levels").length,
     where = (s) => `step ${s + 1} of ${steps()}, noise ${get("levels")[s].toFixed(2)}`;
+
   const strength = slider({
     label: "overlay",
     max: 1,
@@ -75,6 +76,7 @@ const render = ({ model, el }) => {
     frame = make("div", { class: "flx-mframe" });
   const mark = make("div", { class: "flx-mhere", hidden: true }),
     picked = make("div", { class: "flx-mpicked", hidden: true });
+
   const full = (r) => (look.scale === "common" ? Math.max(...rows.map((r) => r.peak)) : r.peak);
   const size = () => {
     const [h, w] = tiles.about.count ? [tiles.about.height, tiles.about.width] : rows[0].grid,
@@ -146,6 +148,7 @@ const render = ({ model, el }) => {
     },
     { root: frame, rootMargin: "300px" },
   );
+
   const restyle = () => {
     if (!rows.length) return;
     const began = performance.now();
@@ -186,6 +189,13 @@ const render = ({ model, el }) => {
     m.style.cssText = `left: ${at.step * (w + 1)}px; width: ${w}px; height: ${h}px`;
     rows[at.row].holder.append(m);
   };
+  const nameOf = (r) => `${r.name}${r.after ? ` ${r.after}` : ""}`;
+  const activityText = (r, top) => {
+    if (top) return `largest here ${show(top)}`;
+    return r.peak ? "not active at this step" : "not active in this image";
+  };
+  const tokenText = (r, s, [row, col]) =>
+    `; row ${row}, column ${col}: ${show(value(r, s, row * r.grid[1] + col))}`;
   const tell = () => {
     place(mark, here);
     if (!here) {
@@ -198,10 +208,8 @@ const render = ({ model, el }) => {
       s = here.step,
       top = r.top[s];
     says.textContent =
-      `${r.name}${r.after ? ` ${r.after}` : ""}, ${where(s)}: ${top ? `largest here ${show(top)}` : r.peak ? "not active at this step" : "not active in this picture"}` +
-      (here.token
-        ? `; row ${here.token[0]}, column ${here.token[1]}: ${show(value(r, s, here.token[0] * r.grid[1] + here.token[1]))}`
-        : "");
+      `${nameOf(r)}, ${where(s)}: ${activityText(r, top)}` +
+      (here.token ? tokenText(r, s, here.token) : "");
   };
   const go = (row, step, token = null) => {
     if (row < 0 || step < 0 || row >= rows.length || step >= steps()) return;
@@ -210,12 +218,14 @@ const render = ({ model, el }) => {
     here = { row, step, token };
     tell();
   };
+
   const label = (r, i) => {
     const c = get("chosen"),
       best = r.top.indexOf(Math.max(...r.top));
     r.canvas.setAttribute(
       "aria-label",
-      `${r.name}${r.after ? ` ${r.after}` : ""}${r.words ? `, ${r.words}` : ""}: ${r.peak ? `largest ${show(r.peak)}, at ${where(best)}` : "not active"}` +
+      `${nameOf(r)}${r.words ? `, ${r.words}` : ""}: ` +
+        (r.peak ? `largest ${show(r.peak)}, at ${where(best)}` : "not active") +
         (c.row === i ? `; open below, step ${c.step + 1}` : ""),
     );
   };
@@ -248,6 +258,7 @@ const render = ({ model, el }) => {
     model.save_changes();
     chosen();
   };
+
   const at = (e, r) => {
     const b = r.canvas.getBoundingClientRect(),
       [w, h] = size(),
@@ -285,6 +296,7 @@ const render = ({ model, el }) => {
     rows[row].canvas.focus({ preventScroll: true });
     mark.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
+
   const add = (r, i) => {
     const [w, h] = size(),
       W = steps() * (w + 1);
@@ -327,6 +339,7 @@ const render = ({ model, el }) => {
       r.holder,
     );
   };
+
   const head = () => {
     const [w] = size();
     return make(

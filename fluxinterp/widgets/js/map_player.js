@@ -71,6 +71,7 @@ const render = ({ model, el }) => {
     draw();
     bars();
   };
+
   const strength = slider({
     label: "overlay",
     max: 1,
@@ -106,7 +107,7 @@ const render = ({ model, el }) => {
     label: "scale",
     options: [
       ["feature", "feature max"],
-      ["picture", "picture max"],
+      ["picture", "image max"],
       ["fixed", "fixed"],
     ],
     value: look.scale,
@@ -143,6 +144,7 @@ const render = ({ model, el }) => {
       },
     ]),
   ); // what the kernel says holds for one of them
+
   const slice = (f, s) => {
     const [, S, R, C] = get("shape"),
       n = R * C;
@@ -203,6 +205,7 @@ const render = ({ model, el }) => {
     ctx.strokeStyle = "#fff";
     ctx.strokeRect(at[1] * w, at[0] * h, w, h);
   };
+
   const draw = () => {
     if (due) return; // half of a change
     for (const p of panels) {
@@ -234,7 +237,7 @@ const render = ({ model, el }) => {
         const [share, top] = busy(p.f, step),
           name = get("features")[p.f];
         p.note.textContent = !name.peak
-          ? "not active in this picture"
+          ? "not active in this image"
           : !top
             ? "not active at this step"
             : `largest here ${show(top)}, ` +
@@ -245,7 +248,7 @@ const render = ({ model, el }) => {
           "aria-label",
           `${name.name}, step ${where(step)}: ${p.note.textContent}`,
         );
-      } else p.canvas.setAttribute("aria-label", `the picture as predicted at step ${where(step)}`);
+      } else p.canvas.setAttribute("aria-label", `the image as predicted at step ${where(step)}`);
     }
     tell();
     inquire();
@@ -276,6 +279,7 @@ const render = ({ model, el }) => {
             : []),
         );
     });
+
   const tell = () => {
     if (!at || !panels.length) {
       says.textContent = "Point at a map, or use its arrow keys, for a token's value.";
@@ -318,6 +322,7 @@ const render = ({ model, el }) => {
       );
     }, 120);
   };
+
   const point = (r, c) => {
     const [, , R, C] = get("shape");
     if (r < 0 || c < 0 || r >= R || c >= C || (at && at[0] === r && at[1] === c)) return;
@@ -350,10 +355,11 @@ const render = ({ model, el }) => {
     e.preventDefault();
     e.stopPropagation();
   };
+
   const panel = (f) => {
     const [, S, R, C] = get("shape"),
       p = { f, off: document.createElement("canvas"), strip: [], scale: make("div") },
-      name = f == null ? "forming picture" : get("features")[f].name;
+      name = f == null ? "forming image" : get("features")[f].name;
     p.note = make("span", { class: "flx-quiet" }, f == null ? "as predicted at this step" : "");
     if (f != null && words().length) {
       p.words = words().map((w) => make("span", { class: "flx-word" }, w));
@@ -430,6 +436,7 @@ const render = ({ model, el }) => {
     );
     return p;
   };
+
   const build = () => {
     due = 0;
     const [F, S] = get("shape");

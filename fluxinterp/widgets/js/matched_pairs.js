@@ -38,8 +38,9 @@ const render = ({ model, el }) => {
     write();
   };
   const words = (p) =>
-    `${get("left")} ${named("left", p[0])}, ${get("right")} ${named("right", p[1])}: correlation ${p[2].toFixed(2)}, tokens shuffled ${p[3].toFixed(2)}` +
-    (Number.isNaN(p[4]) ? "" : `, another picture ${p[4].toFixed(2)}`);
+    `${get("left")} ${named("left", p[0])}, ${get("right")} ${named("right", p[1])}: ` +
+    `correlation ${p[2].toFixed(2)}, tokens shuffled ${p[3].toFixed(2)}` +
+    (Number.isNaN(p[4]) ? "" : `, another image ${p[4].toFixed(2)}`);
   const line = (p, i) =>
     make(
       "div",
@@ -68,6 +69,7 @@ const render = ({ model, el }) => {
       make("span", { class: "flx-number" }, p[2].toFixed(2)),
       make("span", { class: "flx-name" }, named("right", p[1])),
     );
+
   const draw = () => {
     const first = Math.max(0, Math.floor(list.scrollTop / high) - 5),
       some = rows.slice(first, first + Math.ceil((list.clientHeight || 390) / high) + 10);
@@ -100,6 +102,7 @@ const render = ({ model, el }) => {
       list.scrollTop = y + high - list.clientHeight;
     draw();
   };
+
   const latest = newest((q) => ask(model, "maps", q));
   const choose = () => {
     const p = rows[at];
@@ -143,6 +146,7 @@ const render = ({ model, el }) => {
     }
   });
   list.addEventListener("scroll", draw);
+
   const where = fresh(),
     find = make("input", {
       type: "number",
@@ -154,7 +158,9 @@ const render = ({ model, el }) => {
         if (find.value === "") return;
         const i = rows.findIndex((p) => p[0] === +find.value);
         if (i < 0)
-          says.textContent = `feature ${find.value} is not in the list: it never fires in these pictures, or there is none`;
+          says.textContent =
+            `feature ${find.value} is not in the list: ` +
+            "it never fires in these images, or there is none";
         else {
           move(i);
           choose();

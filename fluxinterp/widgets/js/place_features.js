@@ -38,7 +38,9 @@ const render = ({ model, el }) => {
                 type: "button",
                 class: "flx-fires",
                 onclick: () => pick(e.id),
-                "aria-label": `${e.name}: ${show(e.steps[step])} at this step; over the steps ${e.steps.map(show).join(", ")}. Show its map`,
+                "aria-label":
+                  `${e.name}: ${show(e.steps[step])} at this step; ` +
+                  `over the steps ${e.steps.map(show).join(", ")}. Show its map`,
               },
               make("span", { class: "flx-fires-name" }, e.name),
               make("span", { class: "flx-number" }, show(e.steps[step])),
@@ -63,7 +65,9 @@ const render = ({ model, el }) => {
                     svg(
                       "title",
                       {},
-                      `step ${i + 1}${levels[i] != null ? `, noise ${levels[i].toFixed(2)}` : ""}: ${show(v)}`,
+                      `step ${i + 1}` +
+                        (levels[i] != null ? `, noise ${levels[i].toFixed(2)}` : "") +
+                        `: ${show(v)}`,
                     ),
                   );
                 }),

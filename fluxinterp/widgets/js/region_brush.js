@@ -62,6 +62,7 @@ const render = ({ model, el }) => {
     model.set("mask", new DataView(mask.slice().buffer));
     model.save_changes();
   };
+
   const whole = [
     ["all", () => mask.fill(1)],
     ["none", () => mask.fill(0)],
@@ -94,6 +95,7 @@ const render = ({ model, el }) => {
     for (let i = 0; i <= n; i++)
       dab([Math.round(a[0] + ((b[0] - a[0]) * i) / n), Math.round(a[1] + ((b[1] - a[1]) * i) / n)]);
   };
+
   const draw = () => {
     const [R, C] = grid(),
       w = model.get("size"),
@@ -178,13 +180,15 @@ const render = ({ model, el }) => {
       : "Nothing to paint on yet.";
     canvas.setAttribute(
       "aria-label",
-      `region painted on the picture: ${n} of ${R * C} tokens. Arrow keys move the brush, space paints, e erases, z undoes`,
+      `region painted on the image: ${n} of ${R * C} tokens. ` +
+        "Arrow keys move the brush, space paints, e erases, z undoes",
     );
     undo.disabled = !past.length;
     redo.disabled = !future.length;
     box.dataset.cells = n;
     box.dataset.drawn = +(box.dataset.drawn || 0) + 1;
   };
+
   let before = null,
     last = null;
   canvas.addEventListener("pointerdown", (e) => {

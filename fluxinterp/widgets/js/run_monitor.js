@@ -63,6 +63,7 @@ const render = ({ model, el }) => {
         ),
       ),
     );
+
   const card = (r) => {
     const parts = Object.fromEntries(
       ["head", "bar", "when", "problem", "stages", "numbers", "outcomes"].map((k) => [
@@ -133,6 +134,7 @@ const render = ({ model, el }) => {
     if (loud.textContent !== news) loud.textContent = news;
     box.dataset.read = +(box.dataset.read || 0) + 1;
   };
+
   const curves = () =>
     get("curves").forEach(
       (plots, i) =>
