@@ -87,7 +87,7 @@ class PromptInspector(TimestepViewer):
         "Features of the chosen place, as a figure"
         return self.here.static()
 
-# %% ../../nbs/65_dashboards/10_prompt_inspector.ipynb #a98b1883
+# %% ../../nbs/65_dashboards/10_prompt_inspector.ipynb #ea850680
 def _step_activations(code, feature, token): # of one token, or the mean over all: a number per step
     values,indices = code.values[0],code.indices[0] # (step, token, k)
     if token is not None: values,indices = values[:,token:token+1],indices[:,token:token+1]
@@ -111,4 +111,5 @@ def _fill_list(self:PromptInspector, name, cell): # dictionary; the place chosen
         self.here.title = f'Features {where}, step {step+1} of {steps}'
         self.here.empty = 'No feature is active there.'
         self.here.entries = [
-            dict(id=f, name=self.names.full(name, f), steps=_step_activations(code, f, token)) for f in features]
+            dict(id=f, name=self.names.full(name, f), steps=_step_activations(code, f, token))
+            for f in features]
