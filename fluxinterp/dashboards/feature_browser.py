@@ -8,74 +8,120 @@ __all__ = ['FeatureBrowser']
 # %% ../../nbs/65_dashboards/20_feature_browser.ipynb #fbr00003
 import ipywidgets as widgets
 import numpy as np
+from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError
 from ..dictionaries.dictionary import Dictionary
-from .live import atlas_dictionary, check_atlas_pipeline
+from .live import atlas_dictionary, check_atlas_pipeline, example_prompt
 from ..widgets.feature_sheet import FeatureSheet
 from ..widgets.feature_table import FeatureTable
 from .timestep_viewer import FeatureNames, TimestepViewer
 from ..widgets.base import Dashboard
 
 # %% ../../nbs/65_dashboards/20_feature_browser.ipynb #fbr00006
+def _prompt_viewer(atlas, pipe, dictionary, prompt): # raises `AtlasError`
+    check_atlas_pipeline(atlas, pipe)
+    d = atlas_dictionary(atlas, dictionary)
+    if d.signed:
+        raise AtlasError('features of a signed dictionary are its two sides, of which a viewer shows '
+                         'neither alone: leave pipe out, or use fi.TimestepViewer(pipe, dictionary)')
+    return TimestepViewer(pipe, {atlas.site: d}, prompt, 0, {atlas.site: atlas})
+
 class FeatureBrowser(Dashboard):
-    "Look through the features of an atlas"
+    "List and sheet of an atlas's features: max-activating images, statistics, labels, search"
     viewer = None # of the prompt, where there is a pipeline
-    def __init__(self, atlas:Atlas,             # or the folder or name of one
-                 pipe=None,                     # to see features on prompts
-                 dictionary:Dictionary=None,    # the atlas's; found by itself for packaged ones
-                 prompt:str='a large red striped circle on the left and a small white star on the right',
-                 feature:int=None,              # to begin with; the first of the list when None
-                 examples:int=10, lines:int=12): # images of a list; lines of the list on the screen
+    def __init__(self, atlas:Atlas,               # atlas, or the folder or name of one
+                 pipe=None,                       # pipeline, for maps on a prompt; None shows the atlas alone
+                 dictionary:Dictionary|None=None, # the atlas's dictionary; None finds packaged ones
+                 prompt:str=example_prompt,       # prompt to begin with, where there is a pipeline
+                 feature:int|None=None,           # feature to begin with; None takes the first of the list
+                 examples:int=10,                 # images of a list on the sheet
+                 lines:int=12,                    # lines of the list on the screen
+                ):
         super().__init__()
         self.atlas = Atlas(atlas) if not isinstance(atlas, Atlas) else atlas
         if not len(self.atlas): raise AtlasError(f'{self.atlas.path} has no features')
-        self.search = widgets.Text(description='Search', placeholder='words: red star', continuous_update=False, layout=widgets.Layout(width='420px'))
-        self.clear = widgets.Button(description='Clear', tooltip='all features again', layout=widgets.Layout(width='80px'))
-        self.table = FeatureTable(self.atlas, lines=lines)
-        self.sheet = FeatureSheet(self.atlas, n=examples)
-        if pipe is not None:
-            check_atlas_pipeline(self.atlas, pipe)
-            d = atlas_dictionary(self.atlas, dictionary)
-            if d.signed: raise AtlasError('features of a signed dictionary are its two sides, of which a viewer shows neither alone: leave pipe out, or use fi.TimestepViewer(pipe, dictionary)')
-            self.viewer = TimestepViewer(pipe, {self.atlas.site: d}, prompt, 0, {self.atlas.site: self.atlas})
-        self.links = [(self.table, 'selected', self.sheet, 'feature')]
-        self.children = [widgets.HBox([self.search, self.clear]), self.table, self.sheet, *([self.viewer] if self.viewer else [])]
-        self.link()
-        self.search.observe(self._search, 'value')
-        self.clear.on_click(lambda _: setattr(self.search, 'value', ''))
-        self.sheet.observe(lambda c: setattr(self.table, 'selected', c['new']), 'feature') # a neighbor was chosen on the sheet
-        self.sheet.observe(lambda c: self.table.step(c['new'][0]), 'move')
-        self.sheet.observe(lambda _: self.reload(), 'kept')
-        self.table.observe(lambda _: setattr(self.sheet, 'version', self.sheet.version+1), 'kept')
-        if self.viewer: self.table.observe(lambda c: c['new']>=0 and setattr(self.viewer.features, 'value', str(c['new'])), 'selected')
+        self._build_controls(lines, examples)
+        if pipe is not None: self.viewer = _prompt_viewer(self.atlas, pipe, dictionary, prompt)
+        self._layout()
+        self._wire()
         if feature is not None: self.table.selected = self.atlas.check(feature)
         else: self.table.step(1)
 
-    def reload(self):
-        "Read the atlas again: labels, explanations and scores may have changed"
-        was = self.table.names
-        self.table.reload()
-        self.sheet.version += 1
-        if self.viewer is None or np.array_equal(was, self.table.names): return
-        with self.viewer.showing:
-            self.viewer.names = FeatureNames(self.viewer.names.atlases)
-            if self.viewer.drawing is not None: self.viewer.recorded()
+    def _build_controls(self, lines, examples):
+        self.search = widgets.Text(description='Search', placeholder='words: red star',
+                                   continuous_update=False, layout=widgets.Layout(width='420px'))
+        self.clear = widgets.Button(description='Clear', tooltip='all features again',
+                                    layout=widgets.Layout(width='80px'))
+        self.table = FeatureTable(self.atlas, lines=lines)
+        self.sheet = FeatureSheet(self.atlas, n=examples)
+
+    def _layout(self):
+        viewer = [self.viewer] if self.viewer else []
+        self.children = [widgets.HBox([self.search, self.clear]), self.table, self.sheet, *viewer]
+
     def close(self):
+        "Close the view and that of the prompt"
         if self.viewer: self.viewer.close()
         super().close()
 
-    def _search(self, change):
-        words = change['new'].strip()
-        self.table.sort = ['', True] if words else ['rate', True]
-        self.table.query = words
-        if words and self.table.count and not self.table.error: self.table.selected = int(self.table.order[0])
-    def to_html(self, path, features:int=20): # of the list's first, that can be opened in the page
-        "Write a page that works without a kernel or a network"
-        self.sheet.features_kept = self.table.order[:features].tolist()
-        try: super().to_html(path)
-        finally: self.sheet.features_kept = ()
-    @property
-    def alt(self): return f'{self.table.alt}. {self.sheet.alt}'
-    def static(self): return self.sheet.static()
+# %% ../../nbs/65_dashboards/20_feature_browser.ipynb #e240efde
+@patch
+def _wire(self:FeatureBrowser):
+    self.links = [(self.table, 'selected', self.sheet, 'feature')]
+    self.link()
+    self.search.observe(self._search, 'value')
+    self.clear.on_click(lambda _: self.search.set_trait('value', ''))
+    self.sheet.observe(lambda c: self.table.set_trait('selected', c['new']), 'feature')
+    self.sheet.observe(lambda c: self.table.step(c['new'][0]), 'move')
+    self.sheet.observe(lambda _: self.reload(), 'kept')
+    self.table.observe(lambda _: self._refresh_sheet(), 'kept')
+    if self.viewer: self.table.observe(lambda c: self._show_maps(c['new']), 'selected')
+
+@patch
+def _search(self:FeatureBrowser, change):
+    words = change['new'].strip()
+    self.table.sort = ['', True] if words else ['rate', True]
+    self.table.query = words
+    if words and self.table.count and not self.table.error: self.table.selected = int(self.table.order[0])
+
+@patch
+def _show_maps(self:FeatureBrowser, feature): # on the prompt
+    if feature>=0: self.viewer.features.value = str(feature)
+
+@patch
+def _refresh_sheet(self:FeatureBrowser): # it asks for its feature anew
+    self.sheet.version += 1
+
+@patch
+def reload(self:FeatureBrowser):
+    "Read the atlas again: labels, explanations and scores may have changed"
+    before = self.table.names
+    self.table.reload()
+    self._refresh_sheet()
+    if self.viewer is None or np.array_equal(before, self.table.names): return
+    with self.viewer.showing:
+        self.viewer.names = FeatureNames(self.viewer.names.atlases)
+        if self.viewer.live_run is not None: self.viewer.recorded()
+
+# %% ../../nbs/65_dashboards/20_feature_browser.ipynb #022980ca
+@patch
+def to_html(self:FeatureBrowser,
+            path,            # HTML file to write
+            features:int=20, # features that can be opened in the page, the first of the list
+           ):
+    "Write a page that works without a kernel or a network"
+    self.sheet.features_kept = self.table.order[:features].tolist()
+    try: Dashboard.to_html(self, path)
+    finally: self.sheet.features_kept = ()
+
+@patch(as_prop=True)
+def alt(self:FeatureBrowser)->str:
+    "Text alternative of the view"
+    return f'{self.table.alt}. {self.sheet.alt}'
+
+@patch
+def static(self:FeatureBrowser):
+    "Sheet of the chosen feature, as an image that stays"
+    return self.sheet.static()

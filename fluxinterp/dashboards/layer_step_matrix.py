@@ -11,14 +11,15 @@ from functools import partial
 import ipywidgets as widgets
 import numpy as np
 import traitlets
+from fastcore.basics import patch
 
 from ..dictionaries.dictionary import check_belongs
-from .live import read_prompt, unread_text
+from .live import example_prompt, read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps
 
 from ..widgets.worker import WorkDashboard
 from ..widgets.map_player import MapPlayer
-from ..widgets.page import view_script, js_text, css_text
+from ..widgets.page import page_style, view_script, js_text, css_text
 from ..models.description import describe
 from ..models.pipelines import check_pipeline
 from ..widgets.figures import matrix_figure
@@ -33,13 +34,13 @@ _style = css_text('map_matrix')
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00022
 class MapMatrix(View):
     "Maps of many sites at every step, as small multiples"
-    script,_css = view_script(_script),View._css+_style
-    maps = traitlets.Bytes(b'').tag(sync=True)      # one row after the other, each (step, row, col), see `map_bytes`
-    rows = traitlets.List([]).tag(sync=True)        # of each: name, after (said beside it), words (below), title, grid, peak, top (largest of each step), signed
+    script,_css = view_script(_script),page_style+_style
+    maps = traitlets.Bytes(b'').tag(sync=True)      # rows one after the other, each (step, row, col)
+    rows = traitlets.List([]).tag(sync=True)        # a dict per site, see `_row`
     levels = traitlets.List([]).tag(sync=True)      # noise level of each step
     pictures = traitlets.Bytes(b'').tag(sync=True)  # JPEG, see `tile_images`
-    tiles = traitlets.Dict({}).tag(sync=True)
-    chosen = traitlets.Dict({}).tag(sync=True)      # the map somebody opened: row, step, and n, which counts
+    tiles = traitlets.Dict({}).tag(sync=True)       # layout of the JPEG
+    chosen = traitlets.Dict({}).tag(sync=True)      # opened map: row, step, and n, which counts
     alpha = traitlets.Float(.85).tag(sync=True)
     colors = traitlets.Enum(['inferno', 'viridis', 'cividis'], 'inferno').tag(sync=True)
     scale = traitlets.Enum(['row', 'common'], 'row').tag(sync=True)
@@ -47,128 +48,226 @@ class MapMatrix(View):
     note = traitlets.Unicode('').tag(sync=True)
     empty = traitlets.Unicode('Nothing to show yet.').tag(sync=True)
     title = traitlets.Unicode('maps by site and step').tag(sync=True)
-    handed_maps = traitlets.CBytes(b'').tag(sync=True, echo_update=False) # where there is no kernel: of the chosen row, as `MapPlayer` takes them
+    # without a kernel, the maps of the chosen row, as `MapPlayer` takes them
+    handed_maps = traitlets.CBytes(b'').tag(sync=True, echo_update=False)
     handed_shape = traitlets.List([0, 0, 0, 0]).tag(sync=True)
     handed_features = traitlets.List([]).tag(sync=True)
     handed_signed = traitlets.Bool(False).tag(sync=True)
     handed_step = traitlets.Int(0).tag(sync=True)
     shown = None # `SiteMaps`
 
-    def load(self, maps:SiteMaps,
-             after:dict=None,    # site -> said beside its name
-             words:dict=None,    # site -> said below
-             signed=(),          # sites whose maps may be negative, beside those that are
-             note:str=''):
-        "Show the maps of an image"
-        signed = {s for s,v in maps.maps.items() if s in signed or (v<0).any()} # a measure of one's own may be negative anywhere
-        data = {s: map_bytes(v, s in signed) for s,v in maps.maps.items()}
-        about = []
-        for s,v in maps.maps.items():
-            beside = (after or {}).get(s, '')
-            about.append(dict(name=s, after=beside, words=(words or {}).get(s, ''), title=f'{s}, {beside}' if beside else s, grid=list(v.shape[1:]), peak=data[s][1], top=np.abs(v).max((1, 2)).astype(float).tolist(), signed=s in signed))
-        self.shown = maps
-        with self.hold_sync():
-            self.pictures,self.tiles = tile_images(list(maps.previews or []), 128)
-            self.chosen,self.rows,self.levels,self.note = {},about,[float(l) for l in maps.levels],note
-            self.maps = b''.join(b for b,_ in data.values())
-            self.side = 'small' if len(about)*len(maps.levels)>200 else 'medium' if len(about)>4 or len(maps.levels)>8 else 'large'
-    def choose(self, site:str, step:int=0):
-        "Open a map, as a click does"
-        names = [r['name'] for r in self.rows]
-        if site not in names: raise ValueError(f'no row {site!r}; there are: {", ".join(names) or "none yet"}')
-        if not 0<=step<len(self.levels): raise ValueError(f'step {step} of {len(self.levels)}')
-        self.chosen = dict(row=names.index(site), step=step, n=self.chosen.get('n', 0)+1)
     @property
-    def alt(self):
+    def alt(self)->str:
+        "Text alternative: how many maps, and which sites are not active"
         if not self.rows: return 'maps by site and step: nothing to show yet'
         dead = [r['name'] for r in self.rows if not r['peak']]
-        return f'maps of {len(self.rows)} sites at {len(self.levels)} steps'+(f', {self.shown.prompt[:200]!r}' if self.shown else '')+(f'; not active: {", ".join(dead)}' if dead else '')
+        prompt = f', {self.shown.prompt[:200]!r}' if self.shown else ''
+        silent = f'; not active: {", ".join(dead)}' if dead else ''
+        return f'maps of {len(self.rows)} sites at {len(self.levels)} steps{prompt}{silent}'
+
     def static(self):
-        "A row for each site, a column for each step"
+        "A row for each site, a column for each step, as a figure"
         if not self.shown: return None
         top = max(r['peak'] for r in self.rows) if self.scale=='common' else None
-        return matrix_figure(list(self.shown.maps.values()), [r['title']+(f', {r["words"]}' if r['words'] else '') for r in self.rows], self.levels, self.shown.previews, top, [r['signed'] for r in self.rows], self.shown.prompt[:120])
+        titles = [r['title']+(f', {r["words"]}' if r['words'] else '') for r in self.rows]
+        return matrix_figure(list(self.shown.maps.values()), titles, self.levels, self.shown.previews, top,
+                             [r['signed'] for r in self.rows], self.shown.prompt[:120])
+
+# %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #57fa2df5
+def _row(site, values, peak, beside, below, signed): # of the page; values: (step, row, col)
+    return dict(name=site, after=beside, words=below, title=f'{site}, {beside}' if beside else site,
+                grid=list(values.shape[1:]), peak=peak, signed=signed,
+                top=np.abs(values).max((1, 2)).astype(float).tolist()) # largest of each step
+
+def _map_side(rows, steps): # width of the small maps that suits so many
+    if rows*steps>200: return 'small'
+    return 'medium' if rows>4 or steps>8 else 'large'
+
+@patch
+def load(self:MapMatrix,
+         maps:SiteMaps,        # maps of one image, by site
+         after:dict|None=None, # site -> words beside its name
+         words:dict|None=None, # site -> words below its name
+         signed=(),            # sites whose maps are shown signed; those with negative values always are
+         note:str='',          # words under the matrix
+        ):
+    "Show the maps of an image"
+    after,words = after or {},words or {}
+    signed = {s for s,v in maps.maps.items() if s in signed or (v<0).any()}
+    data = {s: map_bytes(v, s in signed) for s,v in maps.maps.items()} # bytes, peak
+    rows = [_row(s, v, data[s][1], after.get(s, ''), words.get(s, ''), s in signed)
+            for s,v in maps.maps.items()]
+    self.shown = maps
+    with self.hold_sync():
+        self.pictures,self.tiles = tile_images(list(maps.previews or []), 128)
+        self.chosen,self.rows = {},rows
+        self.levels,self.note = [float(l) for l in maps.levels],note
+        self.maps = b''.join(b for b,_ in data.values())
+        self.side = _map_side(len(rows), len(maps.levels))
+
+@patch
+def choose(self:MapMatrix,
+           site:str,   # name of a row
+           step:int=0, # step, from 0
+          ):
+    "Open a map, as a click does; raises `ValueError` where there is none"
+    names = [r['name'] for r in self.rows]
+    if site not in names: raise ValueError(f'no row {site!r}; there are: {", ".join(names) or "none yet"}')
+    if not 0<=step<len(self.levels): raise ValueError(f'step {step} of {len(self.levels)}')
+    self.chosen = dict(row=names.index(site), step=step, n=self.chosen.get('n', 0)+1)
 
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00026
-def _readers(pipe, sites, family, measure): # Site -> function, in network order; site -> said beside it, below it; signed sites
-    order = {s: i for i,s in enumerate(list_sites(pipe).names)}
-    if isinstance(measure, str) and measure not in token_measures: raise ValueError(f'unknown measure {measure!r}: choose from {", ".join(token_measures)}, or give a function (token, width) -> (token,)')
-    if not family:
-        found = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)] if sites is not None else image_sites(pipe)
-        if not found: raise ValueError('no sites: give some, or None for every block')
-        f = token_measures[measure] if isinstance(measure, str) else measure
-        return {s: f for s in sorted(found, key=lambda s: order.get(s.name, len(order)))},{},{},set()
-    readers,after,words,signed,model = {},{},{},set(),describe(pipe).fingerprint
-    if sites is not None:
-        lacking = [s for s in sites if s not in family]
-        if lacking: raise ValueError(f'the family has no feature at {lacking[0]!r}; it has: {", ".join(family)}')
-    def one(d, f): return lambda x: d.encode(x.to(d.device)).latent(f)
-    for s in sorted((resolve_site(pipe, n) for n in (family if sites is None else sites)), key=lambda s: order.get(s.name, len(order))):
+def _ordered(sites, order): # sites in network order
+    return sorted(sites, key=lambda s: order.get(s.name, len(order)))
+
+def _measured_sites(pipe, sites, measure, order): # Site -> function of activations (token, width) -> (token,)
+    if sites is None: sites = image_sites(pipe)
+    if isinstance(sites, (str, Site)): sites = [sites]
+    found = [resolve_site(pipe, s) for s in sites]
+    if not found: raise ValueError('no sites: give some, or None for every block')
+    read = token_measures[measure] if isinstance(measure, str) else measure
+    return {s: read for s in _ordered(found, order)}
+
+def _latent_reader(dictionary, feature): # function of activations (token, width) -> (token,)
+    return lambda x: dictionary.encode(x.to(dictionary.device)).latent(feature)
+
+def _chance_words(member): # of a `FamilyMember`
+    chance = f'chance {member.chance:.2f}' if member.chance is not None else 'chance unknown'
+    return f'r {member.correlation:.2f}, {chance}'
+
+def _family_sites(pipe, sites, family, order): # -> readers; words beside, words below; signed sites
+    readers,after = {},{}
+    words,signed = {},set()
+    model = describe(pipe).fingerprint
+    lacking = [s for s in sites or () if s not in family]
+    if lacking:
+        raise ValueError(f'the family has no feature at {lacking[0]!r}; it has: {", ".join(family)}')
+    for s in _ordered([resolve_site(pipe, n) for n in (family if sites is None else sites)], order):
         member = FamilyMember(*family[s.name])
         d,f = member.dictionary,member.feature
         check_belongs(d, s.name, model)
-        if not 0<=f<d.num_latents: raise ValueError(f'feature {f} of a dictionary with {d.num_latents} latents, at {s.name}')
-        readers[s],after[s.name] = one(d, f),f'feature {f}'
-        if member.correlation is not None: words[s.name] = f'r {member.correlation:.2f}, '+(f'chance {member.chance:.2f}' if member.chance is not None else 'chance unknown')
+        if not 0<=f<d.num_latents:
+            raise ValueError(f'feature {f} of a dictionary with {d.num_latents} latents, at {s.name}')
+        readers[s] = _latent_reader(d, f)
+        after[s.name] = f'feature {f}'
+        if member.correlation is not None: words[s.name] = _chance_words(member)
         if d.signed: signed.add(s.name)
     return readers,after,words,signed
 
+def _site_readers(pipe, sites, family, measure): # as `_family_sites`
+    order = {s: i for i,s in enumerate(list_sites(pipe).names)}
+    if isinstance(measure, str) and measure not in token_measures:
+        raise ValueError(f'unknown measure {measure!r}: choose from {", ".join(token_measures)}, '
+                         'or give a function (token, width) -> (token,)')
+    if family: return _family_sites(pipe, sites, family, order)
+    return _measured_sites(pipe, sites, measure, order),{},{},set()
+
 # %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #lsm00027
+_measure_words = dict(
+    deviation=('How much a token differs from the mean token of its image and step '
+               '(norm of the difference).'),
+    norm='Norm of each token.')
+
 class LayerStepMatrix(WorkDashboard):
-    "A prompt, or a feature and its kin, at all sites and steps; a click opens a site in a player"
-    def __init__(self, pipe,
-                 prompt:str='a large red striped circle on the left and a small white star on the right',
-                 sites:list=None,  # names or `Site`s; every block's image stream when None, or all of the family's
-                 family:dict=None, # site -> (dictionary, feature), e.g. of `feature_family`; maps of whole activations when None
-                 seed:int=0,
-                 measure='deviation', # without a family: one of `token_measures`, or a function (token, width) -> (token,)
-                 **call,           # passed on to `record`: num_inference_steps, height, guidance_scale, ...
+    "Maps of a prompt, or of a feature and its matches in other layers, at all sites and steps"
+    def __init__(self, pipe,                # diffusers pipeline
+                 prompt:str=example_prompt, # prompt to begin with
+                 sites:list|None=None,      # names or `Site`s; None takes every block, or the family's
+                 family:dict|None=None,     # site -> (dictionary, feature), e.g. of `feature_family`
+                 seed:int=0,                # seed of the initial noise
+                 measure='deviation',       # one of `token_measures`, or a function (token, d) -> (token,)
+                 **call,                    # keyword arguments of `record`: num_inference_steps, height, ...
                 ):
         check_pipeline(pipe)
         super().__init__(pipe)
-        self.pipe,self.family,self.call = pipe,family,call
-        self.readers,self._after,self._words,self._signed = _readers(pipe, sites, family, measure)
-        self._left = [f'{s} is left out: {w}.' for s,w in getattr(family, 'left_out', {}).items()]
-        self._how = 'Activation of one feature a site.' if family else {'deviation': 'How much a token differs from the mean token of its image and step (norm of the difference).', 'norm': 'Norm of each token.'}.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
-        self.prompt = widgets.Textarea(prompt, description='Prompt', rows=2, layout=widgets.Layout(width='min(98%, 760px)'))
-        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31-1, description='Seed', layout=widgets.Layout(width='180px'))
-        self.button = widgets.Button(description='Draw', icon='paint-brush')
+        self.pipe,self.call = pipe,call
+        self.family = family # None for maps of whole activations
+        self.readers,self._after,self._words,self._signed = _site_readers(pipe, sites, family, measure)
+        left_out = getattr(family, 'left_out', {})
+        self._left_out = [f'{s} is left out: {why}.' for s,why in left_out.items()]
+        own = _measure_words.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
+        self._measure = 'Activation of one feature a site.' if family else own
+        self._build_controls(prompt, seed)
+        self._layout()
+        self._wire()
+        self.run()
+
+    def _build_controls(self, prompt, seed):
+        self.prompt = widgets.Textarea(prompt, description='Prompt', rows=2,
+                                       layout=widgets.Layout(width='min(98%, 760px)'))
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31-1, description='Seed',
+                                           layout=widgets.Layout(width='180px'))
+        self.button = widgets.Button(description='Generate', icon='paint-brush')
         self.matrix,self.player = MapMatrix(),MapPlayer(title='maps of one site')
-        self.links = [(self.matrix, f'handed_{k}', self.player, k) for k in ('maps', 'shape', 'features', 'signed', 'step')]
-        self.children = [self.prompt, widgets.HBox([self.seed, self.button]), self.status, self.matrix, self.player]
+
+    def _layout(self):
+        form = widgets.HBox([self.seed, self.button])
+        self.children = [self.prompt, form, self.status, self.matrix, self.player]
+
+    def _wire(self):
+        handed = ('maps', 'shape', 'features', 'signed', 'step')
+        self.links = [(self.matrix, f'handed_{k}', self.player, k) for k in handed]
         self.link()
-        self.button.on_click(lambda _: self.draw())
+        self.button.on_click(lambda _: self.run())
         self.matrix.observe(lambda _: self._open(), 'chosen')
         self.player.clear('No map is open.')
-        self.draw()
 
-    def draw(self):
-        "Draw the prompt in a thread and show its maps; `wait` waits for it"
-        try: text = read_prompt(self.prompt.value)
-        except ValueError as e: return self.refuse(str(e))
-        self.worker.request(partial(self._measured, text, int(self.seed.value)), self._loaded, 'drawing')
-    def choose(self, site:str, step:int=0): "Show one site's maps in the player, as a click does"; self.matrix.choose(site, step)
+# %% ../../nbs/65_dashboards/25_layer_step_matrix.ipynb #bf0784f9
+@patch
+def run(self:LayerStepMatrix):
+    "Generate the prompt in a thread and show its maps; `wait` waits for it"
+    try: text = read_prompt(self.prompt.value)
+    except ValueError as e: return self.refuse(str(e))
+    self.worker.request(partial(self._measure_run, text, int(self.seed.value)), self._loaded, 'generating')
 
-    def _measured(self, text, seed, say): return site_maps(self.pipe, text, self.readers, seed, **self.call),unread_text(self.pipe, text, self.call.get('max_sequence_length'))
-    def _loaded(self, res):
-        maps,warning = res
-        chosen = self.matrix.chosen
-        self.player.load([self._feature_maps(maps, next(iter(maps.maps)))]) # its images are those of every site
-        self.player.clear('Open a map above, with a click or Enter: its site is shown here, step by step.')
-        self.matrix.load(maps, self._after, self._words, self._signed, ' '.join(filter(None, [self._how, warning, *self._left])))
-        if chosen and chosen['step']<len(maps.levels): self.matrix.chosen = chosen # what was open stays open; the sites are the same
-        return f'{len(maps.maps)} sites, {len(maps.levels)} steps'
-    def _feature_maps(self, maps, site):
-        f = FamilyMember(*self.family[site]).feature if self.family else 0
-        return FeatureMaps(maps.maps[site][None], f, site, maps.levels, [maps.prompt], [maps.previews] if maps.previews else None, None, site in self._signed)
-    @shown
-    def _open(self):
-        c,maps = self.matrix.chosen,self.matrix.shown
-        if not c or maps is None: return
-        if not (0<=c['row']<len(self.matrix.rows) and 0<=c['step']<len(maps.levels)): raise ValueError(f'no map at row {c["row"]}, step {c["step"]}')
-        row = self.matrix.rows[c['row']]
-        self.player.load([self._feature_maps(maps, row['name'])], names=[row['title']])
-        self.player.go(c['step'])
-    @property
-    def alt(self): return self.matrix.alt
-    def static(self): return self.matrix.static()
+@patch
+def choose(self:LayerStepMatrix,
+           site:str,   # name of a row
+           step:int=0, # step, from 0
+          ):
+    "Show one site's maps in the player, as a click does"
+    self.matrix.choose(site, step)
+
+@patch
+def _measure_run(self:LayerStepMatrix, prompt, seed, say): # in the thread -> maps, warning
+    maps = site_maps(self.pipe, prompt, self.readers, seed, **self.call)
+    return maps,unread_text(self.pipe, prompt, self.call.get('max_sequence_length'))
+
+@patch
+def _loaded(self:LayerStepMatrix, result): # of `_measure_run` -> message
+    maps,warning = result
+    chosen = self.matrix.chosen
+    self.player.load([self._feature_maps(maps, next(iter(maps.maps)))]) # its images are those of every site
+    self.player.clear('Open a map above, with a click or Enter: its site is shown here, step by step.')
+    note = ' '.join(filter(None, [self._measure, warning, *self._left_out]))
+    self.matrix.load(maps, self._after, self._words, self._signed, note)
+    if chosen and chosen['step']<len(maps.levels): self.matrix.chosen = chosen
+    return f'{len(maps.maps)} sites, {len(maps.levels)} steps'
+
+@patch
+def _feature_maps(self:LayerStepMatrix, maps, site):
+    feature = FamilyMember(*self.family[site]).feature if self.family else 0
+    previews = [maps.previews] if maps.previews else None
+    return FeatureMaps(maps.maps[site][None], feature, site, maps.levels, [maps.prompt], previews, None,
+                       site in self._signed)
+
+@patch
+@shown
+def _open(self:LayerStepMatrix): # the map that was chosen, in the player
+    chosen,maps = self.matrix.chosen,self.matrix.shown
+    if not chosen or maps is None: return
+    there = 0<=chosen['row']<len(self.matrix.rows) and 0<=chosen['step']<len(maps.levels)
+    if not there: raise ValueError(f'no map at row {chosen["row"]}, step {chosen["step"]}')
+    row = self.matrix.rows[chosen['row']]
+    self.player.load([self._feature_maps(maps, row['name'])], names=[row['title']])
+    self.player.go(chosen['step'])
+
+@patch(as_prop=True)
+def alt(self:LayerStepMatrix)->str:
+    "Text alternative of the matrix"
+    return self.matrix.alt
+
+@patch
+def static(self:LayerStepMatrix):
+    "A row for each site, a column for each step, as a figure"
+    return self.matrix.static()
