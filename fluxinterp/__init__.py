@@ -67,8 +67,13 @@ surface = {
         'pursuit_encoders': ('pursuit_encoder',),
         'itda': ('ITDA', 'ITDAConfig'),
         'interop': ('load_foreign',),
-        'hub': ('dictionary_card', 'load_dictionary', 'packaged_dictionaries', 'published_dictionaries', 'push_to_hub'),
+        'hub': ('dictionary_card', 'load_dictionary', 'packaged_dictionaries', 'published_dictionaries',
+                'push_to_hub'),
     },
+}
+
+# %% ../nbs/93_init.ipynb #surfc1
+surface |= {
     'training': {
         'token_streams': ('LiveData',),
         'loggers': ('tensorboard_logger', 'wandb_logger'),
@@ -88,7 +93,8 @@ surface = {
     'evaluation': {
         'splicing': ('splice',),
         'synthetic': ('SyntheticActivations', 'recovery', 'stability'),
-        'concepts': ('best_concepts', 'compare_methods', 'find_concepts', 'labeled_activations', 'record_scenes', 'recovered'),
+        'concepts': ('best_concepts', 'compare_methods', 'find_concepts', 'labeled_activations', 'record_scenes',
+                     'recovered'),
         'concept_structure': ('concept_absorption', 'concept_splitting', 'features_by_step'),
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),
@@ -99,9 +105,13 @@ surface = {
         'generation': ('generate',),
         'recipes': ('RecipeError', 'load_recipe', 'recipe_json', 'save_recipe'),
         'image_judges': ('CLIPJudge', 'reader_judge'),
-        'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations', 'replace_with_feature',
-                        'steering_effects', 'top_activating_images'),
+        'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
+                        'replace_with_feature', 'steering_effects', 'top_activating_images'),
     },
+}
+
+# %% ../nbs/93_init.ipynb #surfc2
+surface |= {
     'atlases': {
         'annotations': ('AtlasError',),
         'atlas': ('Atlas', 'build_atlas'),
@@ -109,7 +119,8 @@ surface = {
     'autointerp': {
         'endpoint': ('Endpoint',),
         'judges': ('ModelVerdicts', 'ReaderVerdicts'),
-        'explainers': ('LabelMaps', 'PromptStatistics', 'activating_images', 'explain', 'explanations', 'read_labels'),
+        'explainers': ('LabelMaps', 'PromptStatistics', 'activating_images', 'explain', 'explanations',
+                       'read_labels'),
         'vision_explainer': ('LocalModel', 'VisionExplainer'),
         'causal_explainer': ('CausalImages',),
         'scorers': ('Detection', 'Intruder', 'Localization', 'score', 'scores'),
@@ -143,7 +154,8 @@ def _elsewhere(name):
 def __getattr__(name):
     from importlib import import_module
     if name not in _where:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}'+('' if name.startswith('_') else _elsewhere(name)))
+        hint = '' if name.startswith('_') else _elsewhere(name)
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')
     obj = globals()[name] = getattr(import_module(_where[name]), name)
     return obj
 
