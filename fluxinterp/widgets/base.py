@@ -52,7 +52,7 @@ def tile_images(images:list,    # PIL images of one size
     return image_bytes(sheet, 'JPEG'),dict(count=len(images), columns=columns, width=w, height=h)
 
 # %% ../../nbs/60_widgets/05_base.ipynb #vie00009
-def shown(f:Callable)->Callable: # method of a widget, used as a callback, whose errors nobody would see
+def shown(f:Callable)->Callable: # method of a widget, used as a callback, whose errors would be lost
     "The method, with its errors passed to `self.fail` instead of a log"
     @wraps(f)
     def callback(self,
