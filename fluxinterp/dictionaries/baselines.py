@@ -23,6 +23,7 @@ def _check_linear(directions, mean, k, refit):
     if mean.shape!=(d,):
         raise ValueError(f'directions of width {d} need a mean of shape ({d},), got {tuple(mean.shape)}')
 
+# %% ../../nbs/25_dictionaries/10_baselines.ipynb #6f439c3c
 class LinearDictionary(Dictionary):
     "Projections on given directions, the `k` largest kept"
     signed = True

@@ -10,19 +10,21 @@ import re
 
 import numpy as np
 import traitlets
+from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
-from .page import view_script, js_text, css_text
+from .page import page_style, view_script, js_text, css_text
 from .figures import table_figure
 from .base import View
 
 # %% ../../nbs/60_widgets/40_feature_table.ipynb #fta00006
-columns = dict(feature='feature', name='label or explanation', score='score', rate='firing rate', area='area', level='noise level', peak='largest', flagged='flag')
+columns = dict(feature='feature', name='label or explanation', score='score', rate='firing rate', area='area',
+               level='noise level', peak='largest', flagged='flag')
 _number = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?'
 
-def read_condition(text:str,
-                   percent:bool=False, # numbers are per cent
-                  )->tuple:            # lowest, highest value wanted
+def read_condition(text:str,           # condition, such as '>0.1', '<=3', '0.1-0.5' or '17'
+                   percent:bool=False, # whether its numbers are per cent
+                  )->tuple:            # lowest and highest value wanted
     "A condition on a number; raises `ValueError` with how to write one"
     if percent: return tuple(v/100 for v in read_condition(text.replace('%', '')))
     t = text.replace(' ', '').replace(',', '.').replace('–', '-').lower()
@@ -41,86 +43,157 @@ _style = css_text('feature_table')
 # %% ../../nbs/60_widgets/40_feature_table.ipynb #fta00010
 class FeatureTable(View):
     "The features of an atlas in a list"
-    script,_css = view_script(_script),View._css+_style
+    script = view_script(_script)
+    _css = page_style+_style
     count = traitlets.Int(0).tag(sync=True)     # lines
     version = traitlets.Int(0).tag(sync=True)   # of the order: lines kept of an older one are void
     selected = traitlets.Int(-1).tag(sync=True) # feature
     keeps = traitlets.Bool(False).tag(sync=True) # whether the last version has the order of the one before
-    place = traitlets.Int(-1).tag(sync=True)    # the line it stands in; -1 when it is in none
-    sort = traitlets.List(['rate', True]).tag(sync=True) # column, descending; ['', True] for the order of a search
+    place = traitlets.Int(-1).tag(sync=True)    # line of the selected feature; -1 when it is in none
+    sort = traitlets.List(['rate', True]).tag(sync=True) # column, descending; ['', True] for a search's order
     filters = traitlets.Dict({}).tag(sync=True) # column -> condition
     message = traitlets.Unicode('').tag(sync=True)
     lines = traitlets.Int(12).tag(sync=True)    # on the screen
-    query = traitlets.Unicode('')
+    query = traitlets.Unicode('')               # words of a search
     kept = traitlets.Int(0)                     # counts what was written: flags
-    def __init__(self, atlas:Atlas, **kwargs):
+
+    def __init__(self,
+                 atlas:Atlas, # atlas whose features are listed
+                 **kwargs,    # values of traits: sort, filters, lines, ...
+                ):
         super().__init__(**kwargs)
-        self.atlas,self.order = atlas,np.zeros(0, int)
+        self.atlas = atlas
+        self.order = np.zeros(0, int) # features in the order of the lines
         self.reload()
         self.observe(lambda _: self.reorder(), ['sort', 'filters', 'query'])
-        self.observe(lambda _: self._place(), 'selected')
+        self.observe(lambda _: self._find_place(), 'selected')
 
-    def reload(self):
-        "Read the atlas again: labels, explanations and scores may have changed"
-        t,sums = self.atlas.table(),self.atlas.array('totals/sums').float().numpy()
-        sc = self.atlas.text.frame("select feature, explainer, scorer, value from scores where status='ok'")
-        most = sc.value_counts(['explainer', 'scorer']).index[:1].tolist()
-        self.scored = f'{most[0][1]} of the explanations by {most[0][0]}' if most else ''
-        score = sc[(sc.explainer==most[0][0])&(sc.scorer==most[0][1])].set_index('feature').value if most else sc.set_index('feature').value
-        self.numbers = dict(feature=np.arange(len(t)), score=score.reindex(t.index).to_numpy(float), rate=t.firing_rate.to_numpy(float), area=t.area.to_numpy(float), level=t.noise_level.to_numpy(float), peak=t.largest.to_numpy(float), flagged=t.flagged.to_numpy(bool, copy=True))
-        self.names,self.own = self.atlas.names().to_numpy(),t.label.notna().to_numpy()
-        self.profiles = np.round(sums/np.maximum(sums.max(1, keepdims=True), 1e-12), 2)
-        self.reorder()
-
-    def reorder(self):
-        "Search, filter and sort; a condition nobody can read changes nothing and is told"
-        try:
-            keep = np.ones(len(self.names), bool)
-            for k,c in self.filters.items():
-                if k=='flagged': keep &= self.numbers['flagged']
-                elif k=='name': keep &= np.array([all(w in n.lower() for w in c.lower().split()) for n in self.names])
-                else:
-                    low,high = read_condition(c, k in ('rate', 'area'))
-                    keep &= (self.numbers[k]>=low)&(self.numbers[k]<=high)
-            order = np.flatnonzero(keep)
-            if self.query.strip():
-                found = self.atlas.search(self.query, n=len(self.names)).index.to_numpy()
-                order = found[keep[found]]
-        except (ValueError, KeyError) as e:
-            self.error = str(e)
-            return
-        column,down = self.sort
-        if column and (column in self.numbers or column=='name'):
-            v = np.char.lower(self.names[order].astype(str)) if column=='name' else self.numbers[column][order]
-            last = np.isin(v, ['']) if column=='name' else np.isnan(v.astype(float)) # without a name or a number: at the end either way
-            rank = np.argsort(v, kind='stable')
-            if down: rank = np.argsort(-np.unique(v, return_inverse=True)[1], kind='stable')
-            order = order[np.concatenate([rank[~last[rank]], rank[last[rank]]])]
-        same,self.order = np.array_equal(order, self.order),order
-        words = f'{len(order):,} of {len(self.names):,} features'+(f'; score: {self.scored}' if self.scored else '')
-        with self.hold_sync(): self.error,self.message,self.count,self.keeps,self.version = '',words,len(order),same,self.version+1
-        self._place()
-
-    def _place(self):
+    def _find_place(self):
         at = np.flatnonzero(self.order==self.selected)
         self.place = int(at[0]) if len(at) else -1
-    def step(self, by:int):
-        "Select the next line, or one further away"
-        if len(self.order): self.selected = int(self.order[np.clip(self.place+by if self.place>=0 else 0, 0, len(self.order)-1)])
 
-    def line(self, f:int)->list: "What the page shows of a feature"; n = {k: None if np.isnan(float(v[f])) else v[f].item() for k,v in self.numbers.items()}; return [int(f), str(self.names[f]), bool(self.own[f]), *(n[k] for k in ('score', 'rate', 'area', 'level', 'peak')), self.profiles[f].tolist(), bool(n['flagged'])]
-    def answer_lines(self, version, first):
-        "A hundred lines from one on"
-        return dict(lines=[self.line(f) for f in self.order[first:first+100]] if version==self.version else [])
-    def answer_flag(self, feature, on):
-        "Flag a feature, or take the flag away"
-        self.atlas.flag(feature, on)
-        self.numbers['flagged'][feature] = on
-        self.kept += 1
-        return dict(on=on)
-    def replies(self): return [('lines', dict(version=self.version, first=i)) for i in range(0, min(len(self.order), 1000), 100)]
+    def step(self, by:int): # lines to move down, or up when negative
+        "Select the next line, or one further away"
+        if not len(self.order): return
+        line = self.place+by if self.place>=0 else 0
+        self.selected = int(self.order[np.clip(line, 0, len(self.order)-1)])
+
+    def replies(self)->list: # pairs of a question's name and its arguments
+        "Questions whose answers go into an offline page: the first thousand lines"
+        firsts = range(0, min(len(self.order), 1000), 100)
+        return [('lines', dict(version=self.version, first=i)) for i in firsts]
+
     @property
-    def alt(self): return f'a list of {self.message}'
-    def static(self):
+    def alt(self)->str:
+        "Text for those who cannot see the list"
+        return f'a list of {self.message}'
+
+    def static(self): # matplotlib figure
         "The first lines"
         return table_figure([self.line(f) for f in self.order[:self.lines]], self.message)
+
+# %% ../../nbs/60_widgets/40_feature_table.ipynb #b4edaf16
+@patch
+def _scores(self:FeatureTable): # scores by feature of the pair with most of them; the pair in words
+    scores = self.atlas.text.frame("select feature, explainer, scorer, value from scores where status='ok'")
+    most = scores.value_counts(['explainer', 'scorer']).index[:1].tolist()
+    if not most: return scores.set_index('feature').value,''
+    explainer,scorer = most[0]
+    chosen = scores[(scores.explainer==explainer)&(scores.scorer==scorer)]
+    return chosen.set_index('feature').value,f'{scorer} of the explanations by {explainer}'
+
+@patch
+def reload(self:FeatureTable):
+    "Read the atlas again: labels, explanations and scores may have changed"
+    t = self.atlas.table()
+    sums = self.atlas.array('totals/sums').float().numpy()
+    score,self.scored = self._scores()
+    self.numbers = dict(
+        feature=np.arange(len(t)), score=score.reindex(t.index).to_numpy(float),
+        rate=t.firing_rate.to_numpy(float), area=t.area.to_numpy(float), level=t.noise_level.to_numpy(float),
+        peak=t.largest.to_numpy(float), flagged=t.flagged.to_numpy(bool, copy=True))
+    self.names = self.atlas.names().to_numpy()
+    self.own = t.label.notna().to_numpy() # whether the name is a person's label
+    self.profiles = np.round(sums/np.maximum(sums.max(1, keepdims=True), 1e-12), 2)
+    self.reorder()
+
+@patch
+def line(self:FeatureTable,
+         f:int,  # number of the feature
+        )->list: # number, name, whether it is a label, score, rate, area, level, peak, profile, flag
+    "What the page shows of a feature"
+    n = {k: None if np.isnan(float(v[f])) else v[f].item() for k,v in self.numbers.items()}
+    numbers = [n[k] for k in ('score', 'rate', 'area', 'level', 'peak')]
+    profile = self.profiles[f].tolist()
+    return [int(f), str(self.names[f]), bool(self.own[f]), *numbers, profile, bool(n['flagged'])]
+
+@patch
+def answer_lines(self:FeatureTable,
+                 version:int, # version of the order that the page knows
+                 first:int,   # number of the first line
+                )->dict:      # lines; none where the order is another by now
+    "A hundred lines from one on"
+    current = version==self.version
+    return dict(lines=[self.line(f) for f in self.order[first:first+100]] if current else [])
+
+@patch
+def answer_flag(self:FeatureTable,
+                feature:int, # number of the feature
+                on:bool,     # whether it is flagged
+               )->dict:      # the flag
+    "Flag a feature, or take the flag away"
+    self.atlas.flag(feature, on)
+    self.numbers['flagged'][feature] = on
+    self.kept += 1
+    return dict(on=on)
+
+# %% ../../nbs/60_widgets/40_feature_table.ipynb #97e06e24
+@patch
+def _kept_by(self:FeatureTable, column, condition): # mask of the features that meet a condition
+    if column=='flagged': return self.numbers['flagged']
+    if column=='name':
+        words = condition.lower().split()
+        return np.array([all(w in n.lower() for w in words) for n in self.names])
+    low,high = read_condition(condition, column in ('rate', 'area'))
+    return (self.numbers[column]>=low)&(self.numbers[column]<=high)
+
+@patch
+def _filtered(self:FeatureTable): # features that meet all conditions, in the order of the search
+    keep = np.ones(len(self.names), bool)
+    for column,condition in self.filters.items(): keep &= self._kept_by(column, condition)
+    if not self.query.strip(): return np.flatnonzero(keep)
+    found = self.atlas.search(self.query, n=len(self.names)).index.to_numpy()
+    return found[keep[found]]
+
+@patch
+def _sorted(self:FeatureTable, order): # by the column of `sort`; without a name or a number at the end
+    column,down = self.sort
+    if column=='name':
+        v = np.char.lower(self.names[order].astype(str))
+        last = np.isin(v, [''])
+    elif column and column in self.numbers:
+        v = self.numbers[column][order]
+        last = np.isnan(v.astype(float))
+    else: return order
+    if down: v = -np.unique(v, return_inverse=True)[1]
+    rank = np.argsort(v, kind='stable')
+    return order[np.concatenate([rank[~last[rank]], rank[last[rank]]])]
+
+@patch
+def reorder(self:FeatureTable):
+    "Search, filter and sort; a condition that cannot be read changes nothing and is shown as an error"
+    try: order = self._filtered()
+    except (ValueError, KeyError) as e:
+        self.error = str(e)
+        return
+    order = self._sorted(order)
+    same = np.array_equal(order, self.order)
+    self.order = order
+    scored = f'; score: {self.scored}' if self.scored else ''
+    with self.hold_sync():
+        self.error = ''
+        self.message = f'{len(order):,} of {len(self.names):,} features{scored}'
+        self.count = len(order)
+        self.keeps = same
+        self.version = self.version+1
+    self._find_place()
