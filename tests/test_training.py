@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest, torch
 
 import fluxinterp as fi
-from fluxinterp.training.sae_training import _Run
+from fluxinterp.training.training_run import TrainingRun
 
 here = Path(__file__).parent
 WORKER = '''
@@ -117,7 +117,7 @@ def train(c=config, data=x, **options): return fi.train(c, data, progress=False,
 def checkpoints(folder): return sorted(p.name for p in (Path(folder)/'checkpoints').iterdir())
 
 def stopping(at, error=KeyboardInterrupt):
-    class Stopping(_Run):
+    class Stopping(TrainingRun):
         def update(self, x):
             if self.step==at: raise error
             super().update(x)
@@ -146,7 +146,7 @@ def test_bad_calls(tmp_path):
 def test_another_run_leaves_the_checkpoints_alone(tmp_path, monkeypatch):
     "Another width, other data, another configuration: refused; then the run goes on to the bit"
     with monkeypatch.context() as m:
-        m.setattr('fluxinterp.training.sae_training._Run', stopping(35))
+        m.setattr('fluxinterp.training.sae_training.TrainingRun', stopping(35))
         train(out=tmp_path, checkpoint_every=10)
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
     assert checkpoints(tmp_path)==['step-00000030', 'step-00000035']
@@ -170,11 +170,11 @@ def test_full_disk(tmp_path, monkeypatch):
     assert not list(out.rglob('*.*')) # nothing torn
     with monkeypatch.context() as m, full_disk(2**30):
         import resource
-        class Filling(_Run):
+        class Filling(TrainingRun):
             def update(self, x):
                 if self.step==30: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
                 super().update(x)
-        m.setattr('fluxinterp.training.sae_training._Run', Filling)
+        m.setattr('fluxinterp.training.sae_training.TrainingRun', Filling)
         with pytest.raises(OSError, match='the checkpoint of step 40 could not be written .*step-00000020 is whole'): train(out=out, checkpoint_every=20)
     assert checkpoints(out)==['step-00000020'] and sorted(p.name for p in out.iterdir())==['checkpoints']
     with full_disk(2000), pytest.raises(OSError, match='could not be written .*step-00000020, stays'): train(out=out, checkpoint_every=500) # the dictionary itself
@@ -208,7 +208,7 @@ def log_twice(logger_of, tmp_path):
     from unittest.mock import patch
     long = replace(config, steps=300)
     class Killed(BaseException): pass
-    with patch('fluxinterp.training.sae_training._Run', stopping(280, Killed)), pytest.raises(Killed): train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()])
+    with patch('fluxinterp.training.sae_training.TrainingRun', stopping(280, Killed)), pytest.raises(Killed): train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()])
     train(long, out=tmp_path/'sae', checkpoint_every=100, loggers=[logger_of()], validation=x[:500], eval_every=150)
 
 def test_tensorboard(tmp_path):
