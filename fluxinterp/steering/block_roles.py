@@ -165,7 +165,7 @@ def feature_images(pipe,                # diffusers pipeline
     todo = [(i, k) for i in range(len(w)) for k in seeds]
     images = []
     hidden = len(todo)<=4*batch_size
-    for k in tqdm(range(0, len(todo), batch_size), desc='pictures', leave=False, disable=hidden):
+    for k in tqdm(range(0, len(todo), batch_size), desc='images', leave=False, disable=hidden):
         some = todo[k:k+batch_size]
         rows = w[[i for i,_ in some]]
         def _with_feature(clock, x):
