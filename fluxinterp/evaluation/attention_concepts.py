@@ -90,7 +90,7 @@ class _WordStream:
             self.words = start
             self.maps = []
         again = dict(a)|dict(encoder_hidden_states=self.words)
-        if again.get('image_rotary_emb') is not None: # all text positions are the same, those of the words too
+        if again.get('image_rotary_emb') is not None: # all text positions are alike, those of the words too
             n = self.start.shape[1]
             again['image_rotary_emb'] = tuple(torch.cat([t[:1].expand(n, -1), t[text.shape[1]:]])
                                               for t in a['image_rotary_emb'])
