@@ -1,22 +1,14 @@
 "Explaining and scoring through an endpoint that fails in every way, by a process that is killed: the right status, nothing lost, nothing asked twice"
-import json, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import fluxinterp as fi
 from fluxinterp.autointerp.endpoint import BudgetSpent, EndpointError
 
-SCRIPT = '''
-import sys, fluxinterp as fi
-atlas,url,cache,some = fi.Atlas(sys.argv[1]),sys.argv[2],sys.argv[3],[int(f) for f in sys.argv[4].split(',')]
-model = fi.Endpoint(url, 'reader', key='secret', cache=cache, timeout=20, retries=3, concurrency=4)
-model.pace = .05
-vision = fi.VisionExplainer(model)
-fi.explain(atlas, vision, some, every=1, progress=False)
-fi.score(atlas, fi.Localization(4), vision.name, some, fi.ModelVerdicts(model), every=2, progress=False)
-print('calls', model.calls, 'known', model.known)
-'''
+repo = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def atlas(tmp_path):
@@ -24,7 +16,12 @@ def atlas(tmp_path):
     a.some = a.array('totals/fired').topk(40).indices.tolist()[-10:]
     return a
 
-def start(atlas, server, tmp_path): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(atlas.path), server.url, str(tmp_path/'answers.sqlite'), ','.join(map(str, atlas.some))], env=os.environ|dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(atlas, server, tmp_path):
+    return subprocess.Popen([sys.executable, repo/'tests/scripts/ask_endpoint.py', atlas.path, server.url,
+                             tmp_path/'answers.sqlite', *map(str, atlas.some)],
+                            env=os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(repo)),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
 def answered(server, failed): return Counter(q for n,q in enumerate(server.asked) if n not in failed) # times each request was answered
 
 def test_faults_and_a_killed_process(atlas, tmp_path):
@@ -50,7 +47,7 @@ def test_faults_and_a_killed_process(atlas, tmp_path):
         out,_ = q.communicate(timeout=240)
         assert q.returncode==0 and 'calls 0' in out and len(server.asked)==n, out # all of it is kept
     a = fi.Atlas(atlas.path)
-    said,scored = fi.explanations(a, 'reader, marked'),fi.scores(a, 'reader, marked', 'localisation/reader')
+    said,scored = fi.explanations(a, 'reader, marked'),fi.scores(a, 'reader, marked', 'localization/reader')
     assert sorted(said.index)==sorted(scored.index)==sorted(atlas.some)
     assert set(said.status)=={'ok'} and set(scored.status)<={'ok', 'too_few'} and scored.value.notna().any()
     assert said.text[early.index].equals(early.text)
