@@ -11,13 +11,14 @@ import threading, time
 import numpy as np
 import pandas as pd
 import traitlets
+from fastcore.basics import patch
 
 from ..core import error_text
 from .run_progress import number_text
 from .run_files import run_status
 from ..widgets.base import View
 from ..widgets.figures import progress_figure
-from ..widgets.page import view_script, js_text, css_text
+from ..widgets.page import page_style, view_script, js_text, css_text
 
 # %% ../../nbs/65_dashboards/40_run_monitor.ipynb #rmo00031
 _script = js_text('run_monitor')
@@ -45,11 +46,12 @@ def _plots(s): # curves of one title together
     titles = [t for t in dict.fromkeys(c[0] for c in s.curves) if t!='lr']
     return [dict(title=t, lines=[[n, x, y] for u,n,x,y in s.curves if u==t]) for t in titles]
 
+# %% ../../nbs/65_dashboards/40_run_monitor.ipynb #10741362
 class RunMonitor(View):
-    "Progress, rate, cost and failures of runs, while they run"
-    script,_css = view_script(_script),View._css+_style
+    "Progress, rate, cost and failures of runs, read from their files while they run"
+    script,_css = view_script(_script),page_style+_style
     runs = traitlets.List([]).tag(sync=True)      # a card each
-    curves = traitlets.List([]).tag(sync=True)    # of each run: title, lines (name, x, y)
+    curves = traitlets.List([]).tag(sync=True)    # a list per run: title, lines (name, x, y)
     every = traitlets.Float(2.).tag(sync=True)    # seconds between looks
     read_at = traitlets.Float(0.).tag(sync=True)  # seconds since 1970
     watching = traitlets.Bool(False).tag(sync=True)
@@ -67,45 +69,60 @@ class RunMonitor(View):
         self.look()
         self.observe(lambda c: self._start() if c.new else self._end(), names='watching')
         self.watching = watch
-    def look(self)->list: # of `RunStatus`
-        "Read everything once, now"
+
+    def look(self)->list:
+        "Read everything once, now; a `RunStatus` per run"
         with self._guard:
             self.statuses = [run_status(w, s.marks if s else ()) for w,s in zip(self.what, self.statuses)]
-            now,curves = time.time(),[_plots(s) for s in self.statuses]
+            now = time.time()
+            curves = [_plots(s) for s in self.statuses]
             cards = [_card(s, f'{i}', now) for i,s in enumerate(self.statuses)]
             with self.hold_sync(): self.runs,self.read_at,self.curves = cards,now,curves
         return self.statuses
-    def _start(self):
-        self._end()
-        self._stop = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor', daemon=True)
-        watcher.start()
-    def _end(self):
-        if self._stop is not None: self._stop.set()
+
     def _watch(self, stop):
         pause = self.every
         while not stop.wait(pause):
             start = time.monotonic()
             try: self.look()
             except Exception as e: self.error = error_text(e)
-            took = time.monotonic()-start
-            pause = max(self.every, 5*took) # looking never takes more than a sixth of the time
+            pause = max(self.every, 5*(time.monotonic()-start))
+
     def stop(self):
         "Look no more"
         self.watching = False
+
     def close(self):
+        "End the thread and close the view"
         self._end()
         super().close()
-    @property
-    def alt(self): return 'runs: '+'; '.join(map(repr, self.statuses))
-    def static(self):
-        "A bar for each run, and the curves"
-        rows = []
-        for s in self.statuses:
-            says = ', '.join(filter(None, (s.state(), s.says(), s.pace())))
-            rows.append((f'{s.kind} {s.name}', s.done/s.total if s.total else np.nan, says))
-        for s in self.statuses:
-            rows += [(f'{s.name}: {k}', d/t, f'{number_text(d)} of {number_text(t)}') for k,d,t in s.stages]
-        found = [(s.name, *c) for s in self.statuses for c in s.curves]
-        curves = [(t, f'{name} {n}'.strip(), x, y) for name,t,n,x,y in found if t!='lr']
-        return progress_figure(pd.DataFrame(rows, columns=['name', 'share', 'says']), curves)
+
+# %% ../../nbs/65_dashboards/40_run_monitor.ipynb #7bab2198
+@patch
+def _start(self:RunMonitor):
+    self._end()
+    self._stop = threading.Event()
+    watcher = threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor', daemon=True)
+    watcher.start()
+
+@patch
+def _end(self:RunMonitor):
+    if self._stop is not None: self._stop.set()
+
+@patch(as_prop=True)
+def alt(self:RunMonitor)->str:
+    "Text alternative: each run in a line"
+    return 'runs: '+'; '.join(map(repr, self.statuses))
+
+@patch
+def static(self:RunMonitor):
+    "A bar for each run and stage, and the curves, as a figure"
+    rows = []
+    for s in self.statuses:
+        says = ', '.join(filter(None, (s.state(), s.says(), s.pace())))
+        rows.append((f'{s.kind} {s.name}', s.done/s.total if s.total else np.nan, says))
+    for s in self.statuses:
+        rows += [(f'{s.name}: {k}', d/t, f'{number_text(d)} of {number_text(t)}') for k,d,t in s.stages]
+    found = [(s.name, *c) for s in self.statuses for c in s.curves]
+    curves = [(t, f'{name} {n}'.strip(), x, y) for name,t,n,x,y in found if t!='lr']
+    return progress_figure(pd.DataFrame(rows, columns=['name', 'share', 'says']), curves)
