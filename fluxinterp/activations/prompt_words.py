@@ -98,7 +98,7 @@ def _row_prompt(record, row): # text that a row's tokens come from
 def word_activations(pipe,                   # diffusers pipeline with text encoders
                      site_record:SiteRecord, # record of a text site, or of a map of attention to text
                      row:int=0,              # row of the record
-                     prompt:str|None=None,   # text of the row, its caption when None; needed of a negative prompt
+                     prompt:str|None=None,   # text of the row; caption when None, needed of a negative one
                     )->tuple:                # words (a list) and their activations
     "Mean over the tokens of each word, (step, word, width); of a map, (step, image token, word)"
     site = site_record.site

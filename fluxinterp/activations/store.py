@@ -7,6 +7,7 @@ __all__ = ['StoreReport', 'check_store', 'Store', 'TokenStream', 'StoreData']
 
 # %% ../../nbs/20_activations/35_store.ipynb #6478f017
 import hashlib, json, math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import groupby
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .site_records import TokenBatch, prompt_split, splits
@@ -24,50 +26,79 @@ from ..models.sites import Site
 from ..models.description import describe
 
 # %% ../../nbs/20_activations/35_store.ipynb #724f70b3
+_item_bytes = {'BF16': 2, 'F32': 4, 'I8': 1, 'I32': 4, 'I64': 8} # of the number formats of safetensors
+
+def _expected_tensors(manifest, rows, site): # name -> (number format, shape) of the file of a shard
+    steps,kept = len(manifest['schedule']['steps']),site['kept']
+    number = store_dtypes[manifest['dtype']][1]
+    want = dict(x=(number, [rows, steps, kept, site['width']]), rows=('I64', [rows, 4]))
+    if manifest['dtype']=='int8': want['scale'] = 'F32',[rows, steps, kept]
+    if kept<site['tokens']: want['token'] = 'I32',[rows, steps, kept]
+    return want
+
+def _tensor_offset(name, found, want, header, size): # where a tensor's bytes begin, checked
+    dtype,shape = want
+    a,b = found['data_offsets']
+    if found['dtype']!=dtype or found['shape']!=shape:
+        raise ValueError(f'{name} is {found["dtype"]} {found["shape"]}, not {dtype} {shape}')
+    inside = type(a) is type(b) is int and 0<=a and b+header<=size
+    if not (inside and b-a==math.prod(shape)*_item_bytes[dtype]): raise ValueError(f'place of {name}')
+    return header+a
+
 class _Shard:
     "One open file of a store: places of its tensors, read piece by piece"
-    def __init__(self, store, shard, site):
-        m,s = store.manifest,store.manifest['sites'][site]
-        plan = m['shards'][shard]
-        n,steps = (plan['stop']-plan['start'])*m['rows_per_prompt'],len(m['schedule']['steps'])
-        self.start,self.n,self.per_prompt,code = plan['start'],n,m['rows_per_prompt'],store_dtypes[m['dtype']][1]
-        want = dict(x=(code, [n, steps, s['kept'], s['width']]), rows=('I64', [n, 4]))
-        if m['dtype']=='int8': want['scale'] = 'F32',[n, steps, s['kept']]
-        if s['kept']<s['tokens']: want['token'] = 'I32',[n, steps, s['kept']]
+    def __init__(self,
+                 store,     # opened `Store`
+                 shard:int, # position of the shard
+                 site:int,  # position of the site
+                ):
+        manifest = store.manifest
+        plan,self.per_prompt = manifest['shards'][shard],manifest['rows_per_prompt']
+        self.start,self.n = plan['start'],(plan['stop']-plan['start'])*self.per_prompt
+        want = _expected_tensors(manifest, self.n, manifest['sites'][site])
         store.verify_shard(shard, site)
-        name = shard_name(m, shard, site)
+        name = shard_name(manifest, shard, site)
         self.path,self.f = store.folder.at(name),store.folder.open(name)
-        try: self.at = self._places(want, plan['files'][site]['bytes'])
+        try: self.offsets = self._offsets(want, plan['files'][site]['bytes'])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             self.f.close()
-            raise StoreError(f'{self.path} does not hold what the manifest says ({type(e).__name__} {e})') from None
-    def _places(self, want, size):
+            raise StoreError(f'{self.path} does not hold what the manifest says '
+                             f'({type(e).__name__} {e})') from None
+
+    def _offsets(self, want, size): # name -> where the tensor's bytes begin
         head = self.f.read(8)
         n = int.from_bytes(head, 'little')
         if len(head)<8 or n>min(size, 2**20): raise ValueError('header')
         about = json.loads(self.f.read(n))
-        at = {}
-        for k,(dtype,shape) in want.items():
-            a,b = about[k]['data_offsets']
-            if about[k]['dtype']!=dtype or about[k]['shape']!=shape: raise ValueError(f'{k} is {about[k]["dtype"]} {about[k]["shape"]}, not {dtype} {shape}')
-            if not (type(a) is type(b) is int and 0<=a and b+8+n<=size and b-a==math.prod(shape)*{'BF16': 2, 'I8': 1, 'I64': 8}.get(dtype, 4)): raise ValueError(f'place of {k}')
-            at[k] = 8+n+a
-        return at
-    def into(self, what, out, first): # fill the array `out` with entries of a tensor, beginning at entry `first`
-        self.f.seek(self.at[what]+first*(out.nbytes//len(out)))
-        view,got = memoryview(out).cast('B'),0
-        while got<len(view):
-            try: n = self.f.readinto(view[got:])
-            except OSError as e: raise StoreError(f'cannot read {self.path}: {e.strerror or e}') from e
-            if not n: raise StoreError(f'{self.path} ended early while it was read')
-            got += n
-    def rows(self): # (n, 4)
-        r = np.empty((self.n, 4), np.int64)
-        self.into('rows', r, 0)
-        if (r[:,0]!=self.start+np.arange(self.n)//self.per_prompt).any(): raise StoreError(f'{self.path} holds other prompts than the manifest says')
-        return r
+        return {k: _tensor_offset(k, about[k], w, 8+n, size) for k,w in want.items()}
+
     def __enter__(self): return self
     def __exit__(self, *_): self.f.close()
+
+# %% ../../nbs/20_activations/35_store.ipynb #c91a71c0
+@patch
+def read_into(self:_Shard,
+              what:str,       # name of a tensor
+              out:np.ndarray, # array to fill
+              first:int,      # entry of the tensor to begin with
+             ):
+    "Fill an array with entries of a tensor; raises `StoreError` when the file ends early"
+    self.f.seek(self.offsets[what]+first*(out.nbytes//len(out)))
+    view,filled = memoryview(out).cast('B'),0
+    while filled<len(view):
+        try: n = self.f.readinto(view[filled:])
+        except OSError as e: raise StoreError(f'cannot read {self.path}: {e.strerror or e}') from e
+        if not n: raise StoreError(f'{self.path} ended early while it was read')
+        filled += n
+
+@patch
+def read_rows(self:_Shard)->np.ndarray: # (n, 4): prompt, image, seed, guidance
+    "Coordinates of the rows; raises `StoreError` when they are of other prompts"
+    rows = np.empty((self.n, 4), np.int64)
+    self.read_into('rows', rows, 0)
+    if (rows[:,0]!=self.start+np.arange(self.n)//self.per_prompt).any():
+        raise StoreError(f'{self.path} holds other prompts than the manifest says')
+    return rows
 
 # %% ../../nbs/20_activations/35_store.ipynb #4185386d
 def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
@@ -75,120 +106,220 @@ def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
     for a,b in pairs:
         if merged and merged[-1][1]==a: merged[-1][1] = b
         else: merged.append([a, b])
-    return ', '.join(f'{a}-{b-1}' for a,b in merged[:12])+(f' and {len(merged)-12} more ranges' if len(merged)>12 else '') or 'none'
+    more = f' and {len(merged)-12} more ranges' if len(merged)>12 else ''
+    return ', '.join(f'{a}-{b-1}' for a,b in merged[:12])+more or 'none'
 
 class StoreReport:
     "The state of every file of a store"
-    def __init__(self, path, manifest, frame): self.path,self.manifest,self.frame = path,manifest,frame
+    def __init__(self,
+                 path:str,           # folder of the store, or its URL
+                 manifest:dict,      # manifest of the store
+                 frame:pd.DataFrame, # a line per file: file, site, shard, prompts, bytes, state
+                ):
+        self.path,self.manifest,self.frame = path,manifest,frame
+
     @property
-    def bad(self)->pd.DataFrame: "Files that are not good"; return self.frame[self.frame.state!='good']
+    def bad(self)->pd.DataFrame:
+        "Files that are not good"
+        return self.frame[self.frame.state!='good']
+
     @property
-    def ok(self)->bool: return len(self.bad)==0
-    def good_shards(self, site:str)->list: "Positions of the shards of a site that are good"; return self.frame[(self.frame.site==site) & (self.frame.state=='good')].shard.astype(int).tolist()
+    def ok(self)->bool:
+        "Whether every file is good"
+        return len(self.bad)==0
+
+    def good_shards(self, site:str)->list: # site's name
+        "Positions of the shards of a site that are good"
+        good = (self.frame.site==site) & (self.frame.state=='good')
+        return self.frame[good].shard.astype(int).tolist()
+
     def __repr__(self):
-        lines = [f'{self.path}: {len(self.frame)-len(self.bad)} of {len(self.frame)} files good, {self.frame.bytes.sum()/1e6:.1f} MB']
-        lines += [f'  {r.state}: {r.file}'+(f' (prompts {r.prompts})' if r.prompts else '') for r in self.bad.head(20).itertuples()]
-        if len(self.bad)>20: lines.append(f'  and {len(self.bad)-20} more')
-        if not self.ok:
-            for s in self.manifest['sites']:
-                good = [self.manifest['shards'][i] for i in self.good_shards(s['site']['name'])]
-                lines.append(f"  still good at {s['site']['name']}: prompts {_ranges([(p['start'], p['stop']) for p in good])}")
-            lines.append('harvest again with the same arguments: it redoes what is not good and nothing else; fi.Store(path, partial=True) reads what is good')
+        bad,size = self.bad,self.frame.bytes.sum()/1e6
+        lines = [f'{self.path}: {len(self.frame)-len(bad)} of {len(self.frame)} files good, {size:.1f} MB']
+        for r in bad.head(20).itertuples():
+            lines.append(f'  {r.state}: {r.file}'+(f' (prompts {r.prompts})' if r.prompts else ''))
+        if len(bad)>20: lines.append(f'  and {len(bad)-20} more')
+        if self.ok: return '\n'.join(lines)
+        for s in self.manifest['sites']:
+            name = s['site']['name']
+            good = [self.manifest['shards'][i] for i in self.good_shards(name)]
+            prompts = _ranges([(p['start'], p['stop']) for p in good])
+            lines.append(f'  still good at {name}: prompts {prompts}')
+        lines.append('harvest again with the same arguments: it redoes what is not good and nothing else; '
+                     'fi.Store(path, partial=True) reads what is good')
         return '\n'.join(lines)
 
-def check_store(path,                # folder or URL
-                checksums:bool=True, # read every file; otherwise only look at sizes
-                progress:bool=None,  # a bar; by default when there is much to read
-               )->StoreReport:
+# %% ../../nbs/20_activations/35_store.ipynb #6e6cadbe
+class _File(NamedTuple):
+    "A file that a store should have"
+    file:str            # name relative to the folder
+    site:str|None       # site whose activations it holds
+    shard:int|None      # position of the shard
+    prompts:str         # range of prompts
+    size:int|None       # expected size in bytes
+    sha256:str|None     # expected checksum; None where it is not written yet
+
+def _expected_files(folder, manifest): # what the manifest says
+    files = [_File(s['file'], None, None, '', None, s['sha256']) for s in manifest['segments']]
+    for i,p in enumerate(manifest['shards']):
+        for j,s in enumerate(manifest['sites']):
+            f = p['files'][j] if p['files'] else dict(bytes=None, sha256=None)
+            prompts = f"{p['start']}-{p['stop']-1}"
+            files.append(_File(shard_name(manifest, i, j), s['site']['name'], i, prompts,
+                               f['bytes'], f['sha256']))
+    files.append(_File('manifest.backup.json', None, None, '', None, folder.checksum('manifest.json')))
+    return files
+
+def _file_state(folder, f, sizes, checksums):
+    if f.site and f.sha256 is None: return 'not written yet'
+    if f.file not in sizes: return 'missing'
+    if f.size is not None and sizes[f.file]!=f.size: return 'damaged'
+    try: return 'good' if not checksums or folder.checksum(f.file)==f.sha256 else 'damaged'
+    except StoreError: return 'unreadable'
+
+def _statistics_state(folder, manifest, sizes):
+    try: covered = load_moments(folder, manifest)[1]
+    except StoreError: return 'damaged' if 'statistics.safetensors' in sizes else 'missing'
+    return 'not written yet' if covered<len(manifest['shards']) else 'good'
+
+def check_store(path,                    # folder of the store, or its URL
+                checksums:bool=True,     # whether to read every file; otherwise only sizes are looked at
+                progress:bool|None=None, # progress bar, shown if True; where there is much to read when None
+               )->StoreReport:           # state of every file
     "What is good in a store and what is not; raises `StoreError` when its manifest cannot be believed"
     folder = store_folder(path)
-    m,sizes = load_manifest(folder),folder.sizes()
-    todo = []
-    for s in m['segments']: todo.append((s['file'], None, None, '', None, s['sha256']))
-    for i,p in enumerate(m['shards']):
-        for j,s in enumerate(m['sites']):
-            f = p['files'][j] if p['files'] else dict(bytes=None, sha256=None)
-            todo.append((shard_name(m, i, j), s['site']['name'], i, f"{p['start']}-{p['stop']-1}", f['bytes'], f['sha256']))
-    def state(t):
-        name,site,_,_,size,sha = t
-        if site and sha is None: return 'not written yet'
-        if name not in sizes: return 'missing'
-        if size is not None and sizes[name]!=size: return 'damaged'
-        try: return 'good' if not checksums or folder.checksum(name)==sha else 'damaged'
-        except StoreError: return 'unreadable'
-    todo.append(('manifest.backup.json', None, None, '', None, folder.checksum('manifest.json')))
+    manifest = load_manifest(folder)
+    sizes = folder.sizes()
+    files = _expected_files(folder, manifest)
     big = sum(sizes.values())>2**30
-    with ThreadPoolExecutor(4) as pool: states = list(tqdm(pool.map(state, todo), desc='verify', total=len(todo), disable=not (big and checksums if progress is None else progress), leave=False))
-    rows = [dict(file=t[0], site=t[1], shard=t[2], prompts=t[3], bytes=sizes.get(t[0], 0), state=s) for t,s in zip(todo, states)]
-    if all(s is not None for p in m['shards'] for s in [p['files']]):
-        try: covered,what = load_moments(folder, m)[1],'good'
-        except StoreError: covered,what = None,'damaged' if 'statistics.safetensors' in sizes else 'missing'
-        if covered is not None and covered<len(m['shards']): what = 'not written yet'
-        rows.append(dict(file='statistics.safetensors', site=None, shard=None, prompts='', bytes=sizes.get('statistics.safetensors', 0), state=what))
-    return StoreReport(folder.name, m, pd.DataFrame(rows))
+    shown = big and checksums if progress is None else progress
+    with ThreadPoolExecutor(4) as pool:
+        states = pool.map(lambda f: _file_state(folder, f, sizes, checksums), files)
+        states = list(tqdm(states, desc='verify', total=len(files), disable=not shown, leave=False))
+    rows = [dict(file=f.file, site=f.site, shard=f.shard, prompts=f.prompts,
+                 bytes=sizes.get(f.file, 0), state=s)
+            for f,s in zip(files, states)]
+    if all(p['files'] is not None for p in manifest['shards']):
+        name = 'statistics.safetensors'
+        rows.append(dict(file=name, site=None, shard=None, prompts='', bytes=sizes.get(name, 0),
+                         state=_statistics_state(folder, manifest, sizes)))
+    return StoreReport(folder.name, manifest, pd.DataFrame(rows))
 
 # %% ../../nbs/20_activations/35_store.ipynb #be5f41c3
 class Store:
     "Activations on disk: `store.site(name)` reads those of one site"
-    def __init__(self, path,           # folder or URL of a store
-                 model=None,           # a pipeline, or its `fingerprint`: raises `StoreError` when the store is of another one
-                 partial:bool=False,   # verify all files and read what is good, instead of refusing when something is not
-                 verify:bool=True,     # verify the checksum of each file when it is first used
+    def __init__(self,
+                 path,               # folder of the store, or its URL
+                 model=None,         # pipeline or `fingerprint` that the store must be of; None takes any
+                 partial:bool=False, # whether to verify all files and read what is good, with gaps
+                 verify:bool=True,   # whether to verify the checksum of each file at its first use
                 ):
         self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
-        self.model,self._verify,self._verified = self.manifest['model'],verify,set()
-        if model is not None:
-            model = model if isinstance(model, str) else describe(model).fingerprint
-            if model!=self.model: raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is {self.model}, that of this pipeline {model}')
+        self.model,self._verify = self.manifest['model'],verify
+        self._verified = set() # (shard, site) of the files whose checksum is right
+        if model is not None: self._check_model(model)
         self.report = check_store(self.folder, checksums=partial)
         shards = self.report.frame[self.report.frame.site.notna()]
         if not partial and (shards.state!='good').any(): raise StoreError(f'a store with gaps: {self.report}')
-        if partial: self._verified = {(int(r.shard), self.sites.index(r.site)) for r in shards[shards.state=='good'].itertuples()}
-        self.split_of = np.fromiter((splits.index(prompt_split(c)) for c in self._read_prompts()), np.uint8, self.num_prompts) # split of each prompt
+        if partial:
+            good = shards[shards.state=='good']
+            self._verified = {(int(r.shard), self.sites.index(r.site)) for r in good.itertuples()}
+        split_codes = (splits.index(prompt_split(c)) for c in self._read_prompts())
+        self.split_of = np.fromiter(split_codes, np.uint8, self.num_prompts) # (prompt,) position in `splits`
+
+    def _check_model(self, model): # a pipeline or a fingerprint
+        model = model if isinstance(model, str) else describe(model).fingerprint
+        if model!=self.model:
+            raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
+                             f'{self.model}, that of this pipeline {model}')
+
     @property
-    def sites(self)->list: "Names"; return [s['site']['name'] for s in self.manifest['sites']]
+    def sites(self)->list:
+        "Names of the sites"
+        return [s['site']['name'] for s in self.manifest['sites']]
+
     @property
-    def num_prompts(self)->int: return sum(s['prompts'] for s in self.manifest['segments'])
-    def _read_prompts(self):
-        for s in self.manifest['segments']:
-            data = self.folder.read(s['file'])
-            if hashlib.sha256(data).hexdigest()!=s['sha256']: raise StoreError(f"{self.folder.at(s['file'])} is damaged; the activations are not touched: harvest again with the same arguments to write it anew")
-            lines = data.splitlines()
-            if len(lines)!=s['prompts']: raise StoreError(f"{self.folder.at(s['file'])} has {len(lines)} prompts, the manifest says {s['prompts']}")
-            for l in lines:
-                try: c = json.loads(l)
-                except ValueError: c = None
-                if not isinstance(c, str): raise StoreError(f"{self.folder.at(s['file'])} holds a line that is no prompt: {l[:60]!r}")
-                yield c
+    def num_prompts(self)->int:
+        "Number of prompts"
+        return sum(s['prompts'] for s in self.manifest['segments'])
+
     @cached_property
-    def prompts(self)->list: "All captions"; return list(self._read_prompts())
-    def verify_shard(self, shard:int, site:int): # positions
-        "Raise `StoreError` unless the file is there and its checksum right; each file is read once"
-        if not self._verify or (shard, site) in self._verified: return
-        name = shard_name(self.manifest, shard, site)
-        if self.folder.checksum(name)!=self.manifest['shards'][shard]['files'][site]['sha256']:
-            raise StoreError(f'{self.folder.at(name)} is damaged: its checksum is wrong. `fluxinterp doctor {self.folder.root}` says what is still good; harvest again with the same arguments to redo this file alone')
-        self._verified.add((shard, site))
-    def site(self, name:str)->'StoreData': # as in `sites`
-        "The activations of one site"
-        if name not in self.sites: raise KeyError(f'{name!r} is not in this store; there are: {", ".join(self.sites)}')
-        return StoreData(self, self.sites.index(name))
-    @property
-    def frame(self)->pd.DataFrame:
-        "One line a site"
-        data = [self.site(n) for n in self.sites]
-        return pd.DataFrame([dict(site=d.site.name, vectors=len(d), width=d.width, tokens=f"{d.kept} of {d.tokens}", grid=d.grid, MB=round(d.nbytes/1e6, 1), **{'bytes / vector': round(d.nbytes/max(len(d), 1), 1)}) for d in data]).set_index('site')
+    def prompts(self)->list:
+        "All captions"
+        return list(self._read_prompts())
+
     def __repr__(self):
         n = np.bincount(self.split_of, minlength=3)
-        return f"{self.folder.name}: {self.num_prompts} prompts ({', '.join(f'{c} {s}' for c,s in zip(n, splits))}), steps {self.manifest['schedule']['steps']}, {self.manifest['dtype']}, model {self.model}\n{self.frame.to_string()}"
+        parts = ', '.join(f'{c} {s}' for c,s in zip(n, splits))
+        m = self.manifest
+        return (f"{self.folder.name}: {self.num_prompts} prompts ({parts}), steps {m['schedule']['steps']}, "
+                f"{m['dtype']}, model {self.model}\n{self.frame.to_string()}")
+
+# %% ../../nbs/20_activations/35_store.ipynb #8c2eecf7
+def _parse_prompt(where, line): # a caption from its line in the file
+    try: caption = json.loads(line)
+    except ValueError: caption = None
+    if not isinstance(caption, str):
+        raise StoreError(f'{where} holds a line that is no prompt: {line[:60]!r}')
+    return caption
+
+@patch
+def _read_prompts(self:Store): # captions, from the verified files
+    for s in self.manifest['segments']:
+        data,where = self.folder.read(s['file']),self.folder.at(s['file'])
+        if hashlib.sha256(data).hexdigest()!=s['sha256']:
+            raise StoreError(f'{where} is damaged; the activations are not touched: '
+                             'harvest again with the same arguments to write it anew')
+        lines = data.splitlines()
+        if len(lines)!=s['prompts']:
+            raise StoreError(f"{where} has {len(lines)} prompts, the manifest says {s['prompts']}")
+        for line in lines: yield _parse_prompt(where, line)
+
+@patch
+def verify_shard(self:Store,
+                 shard:int, # position of the shard
+                 site:int,  # position of the site
+                ):
+    "Raise `StoreError` unless the file is there and its checksum right; each file is read once"
+    if not self._verify or (shard, site) in self._verified: return
+    name = shard_name(self.manifest, shard, site)
+    if self.folder.checksum(name)!=self.manifest['shards'][shard]['files'][site]['sha256']:
+        raise StoreError(f'{self.folder.at(name)} is damaged: its checksum is wrong. '
+                         f'`fluxinterp doctor {self.folder.root}` says what is still good; '
+                         'harvest again with the same arguments to redo this file alone')
+    self._verified.add((shard, site))
+
+@patch
+def site(self:Store, name:str)->'StoreData': # site's name, one of `sites`
+    "The activations of one site; raises `KeyError` with the sites there are"
+    if name not in self.sites:
+        raise KeyError(f'{name!r} is not in this store; there are: {", ".join(self.sites)}')
+    return StoreData(self, self.sites.index(name))
+
+@patch(as_prop=True)
+def frame(self:Store)->pd.DataFrame:
+    "One line a site: vectors, width, kept tokens, grid, size"
+    def _line(d):
+        each = round(d.nbytes/max(len(d), 1), 1)
+        return {'site': d.site.name, 'vectors': len(d), 'width': d.width, 'tokens': f'{d.kept} of {d.tokens}',
+                'grid': d.grid, 'MB': round(d.nbytes/1e6, 1), 'bytes / vector': each}
+    return pd.DataFrame([_line(self.site(n)) for n in self.sites]).set_index('site')
 
 # %% ../../nbs/20_activations/35_store.ipynb #0e918169
-_window,_pieces,_overhead = 64,256,24 # shards mixed at a time; pieces in a buffer; bytes a buffered vector costs besides its numbers
+_window = 64   # shards mixed at a time
+_pieces = 256  # pieces in a buffer
+_overhead = 24 # bytes a buffered vector costs besides its numbers
 
 class _Buffer(NamedTuple):
     "Vectors of one filling, in reading order, and the order they go out in"
-    x:torch.Tensor; scale:torch.Tensor; row:np.ndarray; place:np.ndarray; token:np.ndarray; rows:np.ndarray; order:np.ndarray
+    x:torch.Tensor          # vectors as stored, (n, width)
+    scale:np.ndarray|None   # scale of each vector, (n,), where they are int8
+    row:np.ndarray          # line of `rows` that a vector is of, (n,)
+    place:np.ndarray        # position among the vectors of its image, (n,)
+    token:np.ndarray|None   # its token, (n,), where only some were kept
+    rows:np.ndarray         # coordinates of images, (row, 4): prompt, image, seed, guidance
+    order:np.ndarray|None   # order in which vectors go out, (n,); None for stored order
 
 def _runs(data, mask): # runs of neighboring prompts: shard, first and end vector in it, each (run,)
     chosen = np.flatnonzero(mask)                                  # (prompt,) wanted
@@ -198,7 +329,8 @@ def _runs(data, mask): # runs of neighboring prompts: shard, first and end vecto
     begins = (np.diff(chosen, prepend=-2)!=1) | (np.diff(shard, prepend=-1)!=0)
     new = np.flatnonzero(begins)                                   # (run,) where each begins
     first = chosen[new]                                            # (run,) its first prompt
-    last = chosen[np.append(new[1:], len(chosen))-1]+1 if len(chosen) else first # (run,) one after its last
+    last = first                                                   # (run,) one after its last
+    if len(chosen): last = chosen[np.append(new[1:], len(chosen))-1]+1
     start = data.starts[shard[new]]
     return shard[new],(first-start)*data.per_prompt,(last-start)*data.per_prompt
 
@@ -215,6 +347,7 @@ def _mixed(pieces, shards, seed): # pieces in random order within groups of shar
     group[rng.permutation(shards)] = np.arange(shards)//_window
     return pieces[:,np.lexsort((rng.random(pieces.shape[1]), group[pieces[0]]))]
 
+# %% ../../nbs/20_activations/35_store.ipynb #eb611b73
 class _Plan(NamedTuple):
     "In which order the vectors of a stream are read, and into which fillings of the buffer"
     pieces:np.ndarray  # (3, piece): shard, first vector in it, one after the last
@@ -238,153 +371,256 @@ def _plan(data, mask, size, seed)->_Plan: # (prompt,) bool of prompts wanted; ve
     return _Plan(pieces, np.append(cuts, pieces.shape[1]), before[cuts], int(count.sum()))
 
 # %% ../../nbs/20_activations/35_store.ipynb #ef073090
+def _check_stream(split, batch_size):
+    if split is not None and split not in splits:
+        raise ValueError(f'unknown split {split!r}: choose from {splits}')
+    if batch_size<1: raise ValueError(f'a batch of {batch_size} vectors')
+
+def _wanted_prompts(store, split, prompts): # (prompt,) bool
+    mask = np.ones(store.num_prompts, bool)
+    if prompts is not None:
+        outside = [p for p in prompts if not 0<=p<len(mask)]
+        if outside: raise KeyError(f'prompts {outside[:5]} are not in this store: it has 0 to {len(mask)-1}')
+        mask[:] = False
+        mask[prompts] = True
+    if split is not None: mask &= store.split_of==splits.index(split)
+    return mask
+
+def _buffer_size(data, batch_size, memory_mb): # vectors a buffer holds
+    two_batches = 2*batch_size*(data.width*data.read_dtype.itemsize+56) # the one given out, the one before it
+    each = data.bytes_in_memory+_overhead
+    size = int((memory_mb*2**20-two_batches)/2/each)
+    if size<8:
+        least = (two_batches+16*each)/2**20
+        raise ValueError(f'memory_mb={memory_mb} is too little for batches of {batch_size} vectors of width '
+                         f'{data.width}: give at least {least:.3f}, better ten times that')
+    return size
+
+# %% ../../nbs/20_activations/35_store.ipynb #048ce915
 class TokenStream:
-    "Iterator over the `TokenBatch`es of a site; `state_dict()` at any moment, `load_state_dict()` to be there again"
-    def __init__(self, data, batch_size, split, seed, prompts, memory_mb):
-        if split is not None and split not in splits: raise ValueError(f'unknown split {split!r}: choose from {splits}')
-        if batch_size<1: raise ValueError(f'a batch of {batch_size} vectors')
-        self.data,self.batch_size,self.split,self.seed,self.memory_mb = data,batch_size,split,seed,memory_mb
-        self.position,self._at,self._buffer,self._next,self._slots,self._pool = 0,None,None,None,{},ThreadPoolExecutor(1, 'fluxinterp-read')
-        mask = np.ones(data.store.num_prompts, bool) if prompts is None else np.zeros(data.store.num_prompts, bool)
-        if prompts is not None:
-            self.prompts = [int(p) for p in prompts]
-            if any(not 0<=p<len(mask) for p in self.prompts): raise KeyError(f'prompts {[p for p in self.prompts if not 0<=p<len(mask)][:5]} are not in this store: it has 0 to {len(mask)-1}')
-            mask[self.prompts] = True
-        else: self.prompts = None
-        if split is not None: mask &= data.store.split_of==splits.index(split)
-        two,each = 2*batch_size*(data.width*data.read_dtype.itemsize+56),data.bytes_in_memory+_overhead # the batch given out, and the one before it
-        size = int((memory_mb*2**20-two)/2/each) # vectors a buffer holds
-        if size<8: raise ValueError(f'memory_mb={memory_mb} is too little for batches of {batch_size} vectors of width {data.width}: give at least {(two+16*each)/2**20:.3f}, better ten times that')
+    "Resumable iterator over the `TokenBatch`es of a site: `state_dict()`, `load_state_dict()`"
+    def __init__(self,
+                 data,            # `StoreData` of the site
+                 batch_size:int,  # vectors in a batch
+                 split:str|None,  # one of `splits`; all prompts when None
+                 seed:int|None,   # seed of the order of single vectors; stored order when None
+                 prompts,         # positions of the wanted prompts; all when None
+                 memory_mb:float, # MiB of the two buffers and two batches
+                ):
+        _check_stream(split, batch_size)
+        self.data,self.batch_size,self.split = data,batch_size,split
+        self.seed,self.memory_mb = seed,memory_mb
+        self.prompts = None if prompts is None else [int(p) for p in prompts]
+        mask = _wanted_prompts(data.store, split, self.prompts)
+        size = _buffer_size(data, batch_size, memory_mb)
         self.pieces,self.cuts,self.offsets,self.total = _plan(data, mask, size, seed)
+        if not self.total:
+            why = f'none of the {mask.size} prompts is in split {split!r} and readable'
+            raise ValueError(f'no vectors: {why if split else "no prompts chosen"}')
         self.capacity = min(size, self.total)
-        if not self.total: raise ValueError(f'no vectors: none of the {mask.size} prompts is in split {split!r} and readable' if split else 'no vectors: no prompts chosen')
+        self.position = 0   # vectors given out
+        self._buffer = None # the filling that is being emptied
+        self._at = None     # its number
+        self._next = None   # (number, future) of the filling that is being read
+        self._slots = {}    # arrays that fillings are read into
+        self._pool = ThreadPoolExecutor(1, 'fluxinterp-read')
 
     def __len__(self): return -(-self.total//self.batch_size) # batches in an epoch
     def __iter__(self): return self
 
-    def _slot(self, i): # two sets of arrays, used in turn: no memory is taken or given back on the way
-        if i not in self._slots:
-            n,d = self.capacity,self.data
-            self._slots[i] = (torch.empty(n, d.width, dtype=store_dtypes[d.dtype][0]), np.empty(n, np.int32), np.empty(n, np.int32),
-                              np.empty(n, np.float32) if d.dtype=='int8' else None, np.empty(n, np.int32) if d.kept<d.tokens else None)
-        return self._slots[i]
+    def close(self):
+        "Stop reading ahead and let go of the buffers"
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._buffer = self._next = self._at = None
+        self._slots = {}
 
-    def _fill(self, g): # runs in the thread
-        data,part = self.data,self.pieces[:,self.cuts[g]:self.cuts[g+1]]
-        part = part[:,np.lexsort((part[1], part[0]))].tolist()
-        n = sum(part[2])-sum(part[1])
-        x,row,place,scale,token = (None if v is None else v[:n] for v in self._slot(g%2))
-        raw = x.view(torch.uint8).numpy()
-        tables,at,known = [],0,0
-        for shard,same in groupby(zip(*part), lambda p: p[0]):
-            with _Shard(data.store, shard, data.index) as f:
-                tables.append(f.rows())
-                for _,a,b in same:
-                    here = slice(at, at+b-a)
-                    f.into('x', raw[here], a)
-                    if scale is not None: f.into('scale', scale[here], a)
-                    if token is not None: f.into('token', token[here], a)
-                    flat = np.arange(a, b)
-                    row[here],place[here] = known+flat//data.per_row,flat%data.per_row
-                    at += b-a
-            known += len(tables[-1])
-        order = None if self.seed is None else np.random.default_rng([self.seed, 1, g]).permutation(n).astype(np.int32)
-        return _Buffer(x, scale, row, place, token, np.concatenate(tables), order)
+# %% ../../nbs/20_activations/35_store.ipynb #402339fb
+@patch
+def _slot(self:TokenStream, i): # arrays of one of the two buffers: x, row, place, scale, token
+    if i not in self._slots:
+        n,d = self.capacity,self.data
+        x = torch.empty(n, d.width, dtype=store_dtypes[d.dtype][0])
+        row = np.empty(n, np.int32)
+        place = np.empty(n, np.int32)
+        scale = np.empty(n, np.float32) if d.dtype=='int8' else None
+        token = np.empty(n, np.int32) if d.kept<d.tokens else None
+        self._slots[i] = x,row,place,scale,token
+    return self._slots[i]
 
-    def _take(self, a, b, x, coords): # vectors of the current buffer, into parts of a batch
-        data,f = self.data,self._buffer
-        i = np.arange(a, b, dtype=np.int32) if f.order is None else f.order[a:b]
-        if f.scale is None: torch.index_select(f.x, 0, torch.from_numpy(i), out=x)
-        else: torch.mul(f.x.index_select(0, torch.from_numpy(i)), torch.from_numpy(f.scale[i])[:,None], out=x)
-        place = f.place[i]
-        step = place//data.kept
-        for k,v in zip(('prompt', 'image', 'seed', 'guidance'), f.rows[f.row[i]].T): coords[k][:] = v
-        for k,v in dict(step=data._steps, level=data._levels, timestep=data._timesteps).items(): coords[k][:] = v[step]
-        coords['token'][:] = place%data.kept if f.token is None else f.token[i]
+@patch
+def _fill(self:TokenStream, filling)->_Buffer: # runs in the thread
+    data,part = self.data,self.pieces[:,self.cuts[filling]:self.cuts[filling+1]]
+    part = part[:,np.lexsort((part[1], part[0]))].tolist()
+    n = sum(part[2])-sum(part[1])
+    x,row,place,scale,token = (None if v is None else v[:n] for v in self._slot(filling%2))
+    numbers = dict(x=x.view(torch.uint8).numpy(), scale=scale, token=token)
+    tables,done,known = [],0,0 # coordinates of the shards' rows; vectors read; rows in `tables`
+    for shard,pieces in groupby(zip(*part), lambda p: p[0]):
+        with _Shard(data.store, shard, data.index) as f:
+            tables.append(f.read_rows())
+            for _,a,b in pieces:
+                here = slice(done, done+b-a)
+                for name,out in numbers.items():
+                    if out is not None: f.read_into(name, out[here], a)
+                flat = np.arange(a, b)
+                row[here] = known+flat//data.per_row
+                place[here] = flat%data.per_row
+                done += b-a
+        known += len(tables[-1])
+    order = None
+    if self.seed is not None:
+        order = np.random.default_rng([self.seed, 1, filling]).permutation(n).astype(np.int32)
+    return _Buffer(x, scale, row, place, token, np.concatenate(tables), order)
 
-    def __next__(self)->TokenBatch:
-        n,at = min(self.batch_size, self.total-self.position),0
-        if not n:
-            self.close()
-            raise StopIteration
-        x = torch.empty(n, self.data.width, dtype=self.data.read_dtype)
-        coords = {k: np.empty(n, np.int64) for k in ('prompt', 'image', 'seed', 'guidance', 'step', 'token')}|{k: np.empty(n, np.float32) for k in ('level', 'timestep')}
-        while at<n:
-            g = int(np.searchsorted(self.offsets, self.position, 'right'))-1
-            if g!=self._at: self._switch(g)
-            a = self.position-int(self.offsets[g])
-            b = min(a+n-at, len(self._buffer.x))
-            self._take(a, b, x[at:at+b-a], {k: v[at:at+b-a] for k,v in coords.items()})
-            self.position,at = self.position+b-a,at+b-a
-            if b==len(self._buffer.x): self._buffer = self._at = None
-        return TokenBatch(x, {k: torch.from_numpy(v) for k,v in coords.items()})
+@patch
+def _switch(self:TokenStream, filling): # make a filling the current one, and begin to read the next
+    self._buffer = None
+    ahead,self._next = self._next,None
+    if ahead is None or ahead[0]!=filling:
+        # wait until nothing is written into the arrays
+        if ahead is not None: ahead[1].cancel() or ahead[1].exception()
+        ahead = filling,self._pool.submit(self._fill, filling)
+    self._buffer,self._at = ahead[1].result(),filling
+    if filling+1<len(self.offsets): self._next = filling+1,self._pool.submit(self._fill, filling+1)
 
-    def _switch(self, g):
-        self._buffer = None
-        ahead,self._next = self._next,None
-        if ahead is None or ahead[0]!=g:
-            if ahead is not None: ahead[1].cancel() or ahead[1].exception() # nobody writes into the arrays any more
-            ahead = g,self._pool.submit(self._fill, g)
-        self._buffer,self._at = ahead[1].result(),g
-        if g+1<len(self.offsets): self._next = g+1,self._pool.submit(self._fill, g+1)
+# %% ../../nbs/20_activations/35_store.ipynb #8a611ed5
+_row_coordinates = ('prompt', 'image', 'seed', 'guidance')
 
-    def close(self): "Stop reading ahead and let go of the buffers"; self._pool.shutdown(wait=False, cancel_futures=True); self._buffer = self._next = self._at = None; self._slots = {}
+@patch
+def _take(self:TokenStream, a, b, x, coords): # vectors of the current buffer, into parts of a batch
+    data,f = self.data,self._buffer
+    i = np.arange(a, b, dtype=np.int32) if f.order is None else f.order[a:b]
+    index = torch.from_numpy(i)
+    if f.scale is None: torch.index_select(f.x, 0, index, out=x)
+    else: torch.mul(f.x.index_select(0, index), torch.from_numpy(f.scale[i])[:,None], out=x)
+    place = f.place[i]
+    step = place//data.kept
+    for k,v in zip(_row_coordinates, f.rows[f.row[i]].T): coords[k][:] = v
+    for k,v in data.by_step.items(): coords[k][:] = v[step]
+    coords['token'][:] = place%data.kept if f.token is None else f.token[i]
 
-    def _key(self): return dict(store=self.data.store.manifest['sha256'], site=self.data.site.name, split=self.split, seed=self.seed, batch_size=self.batch_size, memory_mb=self.memory_mb, prompts=self.prompts)
-    def state_dict(self)->dict: "Where the stream is, as plain numbers and text"; return self._key()|dict(position=self.position)
-    def load_state_dict(self, state:dict): # what `state_dict` gave
-        "Go on from there; raises `ValueError` when the state is of a stream in another order"
-        other = [f'{k} {state.get(k)!r}, here {v!r}' for k,v in self._key().items() if state.get(k)!=v]
-        if other: raise ValueError(f'this position belongs to another stream: {"; ".join(other)}')
-        if type(state.get('position')) is not int or not 0<=state['position']<=self.total: raise ValueError(f"no position {state.get('position')!r} among {self.total} vectors")
-        self.position = state['position']
-        if self._at is not None: self._buffer = self._at = None
+@patch
+def __next__(self:TokenStream)->TokenBatch:
+    n,done = min(self.batch_size, self.total-self.position),0
+    if not n:
+        self.close()
+        raise StopIteration
+    x = torch.empty(n, self.data.width, dtype=self.data.read_dtype)
+    coords = {k: np.empty(n, np.int64) for k in (*_row_coordinates, 'step', 'token')}
+    coords |= {k: np.empty(n, np.float32) for k in ('level', 'timestep')}
+    while done<n:
+        filling = int(np.searchsorted(self.offsets, self.position, 'right'))-1
+        if filling!=self._at: self._switch(filling)
+        a = self.position-int(self.offsets[filling])
+        b = min(a+n-done, len(self._buffer.x))
+        here = slice(done, done+b-a)
+        self._take(a, b, x[here], {k: v[here] for k,v in coords.items()})
+        self.position += b-a
+        done += b-a
+        if b==len(self._buffer.x): self._buffer = self._at = None
+    return TokenBatch(x, {k: torch.from_numpy(v) for k,v in coords.items()})
+
+# %% ../../nbs/20_activations/35_store.ipynb #1b3eaf4a
+@patch
+def _key(self:TokenStream): # what the order of vectors depends on
+    return dict(store=self.data.store.manifest['sha256'], site=self.data.site.name, split=self.split,
+                seed=self.seed, batch_size=self.batch_size, memory_mb=self.memory_mb, prompts=self.prompts)
+
+@patch
+def state_dict(self:TokenStream)->dict:
+    "Where the stream is, as plain numbers and text"
+    return self._key()|dict(position=self.position)
+
+@patch
+def load_state_dict(self:TokenStream, state:dict): # result of `state_dict`
+    "Go on from there; raises `ValueError` when the state is of a stream in another order"
+    other = [f'{k} {state.get(k)!r}, here {v!r}' for k,v in self._key().items() if state.get(k)!=v]
+    if other: raise ValueError(f'this position belongs to another stream: {"; ".join(other)}')
+    position = state.get('position')
+    if type(position) is not int or not 0<=position<=self.total:
+        raise ValueError(f'no position {position!r} among {self.total} vectors')
+    self.position = position
+    if self._at is not None: self._buffer = self._at = None
 
 # %% ../../nbs/20_activations/35_store.ipynb #28776eed
 class StoreData:
     "Activations of one site of a store, with the attributes of a `SiteRecord` and batches with coordinates"
-    def __init__(self, store:Store, index:int): # position of the site
+    def __init__(self,
+                 store:Store, # opened store
+                 index:int,   # position of the site
+                ):
         m,about = store.manifest,store.manifest['sites'][index]
-        self.store,self.index,self.site,self.model,self.dtype = store,index,Site(**about['site']),m['model'],m['dtype']
-        self.width,self.tokens,self.kept,self.grid = about['width'],about['tokens'],about['kept'],tuple(about['grid']) if about['grid'] else None
-        self.steps,self.levels,self.timesteps = m['schedule']['steps'],m['schedule']['levels'],torch.tensor(m['schedule']['timesteps'], dtype=torch.float32)
-        self._steps,self._levels,self._timesteps = np.array(self.steps, np.int64),np.array(self.levels, np.float32),np.array(m['schedule']['timesteps'], np.float32)
+        self.store,self.index,self.site = store,index,Site(**about['site'])
+        self.model,self.dtype = m['model'],m['dtype']
+        self.width,self.tokens,self.kept = about['width'],about['tokens'],about['kept']
+        self.grid = tuple(about['grid']) if about['grid'] else None
+        self.steps,self.levels = m['schedule']['steps'],m['schedule']['levels']
+        self.timesteps = torch.tensor(m['schedule']['timesteps'], dtype=torch.float32)
+        self.by_step = dict(step=np.array(self.steps, np.int64), level=np.array(self.levels, np.float32),
+                            timestep=np.array(m['schedule']['timesteps'], np.float32)) # name -> (step,)
         self.per_row = len(self.steps)*self.kept             # vectors of an image
-        self.per_prompt = self.per_row*m['rows_per_prompt']
-        self.starts = np.array([s['start'] for s in m['shards']])
-        self.shards = np.array(store.report.good_shards(self.site.name))
+        self.per_prompt = self.per_row*m['rows_per_prompt']  # vectors of a prompt
+        self.starts = np.array([s['start'] for s in m['shards']])               # (shard,) first prompt
+        self.shards = np.array(store.report.good_shards(self.site.name))        # positions of good ones
         self.read_dtype = torch.bfloat16 if self.dtype=='bfloat16' else torch.float32
         self.bytes_in_memory = self.width*store_dtypes[self.dtype][0].itemsize+4*(self.dtype=='int8')
-    def __len__(self): return int(sum(self.store.manifest['shards'][i]['stop']-self.starts[i] for i in self.shards))*self.per_prompt # vectors
+
+    def __len__(self): # vectors
+        shards = self.store.manifest['shards']
+        return int(sum(shards[i]['stop']-self.starts[i] for i in self.shards))*self.per_prompt
+
     @property
-    def nbytes(self)->int: "Of its files"; return sum(self.store.manifest['shards'][i]['files'][self.index]['bytes'] for i in self.shards)
+    def nbytes(self)->int:
+        "Size of its files"
+        return sum(self.store.manifest['shards'][i]['files'][self.index]['bytes'] for i in self.shards)
+
     @property
-    def captions(self)->dict: "Prompt index -> caption"; return dict(enumerate(self.store.prompts))
-    def batches(self, batch_size:int=8192,    # vectors at a time; the last batch may be smaller
-                split:str=None,               # 'train', 'validation' or 'test', by prompt; everything when None
-                seed:int=None,                # shuffles single vectors; stored order when None
-                prompts=None,                 # only those of these prompts (indices)
-                memory_mb:float=512,          # of the two buffers, a batch and the one before it
-                start:dict=None,              # a `state_dict()` to go on from
-               )->TokenStream:                # iterate over it
-        "Activation vectors with coordinates, every one exactly once; bfloat16 or float32 as stored, float32 of int8"
-        stream = TokenStream(self, batch_size, split, seed, prompts, memory_mb)
-        if start is not None: stream.load_state_dict(start)
-        return stream
-    def where(self, coords:dict, i:int)->str: # coordinates of a batch; which of its vectors
-        "The file a vector is in, and its row there"
-        prompt = int(coords['prompt'][i])
-        shard = int(np.searchsorted(self.starts, prompt, 'right'))-1
-        with _Shard(self.store, shard, self.index) as f: row = (f.rows()==[int(coords[k][i]) for k in ('prompt', 'image', 'seed', 'guidance')]).all(1).nonzero()[0]
-        return f'{f.path}, row {int(row[0])}'
-    def statistics(self, split:str=None)->SiteStatistics: # of a split by one pass over it; of everything as kept while harvesting
-        "Mean, variance, mean norm and mean square per step, in float64"
-        whole = len(self.shards)==len(self.starts)
-        if split is None and whole:
-            moments,covered = load_moments(self.store.folder, self.store.manifest)
-            if covered==len(self.starts): return SiteStatistics(moments[self.store.manifest['sites'][self.index]['folder']], self.steps, self.levels)
-        m = Moments(len(self.steps), self.width)
-        for x,c in self.batches(min(8192, max(64, 2**23//self.width)), split):
-            for i,s in enumerate(self.steps): m.add(i, x[c['step']==s])
-        return SiteStatistics(m, self.steps, self.levels)
-    def __repr__(self): return f'{self.site.name} in {self.store.folder.name}: {len(self)} vectors of width {self.width}, {self.dtype}, steps {self.steps}, {self.kept} of {self.tokens} tokens'
+    def captions(self)->dict:
+        "Prompt index -> caption"
+        return dict(enumerate(self.store.prompts))
+
+    def __repr__(self):
+        return (f'{self.site.name} in {self.store.folder.name}: {len(self)} vectors of width {self.width}, '
+                f'{self.dtype}, steps {self.steps}, {self.kept} of {self.tokens} tokens')
+
+# %% ../../nbs/20_activations/35_store.ipynb #b5c3ce76
+@patch
+def batches(self:StoreData,
+            batch_size:int=8192,   # vectors at a time; the last batch may be smaller
+            split:str|None=None,   # part of the prompts: 'train', 'validation' or 'test'; None is everything
+            seed:int|None=None,    # seed of the order of single vectors; stored order when None
+            prompts=None,          # positions of the wanted prompts; all when None
+            memory_mb:float=512,   # MiB of the two buffers, a batch and the one before it
+            start:dict|None=None,  # `state_dict()` of a stream to go on from
+           )->TokenStream:         # iterator over `TokenBatch`es
+    "Activation vectors with coordinates, each exactly once; bfloat16 or float32 as stored, float32 of int8"
+    stream = TokenStream(self, batch_size, split, seed, prompts, memory_mb)
+    if start is not None: stream.load_state_dict(start)
+    return stream
+
+@patch
+def where(self:StoreData,
+          coords:dict, # coordinates of a batch
+          i:int,       # position of the vector in the batch
+         )->str:       # path and row
+    "The file a vector is in, and its row there"
+    shard = int(np.searchsorted(self.starts, int(coords['prompt'][i]), 'right'))-1
+    wanted = [int(coords[k][i]) for k in _row_coordinates]
+    with _Shard(self.store, shard, self.index) as f:
+        row = (f.read_rows()==wanted).all(1).nonzero()[0]
+    return f'{f.path}, row {int(row[0])}'
+
+@patch
+def statistics(self:StoreData,
+               split:str|None=None, # part of the prompts; None is everything
+              )->SiteStatistics:    # per step and overall
+    "Mean, variance, mean norm and mean square in float64: as kept while harvesting, of a split by one pass"
+    whole = len(self.shards)==len(self.starts)
+    if split is None and whole:
+        moments,covered = load_moments(self.store.folder, self.store.manifest)
+        folder = self.store.manifest['sites'][self.index]['folder']
+        if covered==len(self.starts): return SiteStatistics(moments[folder], self.steps, self.levels)
+    m = Moments(len(self.steps), self.width)
+    for x,c in self.batches(min(8192, max(64, 2**23//self.width)), split):
+        for i,s in enumerate(self.steps): m.add(i, x[c['step']==s])
+    return SiteStatistics(m, self.steps, self.levels)

@@ -71,7 +71,7 @@ def store_folder(path,          # folder, fsspec URL or `StoreFolder`
     "A store's folder, of a path or of itself"
     return path if isinstance(path, StoreFolder) else StoreFolder(path)
 
-# %% ../../nbs/20_activations/30_store_files.ipynb #4dcdb3fc
+# %% ../../nbs/20_activations/30_store_files.ipynb #5903fe4e
 @patch
 def write(self:StoreFolder,
           name:str,   # file, relative to the folder
@@ -92,7 +92,8 @@ def failed(self:StoreFolder,
     "The error of a failed write, with advice"
     advice = _advice.get(e.errno, 'see to it')
     return StoreError(f'could not write {self.at(name)}: {e.strerror or e}. '
-                      f'Everything written before is good; {advice} and harvest again with the same arguments')
+                      f'Everything written before is good; {advice} and harvest again '
+                      'with the same arguments')
 
 @patch
 def checksum(self:StoreFolder,
@@ -108,7 +109,9 @@ def checksum(self:StoreFolder,
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #7a663297
 store_format = 1
-store_dtypes = {'bfloat16': (torch.bfloat16, 'BF16'), 'float32': (torch.float32, 'F32'), 'int8': (torch.int8, 'I8')}
+store_dtypes = {'bfloat16': (torch.bfloat16, 'BF16'), # torch's type, and its name in a safetensors file
+                'float32': (torch.float32, 'F32'),
+                'int8': (torch.int8, 'I8')}
 
 def seal_manifest(manifest:dict)->dict: # manifest, with or without a checksum
     "The manifest with a checksum of everything else in it"
@@ -269,7 +272,7 @@ def kept_tokens(seed:int,        # seed of the harvest
                 total:int,       # number of tokens of an image and step
                 keep:int,        # number of tokens kept of them
                )->np.ndarray:    # positions of the kept tokens, (n, step, keep) int32, ascending
-    "Random tokens of each image and step: a function of seed, prompt, image and step, the same for all guidance"
+    "Random tokens of each image and step; they follow from seed, prompt, image and step alone"
     known = {}
     def _pick(*place): # prompt, image, step
         if place not in known:
@@ -371,7 +374,7 @@ class SiteStatistics:
     def __repr__(self): return self.frame.round(3).to_string()
     def _repr_html_(self): return self.frame.round(3).to_html()
 
-# %% ../../nbs/20_activations/30_store_files.ipynb #3b5f4b4e
+# %% ../../nbs/20_activations/30_store_files.ipynb #120c04bf
 def save_moments(folder:StoreFolder, # folder of the store
                  moments:dict,       # `Moments` by folder of the site
                  shards:int,         # number of shards they cover
@@ -387,7 +390,7 @@ def _moments_seal(parts, shards):
     for k in sorted(parts): h.update(k.encode()+parts[k].numpy().tobytes())
     return h.hexdigest()
 
-def _parse_moments(data, manifest): # content of the file -> `Moments` by folder, shards they cover, whether good
+def _parse_moments(data, manifest): # `Moments` by folder, how many shards they cover, whether all is good
     n = int.from_bytes(data[:8], 'little')
     about,parts = json.loads(data[8:8+n])['__metadata__'],safetensors_load(data)
     shards,sha = json.loads(about['covers'])
