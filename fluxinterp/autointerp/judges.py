@@ -6,7 +6,7 @@
 __all__ = ['task_kinds', 'Task', 'marked', 'named_concepts', 'ReaderVerdicts', 'ModelVerdicts', 'interval', 'share_interval']
 
 # %% ../../nbs/55_explaining/05_judges.ipynb #ver00003
-import json, re
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from zlib import crc32
