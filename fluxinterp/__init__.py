@@ -93,8 +93,8 @@ surface |= {
     'evaluation': {
         'splicing': ('splice',),
         'synthetic': ('SyntheticActivations', 'recovery', 'stability'),
-        'concepts': ('best_concepts', 'compare_methods', 'find_concepts', 'labeled_activations', 'record_scenes',
-                     'recovered'),
+        'concepts': ('best_concepts', 'compare_methods', 'find_concepts', 'labeled_activations',
+                     'record_scenes', 'recovered'),
         'concept_structure': ('concept_absorption', 'concept_splitting', 'features_by_step'),
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),
