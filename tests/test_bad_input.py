@@ -7,6 +7,7 @@ import torch
 
 import fluxinterp as fi
 from fluxinterp.activations.hooks import hooked
+from fluxinterp.models.families import family_of
 from fluxinterp.models.miniatures import miniature, miniature_call
 from fluxinterp.models.pipelines import denoiser_of, image_generators
 
@@ -125,6 +126,6 @@ def test_an_unknown_denoiser_names_the_fallback():
     lists = torch.nn.Module.__new__(type('NobodysTransformer2DModel', (torch.nn.Module,), {}))
     torch.nn.Module.__init__(lists)
     lists.layers = torch.nn.ModuleList([torch.nn.TransformerEncoderLayer(8, 2) for _ in range(3)])
-    f = fi.family_of(lists)
+    f = family_of(lists)
     assert f.name=='NobodysTransformer2DModel (fallback)' and [b.name for b in f.blocks]==['blocks'] and f.guidance=='unknown'
-    with pytest.raises(ValueError, match='Linear is not known.*reach its modules by Site'): fi.family_of(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match='Linear is not known.*reach its modules by Site'): family_of(torch.nn.Linear(2, 2))
