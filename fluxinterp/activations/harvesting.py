@@ -345,7 +345,8 @@ def _merge_prompts(folder, manifest, new, append): # all prompts, how many are n
     why = f'it has {len(old)}, you gave the first {len(new)} of them'
     if first<len(new): why = f'prompt {first} was {old[first]!r}, now {new[first]!r}'
     raise StoreError(f'{folder.root} holds other prompts: {why}. '
-                     'Give all its prompts and further ones after them, or append=True for further ones alone')
+                     'Give all its prompts and further ones after them, '
+                     'or append=True for further ones alone')
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #133593e8
 def _extend(h, m, added, num_broken, images_sum, shard_mb): # plan the shards of new prompts, in the manifest
