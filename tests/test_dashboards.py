@@ -203,7 +203,7 @@ judge""")
 
 def test_viewer(lab_page):
     v = view(lab_page, 'viewer')
-    expect(said(lab_page, 'viewer')).to_have_text('drawn')
+    expect(said(lab_page, 'viewer')).to_have_text('generated')
     n = v.locator('.flx-player canvas[tabindex]').count()
     field(lab_page, 'viewer', 'Features').fill('17, 20, 3')
     field(lab_page, 'viewer', 'Features').press('Enter')
@@ -386,7 +386,7 @@ def test_two_dashboards_share_a_pipeline(lab_page):
     "Both are asked at once; each gets its image"
     kernel_value(lab_page, '(viewer.prompt.set_trait("value", "a blue star"), inspector.prompt.set_trait("value", "a blue star"))')
     kernel_until(lab_page, 'viewer.caption==inspector.caption=="a blue star"', 60_000)
-    for name in ('viewer', 'inspector'): expect(said(lab_page, name)).to_have_text('drawn', timeout=60_000)
+    for name in ('viewer', 'inspector'): expect(said(lab_page, name)).to_have_text('generated', timeout=60_000)
 
 def test_closed_page_and_reload(browser, lab, lab_page):
     "A page that is closed in mid-run: the run ends in the kernel, and the page opened again shows what came of it"
@@ -394,11 +394,11 @@ def test_closed_page_and_reload(browser, lab, lab_page):
     kernel_value(lab_page, 'studio.prompt.set_trait("value", "a green square")')
     lab_page.reload()
     lab_page.wait_for_selector('.try-studio .flx-pictures canvas', timeout=60_000)
-    expect(said(lab_page, 'studio')).to_contain_text('drawn', timeout=60_000)
+    expect(said(lab_page, 'studio')).to_contain_text('generated', timeout=60_000)
     expect(view(lab_page, 'browser').locator('.flx-line').first).to_be_visible()
     expect(view(lab_page, 'browser').locator('.flx-title')).to_contain_text('feature 5')
     kernel_until(lab_page, 'studio.caption=="a green square"')
     field(lab_page, 'studio', 'Prompt').fill('a red circle')
     field(lab_page, 'studio', 'Prompt').press('Enter')
-    expect(said(lab_page, 'studio')).to_contain_text('drawn', timeout=60_000)
+    expect(said(lab_page, 'studio')).to_contain_text('generated', timeout=60_000)
     assert not lab_page.errors and not lab_page.outside, (lab_page.errors, lab_page.outside)

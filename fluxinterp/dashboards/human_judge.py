@@ -14,6 +14,7 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets
 from PIL import Image
+from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError, forget_score
@@ -25,130 +26,198 @@ from ..autointerp.judges import Task, marked
 from ..widgets.page import js_text
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00006
+def _read_answers(file): # question's key -> answer
+    answers = {}
+    if not file.is_file(): return answers
+    for line in file.read_text(encoding='utf-8').splitlines():
+        try:
+            r = json.loads(line)
+            if r.get('withdrawn'): answers.pop(r['task'], None)
+            else: answers[r['task']] = r['value']
+        except (ValueError, KeyError, TypeError): continue # the last line of a torn file: it is asked again
+    return answers
+
 class HumanVerdicts:
     "Answers a person has given, kept in a file; a judge for `score`"
-    def __init__(self, atlas:Atlas, who:str=''): # a name, where several people judge
+    def __init__(self, atlas:Atlas, # atlas in whose folder the answers are kept
+                 who:str='',        # name of the person, where several judge
+                ):
         self.name = f'human {who}'.strip()
-        self.file,self.given = atlas.path/f'{self.name}.jsonl',{}
-        if self.file.is_file():
-            for line in self.file.read_text(encoding='utf-8').splitlines():
-                try: r = json.loads(line); self.given.pop(r['task'], None) if r.get('withdrawn') else self.given.update({r['task']: r['value']})
-                except (ValueError, KeyError, TypeError): continue # the last line of a torn file: that question is asked again
-    def key(self, t:Task)->str: # 16 hex digits
-        "What tells one question from another: its words, images and maps"
+        self.file = atlas.path/f'{self.name}.jsonl'
+        self.given = _read_answers(self.file)
+
+    def key(self, t:Task)->str: # question
+        "Hash of a question: its words, images and maps, as 16 hex digits"
         if not hasattr(t, 'human_key'): # asked for at every click
             h = hashlib.sha1(f'{t.kind} {t.description}'.encode())
-            for image,m in t.pictures: h.update(image.tobytes()); h.update(b'' if m is None else np.asarray(m, np.float32).tobytes())
+            for image,values in t.pictures:
+                h.update(image.tobytes())
+                h.update(b'' if values is None else np.asarray(values, np.float32).tobytes())
             t.human_key = h.hexdigest()[:16]
         return t.human_key
-    def knows(self, t:Task)->bool: "Whether a question was answered"; return self.key(t) in self.given
-    def answer(self, t:Task, value): # a number; None for one that cannot be answered
+
+    def knows(self, t:Task)->bool: # question
+        "Whether a question was answered"
+        return self.key(t) in self.given
+
+    def answer(self, t:Task, # question
+               value,        # number; None where it cannot be answered
+              ):
         "Keep an answer"
-        self._line(dict(task=self.key(t), value=value))
+        self._write(dict(task=self.key(t), value=value))
         self.given[self.key(t)] = value
-    def withdraw(self, t:Task):
+
+    def withdraw(self, t:Task): # question
         "Forget an answer"
-        self._line(dict(task=self.key(t), withdrawn=True))
+        self._write(dict(task=self.key(t), withdrawn=True))
         self.given.pop(self.key(t))
-    def _line(self, record):
+
+    def _write(self, record): # a line; after one that is torn, on a new one
         torn = self.file.is_file() and self.file.stat().st_size and self.file.read_bytes()[-1:]!=b'\n'
         with open(self.file, 'a', encoding='utf-8') as f: f.write('\n'*bool(torn)+json.dumps(record)+'\n')
-    def __call__(self, tasks): # yields `Answer`s
+
+    def __call__(self, tasks): # questions; yields an `Answer` each
         for t in tasks:
-            if not self.knows(t): yield Answer(t.id, 'error', None, dict(error='not answered yet'))
-            elif (v := self.given[self.key(t)]) is None: yield Answer(t.id, 'refused', None, dict(why='cannot say'))
-            else: yield Answer(t.id, 'ok', v, {})
+            if not self.knows(t):
+                yield Answer(t.id, 'error', None, dict(error='not answered yet'))
+                continue
+            value = self.given[self.key(t)]
+            if value is None: yield Answer(t.id, 'refused', None, dict(why='cannot say'))
+            else: yield Answer(t.id, 'ok', value, {})
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00013
 class AnswerButtons(anywidget.AnyWidget):
     "A row of buttons under a question; displays itself in a notebook"
-    words = traitlets.List([]).tag(sync=True)    # on the buttons
-    off = traitlets.List([]).tag(sync=True)      # those nobody can press now
-    question = traitlets.Int(0).tag(sync=True)   # the number of the one that is shown
+    words = traitlets.List([]).tag(sync=True)    # words on the buttons
+    off = traitlets.List([]).tag(sync=True)      # buttons that cannot be pressed now
+    question = traitlets.Int(0).tag(sync=True)   # number of the question that is shown
     pressed = traitlets.List([]).tag(sync=True)  # number of the question, word
     _esm = js_text('answer_buttons')
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00014
-_questions = dict(detect=('Does the marked part fit: <b>{}</b>?', {'Yes': 1., 'Partly': .5, 'No': 0.}),
-                  locate=('Which marking fits better: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
-                  changed=('Which image shows more of: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
-                  intruder=('Which one does not belong?', None))
+_questions = dict(
+    detect=('Does the marked part fit: <b>{}</b>?', {'Yes': 1., 'Partly': .5, 'No': 0.}),
+    locate=('Which marking fits better: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
+    changed=('Which image shows more of: <b>{}</b>?', {'Left': 0., 'Neither more': .5, 'Right': 1.}),
+    intruder=('Which one does not belong?', None))
 
-def task_image(t:Task, size:int=256)->bytes: # PNG; pixels of one image, at least
-    "What a person is shown"
-    return image_bytes(image_grid([Image.open(io.BytesIO(marked(*p, size))) for p in t.pictures], len(t.pictures)))
+def task_image(t:Task,       # question
+               size:int=256, # width of one image, pixels, at least
+              )->bytes:      # PNG
+    "Marked images of a question, side by side"
+    images = [Image.open(io.BytesIO(marked(*p, size))) for p in t.pictures]
+    return image_bytes(image_grid(images, len(images)))
 
+def _explained(found, features, explainer): # numbers; raises `ValueError` where one has none
+    good = found.index[found.status=='ok']
+    features = [int(f) for f in (good if features is None else features)]
+    missing = [f for f in features if f not in good]
+    if missing: raise ValueError(f'feature {missing[0]} has no explanation by {explainer!r}')
+    return features
+
+def _shuffled_tasks(atlas, scorer, found, features, seed): # (feature, question) pairs in random order
+    other,tasks = shuffled_explanations(found, seed),[]
+    for f in features:
+        tasks += [(f, t) for *_,t in scorer.tasks(atlas, f, found.text[f])]
+        if f in other: tasks += [(f, t) for *_,t in scorer.control(atlas, f, found.text[other[f]])]
+    return [tasks[i] for i in np.random.default_rng(seed).permutation(len(tasks))]
+
+# %% ../../nbs/65_dashboards/45_human_judge.ipynb #f15deee8
 class HumanJudge(widgets.VBox):
-    "Ask a person the questions a judge is asked; displays itself in a notebook"
-    def __init__(self, atlas:Atlas,
-                 scorer:Scorer=None,      # `Detection()` when None
-                 explainer:str='prompts', # whose explanations
-                 features=None,           # numbers; all that have an explanation when None
-                 who:str='', seed:int=0): # a name; of the order, and of the shuffled explanations
-        if atlas.text.readonly: raise AtlasError(f'{atlas.path} is read only, and keeps no answers: make a copy of your own with atlas.copy(folder), and judge that')
-        self.atlas,self.scorer,self.explainer,self.seed,self.judge = atlas,scorer or Detection(),explainer,seed,HumanVerdicts(atlas, who)
+    "Blind questions to a person, those a model judge is asked; displays itself in a notebook"
+    def __init__(self, atlas:Atlas,          # atlas with explanations, not read-only
+                 scorer:Scorer|None=None,    # scorer whose questions are asked; None takes `Detection()`
+                 explainer:str='prompts',    # name of the explainer whose explanations are judged
+                 features=None,              # numbers; None takes all that have an explanation
+                 who:str='',                 # name of the person
+                 seed:int=0,                 # seed of the order and of the shuffled explanations
+                ):
+        if atlas.text.readonly:
+            raise AtlasError(f'{atlas.path} is read only, and keeps no answers: '
+                             'make a copy of your own with atlas.copy(folder), and judge that')
+        self.atlas,self.explainer,self.seed = atlas,explainer,seed
+        self.scorer,self.judge = scorer or Detection(),HumanVerdicts(atlas, who)
         if not self.scorer.asks: raise ValueError(f'{self.scorer.name} asks no judge')
-        said = explanations(atlas, explainer)
-        features = [int(f) for f in (said.index[said.status=='ok'] if features is None else features)]
-        missing = [f for f in features if f not in said.index or said.status[f]!='ok']
-        if missing: raise ValueError(f'feature {missing[0]} has no explanation by {explainer!r}')
-        other,self.tasks = shuffled_explanations(said, seed),[]
-        for f in features:
-            self.tasks += [(f, t) for *_,t in self.scorer.tasks(atlas, f, said.text[f])]
-            if f in other: self.tasks += [(f, t) for *_,t in self.scorer.control(atlas, f, said.text[other[f]])]
-        self.tasks = [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
-        self.left = Counter(f for f,t in self.tasks if not self.judge.knows(t))
-        self.title,self.picture,self.status = widgets.HTML(),widgets.Image(format='png', layout=widgets.Layout(max_width='100%')),widgets.Label()
-        self.buttons,self.bar = AnswerButtons(),widgets.IntProgress(max=len(self.tasks) or 1)
-        super().__init__([self.title, self.picture, self.buttons, widgets.HBox([self.bar, self.status])])
+        found = explanations(atlas, explainer)
+        features = _explained(found, features, explainer)
+        self.tasks = _shuffled_tasks(atlas, self.scorer, found, features, seed)
+        self.left = Counter(f for f,t in self.tasks if not self.judge.knows(t)) # open questions of a feature
+        self._build_controls()
+        super().__init__([self.title, self.image, self.buttons, widgets.HBox([self.bar, self.status])])
         self.buttons.observe(self._press, 'pressed')
-        self.done,self.now,self.answers = [],None,{}
+        self.done = []    # (feature, question) pairs answered here
+        self.now = None   # the pair that is shown
+        self.answers = {} # word on a button -> answer
         for f in features:
             if not self.left[f]: self._settle(f)
         self.next()
 
-    def next(self):
-        "Show the first question without an answer"
-        self.now = next(((f, t) for f,t in self.tasks if not self.judge.knows(t)), None)
-        if self.now:
-            t = self.now[1]
-            text,answers = _questions[t.kind]
-            if answers is None: answers = {f'Image {i+1}': i for i in range(len(t.pictures))}
-            self.answers,self.title.value,self.picture.value = {**answers, 'Cannot say': None},text.format(html.escape(t.description)),task_image(t)
-        else: self.title.value,self.picture.value = 'All questions are answered: thank you.',b''
-        off = [*(() if self.now else self.answers), *(() if self.done else ['Back'])]
-        with self.buttons.hold_sync(): self.buttons.words,self.buttons.off,self.buttons.question = [*self.answers, 'Back'],off,self.buttons.question+1
-        answered = len(self.tasks)-sum(self.left.values())
-        self.bar.value,self.status.value = answered,f'{answered} of {len(self.tasks)} questions answered'
+    def _build_controls(self):
+        self.title,self.status = widgets.HTML(),widgets.Label()
+        self.image = widgets.Image(format='png', layout=widgets.Layout(max_width='100%'))
+        self.buttons,self.bar = AnswerButtons(),widgets.IntProgress(max=len(self.tasks) or 1)
 
-    def _press(self, change):
-        number,word = change['new']
-        if number==self.buttons.question: self.back() if word=='Back' else self.say(self.answers[word])
-    def say(self, value): # a number; None for "cannot say"
-        "Answer the question that is shown"
-        if self.now is None: return
-        f,t = self.now
-        k = self.judge.key(t)
-        same = [g for g,u in self.tasks if self.judge.key(u)==k] # a question may be asked for two features at once
-        self.judge.answer(t, value)
-        self.done.append((f, t))
-        for g in same:
-            self.left[g] -= 1
-            if not self.left[g]: self._settle(g)
-        self.next()
+    def _settle(self, feature): # its last question is answered
+        score(self.atlas, self.scorer, self.explainer, [feature], self.judge, again=True, seed=self.seed,
+              progress=False)
 
-    def back(self):
-        "Ask the last question again"
-        if not self.done: return
-        f,t = self.done.pop()
-        k = self.judge.key(t)
-        self.judge.withdraw(t)
-        for g,u in self.tasks:
-            if self.judge.key(u)!=k: continue
-            if not self.left[g]: forget_score(self.atlas.text, g, self.explainer, f'{self.scorer.name}/{self.judge.name}') # it counts the answer
-            self.left[g] += 1
-        self.next()
-
-    def _settle(self, f): score(self.atlas, self.scorer, self.explainer, [f], self.judge, again=True, seed=self.seed, progress=False)
     @property
-    def scores(self): "What has been settled, as `fluxinterp.autointerp.scorers.scores`"; return scores(self.atlas, self.explainer, f'{self.scorer.name}/{self.judge.name}')
+    def scores(self):
+        "Scores of the features whose questions are all answered, see `fluxinterp.autointerp.scorers.scores`"
+        return scores(self.atlas, self.explainer, f'{self.scorer.name}/{self.judge.name}')
+
+# %% ../../nbs/65_dashboards/45_human_judge.ipynb #c8c3c65d
+@patch
+def next(self:HumanJudge):
+    "Show the first question without an answer"
+    self.now = next(((f, t) for f,t in self.tasks if not self.judge.knows(t)), None)
+    if self.now:
+        t = self.now[1]
+        text,answers = _questions[t.kind]
+        if answers is None: answers = {f'Image {i+1}': i for i in range(len(t.pictures))}
+        self.answers = {**answers, 'Cannot say': None}
+        self.title.value,self.image.value = text.format(html.escape(t.description)),task_image(t)
+    else: self.title.value,self.image.value = 'All questions are answered: thank you.',b''
+    off = [*(() if self.now else self.answers), *(() if self.done else ['Back'])]
+    with self.buttons.hold_sync():
+        self.buttons.words,self.buttons.off = [*self.answers, 'Back'],off
+        self.buttons.question += 1
+    answered = len(self.tasks)-sum(self.left.values())
+    self.bar.value,self.status.value = answered,f'{answered} of {len(self.tasks)} questions answered'
+
+@patch
+def _press(self:HumanJudge, change):
+    number,word = change['new']
+    if number!=self.buttons.question: return
+    if word=='Back': self.back()
+    else: self.say(self.answers[word])
+
+@patch
+def say(self:HumanJudge,
+        value, # number; None for "cannot say"
+       ):
+    "Answer the question that is shown"
+    if self.now is None: return
+    f,t = self.now
+    key = self.judge.key(t)
+    same = [g for g,u in self.tasks if self.judge.key(u)==key]
+    self.judge.answer(t, value)
+    self.done.append((f, t))
+    for g in same:
+        self.left[g] -= 1
+        if not self.left[g]: self._settle(g)
+    self.next()
+
+@patch
+def back(self:HumanJudge):
+    "Ask the last question again"
+    if not self.done: return
+    f,t = self.done.pop()
+    key = self.judge.key(t)
+    self.judge.withdraw(t)
+    for g,u in self.tasks:
+        if self.judge.key(u)!=key: continue
+        if not self.left[g]: # the score counts the answer
+            forget_score(self.atlas.text, g, self.explainer, f'{self.scorer.name}/{self.judge.name}')
+        self.left[g] += 1
+    self.next()
