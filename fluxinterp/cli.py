@@ -365,7 +365,8 @@ def explain_command(
             explainer = VisionExplainer(end, view=view, prompts=prompts or None)
             judge = ModelVerdicts(end, prompts or None)
         if plan:
-            typer.echo(_plan_text(a, explainer, some) if url else 'nothing: words of the prompts are counted here')
+            free = 'nothing: words of the prompts are counted here'
+            typer.echo(_plan_text(a, explainer, some) if url else free)
             return
         explained = explain(a, explainer, some, again=again)
         typer.echo(f'explained by {explainer.name}: {_counts(explained)}')

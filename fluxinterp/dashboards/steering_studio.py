@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
 from ..core import error_text
+from ..widgets.base import image_memory_advice
 from ..dictionaries.dictionary import Dictionary
 from .live import LiveView, atlas_dictionary, check_atlas_pipeline
 from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
@@ -174,7 +175,7 @@ def save_recipe(self:SteeringStudio):
     try:
         if not (edits := self.build()): raise ValueError('no edits to save: add a feature')
         save_recipe(edits, self.file.value, {getattr(self.dictionary, 'source', '') or 'dictionary': self.dictionary})
-    except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return
+    except Exception as e: self.edits.error,self.kept.value = error_text(e, image_memory_advice),''; return
     self.edits.error,self.kept.value = '',f'{self.file.value} written'
 @patch
 def load_recipe(self:SteeringStudio):
@@ -183,7 +184,7 @@ def load_recipe(self:SteeringStudio):
         if self.before is None: raise ValueError('there is no image yet, whose steps and tokens a recipe is read for: press Draw first')
         edits = load_recipe(self.file.value, [self.dictionary])
         rows,regions = zip(*[edit_row(e, self.edits.steps, self.names.full('features', e.features[0]), self.names.largest('features', e.features[0])) for e in edits]) if edits else ((), ())
-    except Exception as e: self.edits.error,self.kept.value = error_text(e),''; return
+    except Exception as e: self.edits.error,self.kept.value = error_text(e, image_memory_advice),''; return
     rows,painted,kept = list(rows),[r for r in regions if r is not None],{}
     grid = tuple(self.paint.grid)
     for i,(e,m) in enumerate(zip(edits, regions)):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from ..core import error_text
+from .base import image_memory_advice
 from .base import Dashboard, StatusBar
 from ..models.description import describe
 
@@ -82,7 +83,7 @@ class Worker:
         while (job := self._take()) is not None:
             try: result,error = self._do(*job),''
             except Cancelled: result,error = None,None
-            except Exception as e: result,error = None,error_text(e)
+            except Exception as e: result,error = None,error_text(e, image_memory_advice)
             if error is None: self._tell(False, 0., 'cancelled', '')
             elif error: self._tell(False, 0., '', error)
             else: self._tell(False, 1., result or '', '')
