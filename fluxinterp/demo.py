@@ -132,7 +132,7 @@ def _explained_chapter(run): # -> PCA, which the next chapter compares too
     _show_table(run, table)
     return pcs
 
-# %% ../nbs/91_demo.ipynb #fc82b137
+# %% ../nbs/91_demo.ipynb #fde54698
 def _concepts_chapter(run, num_scenes, pcs):
     from fluxinterp.dictionaries.baselines import coordinates, random_directions
     from fluxinterp.evaluation.concepts import compare_methods, find_concepts, record_scenes
@@ -147,9 +147,9 @@ def _concepts_chapter(run, num_scenes, pcs):
     run.found = find_concepts(run.sae, a, b).sort_values('auroc', ascending=False)
     run.report.heading('3. Features against known concepts')
     run.report.text(
-        'Share of the concepts that the best of 256 candidates of each method detects with an AUROC of at least '
-        '0.9 on held-out scenes, among tokens of the same kind (red against other colors, not against the '
-        'background).')
+        'Share of the concepts that the best of 256 candidates of each method detects with an AUROC of at '
+        'least 0.9 on held-out scenes, among tokens of the same kind (red against other colors, not against '
+        'the background).')
     _show_table(run, shares, 2)
     columns = ['factor', 'feature', 'auroc', 'auroc_low', 'auroc_high', 'average_precision', 'f1']
     run.report.table(run.found.head(12).set_index('value')[columns])
