@@ -28,7 +28,7 @@ from ..activations.site_records import Recording, SiteRecord
 from ..activations.prompt_words import site_tokens
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00006
-example_prompt = 'a large red striped circle on the left and a small white star on the right' # of the tiny world
+example_prompt = 'a large red striped circle on the left and a small white star on the right'
 
 def _prompt_tokenizer(pipe): # the one that reads most; None where there is none
     for name in ('tokenizer_3', 'tokenizer_2', 'tokenizer'):

@@ -171,7 +171,8 @@ def _read_checkpoints(s, folders): # -> (when, step) of each whole one, how many
 def _read_finished(s, files): # the `cfg.json` of dictionaries: steps in the end
     for c in files:
         try:
-            config = json.loads(c.read_text(encoding='utf-8'))['fluxinterp']['config']
+            own = json.loads(c.read_text(encoding='utf-8'))['fluxinterp']
+            config = own.get('about', own)['config'] # older files have it outside
             s.total = max(s.total or 0, config.get('steps') or 0) or s.total
         except _damage: s.problem = f'{c} is damaged'
 
