@@ -22,6 +22,7 @@ from ..widgets.image_compare import ImageStrip
 from ..models.pipelines import prompt_generators
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
+from ..widgets.base import image_memory_advice
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #ste00006
 class SteeringStudio(LiveView):
@@ -291,7 +292,7 @@ def save_recipe(self:SteeringStudio):
         edits = self.build()
         if not edits: raise ValueError('no edits to save: add a feature')
         save_recipe(edits, self.file.value, name)
-    except Exception as e: self.edits.error,self.kept.value = error_text(e),''
+    except Exception as e: self.edits.error,self.kept.value = error_text(e, image_memory_advice),''
     else: self.edits.error,self.kept.value = '',f'{self.file.value} written'
 
 @patch
@@ -313,7 +314,7 @@ def load_recipe(self:SteeringStudio):
     "Read a recipe from the file in the field; the painted region becomes that of the recipe"
     try: edits,rows,regions = self._read_recipe()
     except Exception as e:
-        self.edits.error,self.kept.value = error_text(e),''
+        self.edits.error,self.kept.value = error_text(e, image_memory_advice),''
         return
     painted,kept = [r for r in regions if r is not None],{}
     grid = tuple(self.paint.grid)

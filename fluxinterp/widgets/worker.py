@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import error_text
-from .base import Dashboard, StatusBar
+from .base import Dashboard, StatusBar, image_memory_advice
 from ..models.description import describe
 
 # %% ../../nbs/60_widgets/15_worker.ipynb #job00006
@@ -139,7 +139,7 @@ def _run(self:Worker):
 def _serve(self:Worker, job):
     try: result = self._do(job)
     except Cancelled: self._report(False, 0., 'cancelled', '')
-    except Exception as e: self._report(False, 0., '', error_text(e))
+    except Exception as e: self._report(False, 0., '', error_text(e, image_memory_advice))
     else: self._report(False, 1., result or '', '')
 
 # %% ../../nbs/60_widgets/15_worker.ipynb #e228a03c
