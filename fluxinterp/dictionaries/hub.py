@@ -113,8 +113,8 @@ def _as_published(d, about): # with its site, once its sizes are those of the `P
         width,latents,k = found
         raise DictionaryFileError(f'{about.repo}/{about.folder} is known with width {about.width}, '
                                   f'{about.latents} latents and k={about.k}; what is there has width '
-                                  f'{width}, {latents} latents and k={k}: open it by its folder, and give site= where '
-                                  'it is used')
+                                  f'{width}, {latents} latents and k={k}: open it by its folder, '
+                                  'and give site= where it is used')
     d.meta.site = about.site
     d.meta.data = f'of {about.model}, from {about.repo}'
     return d

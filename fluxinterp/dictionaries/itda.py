@@ -72,15 +72,17 @@ def _whole(low): # smallest number -> rule
     return FieldRule(int, low, message='{name}={value!r} must be a whole number from {low}')
 
 _config_rules = dict(
-    k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0), start_atoms=_whole(0),
-    seed=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits),
+    k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0),
+    start_atoms=_whole(0), seed=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits),
     normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts),
     fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: '
                             'it is a share of the variance, usually .1 to .6'),
-    cosine_threshold=FieldRule(float, -1, 1, above=True, below=True, message='{name}={value!r} must lie between -1 and 1'),
-    distinct=FieldRule(float, 0, 1, above=True, message='{name}={value!r} must be a cosine above 0 and at most 1'),
-    tolerance=FieldRule(float, 0, 1, below=True, message='{name}={value!r} must be a share of the squared length, '
-                        'from 0 to below 1'))
+    cosine_threshold=FieldRule(float, -1, 1, above=True, below=True,
+                               message='{name}={value!r} must lie between -1 and 1'),
+    distinct=FieldRule(float, 0, 1, above=True,
+                       message='{name}={value!r} must be a cosine above 0 and at most 1'),
+    tolerance=FieldRule(float, 0, 1, below=True,
+                        message='{name}={value!r} must be a share of the squared length, from 0 to below 1'))
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000b
 class Thumbnails(NamedTuple):
