@@ -114,7 +114,8 @@ surface |= {
 surface |= {
     'atlases': {
         'annotations': ('AtlasError',),
-        'atlas': ('Atlas', 'build_atlas'),
+        'atlas': ('Atlas',),
+        'atlas_building': ('build_atlas',),
     },
     'autointerp': {
         'endpoint': ('Endpoint',),

@@ -150,7 +150,7 @@ from .steering.block_roles import top_activating_images as top_activating_images
 
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
-from .atlases.atlas import build_atlas as build_atlas
+from .atlases.atlas_building import build_atlas as build_atlas
 
 from .autointerp.endpoint import Endpoint as Endpoint
 from .autointerp.judges import ModelVerdicts as ModelVerdicts

@@ -167,7 +167,7 @@ def atlas_command(dictionary:Annotated[str, typer.Argument(help='folder, package
                   icons:Annotated[bool, typer.Option(help='with --pipeline: draw an empty prompt with each feature on')]=False,
                   device:Annotated[str, typer.Option(help='cuda, cpu; the best there is by default')]=''):
     "Look through images and keep what every feature fires on; interrupted in any way, run it again."
-    from fluxinterp.atlases.atlas import build_atlas
+    from fluxinterp.atlases.atlas_building import build_atlas
     from fluxinterp.core import default_device
     from fluxinterp.dictionaries.hub import load_dictionary
     from fluxinterp.models.pipelines import load_pipeline
