@@ -100,7 +100,8 @@ surface |= {
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),
     },
     'steering': {
-        'edits': ('Ablate', 'Add', 'Clamp', 'Negate', 'Replace', 'Scale', 'apply_edits', 'mean_activations'),
+        'applying_edits': ('apply_edits',),
+        'edits': ('Ablate', 'Add', 'Clamp', 'Negate', 'Replace', 'Scale', 'mean_activations'),
         'interventions': ('clean_range', 'steer'),
         'generation': ('generate',),
         'recipes': ('RecipeError', 'load_recipe', 'recipe_json', 'save_recipe'),
@@ -114,7 +115,8 @@ surface |= {
 surface |= {
     'atlases': {
         'annotations': ('AtlasError',),
-        'atlas': ('Atlas', 'build_atlas'),
+        'atlas': ('Atlas',),
+        'atlas_building': ('build_atlas',),
     },
     'autointerp': {
         'endpoint': ('Endpoint',),

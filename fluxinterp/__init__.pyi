@@ -123,13 +123,13 @@ from .evaluation.itda_similarity import jaccard as jaccard
 from .evaluation.itda_similarity import jaccard_by_chance as jaccard_by_chance
 from .evaluation.itda_similarity import similarity_map as similarity_map
 
+from .steering.applying_edits import apply_edits as apply_edits
 from .steering.edits import Ablate as Ablate
 from .steering.edits import Add as Add
 from .steering.edits import Clamp as Clamp
 from .steering.edits import Negate as Negate
 from .steering.edits import Replace as Replace
 from .steering.edits import Scale as Scale
-from .steering.edits import apply_edits as apply_edits
 from .steering.edits import mean_activations as mean_activations
 from .steering.interventions import clean_range as clean_range
 from .steering.interventions import steer as steer
@@ -150,7 +150,7 @@ from .steering.block_roles import top_activating_images as top_activating_images
 
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
-from .atlases.atlas import build_atlas as build_atlas
+from .atlases.atlas_building import build_atlas as build_atlas
 
 from .autointerp.endpoint import Endpoint as Endpoint
 from .autointerp.judges import ModelVerdicts as ModelVerdicts

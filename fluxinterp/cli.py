@@ -264,7 +264,7 @@ def atlas_command(
         help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
     "Look through images and keep what every feature fires on; interrupted in any way, run it again."
-    from fluxinterp.atlases.atlas import build_atlas
+    from fluxinterp.atlases.atlas_building import build_atlas
     from fluxinterp.core import default_device
     from fluxinterp.dictionaries.hub import load_dictionary
     from fluxinterp.models.pipelines import load_pipeline

@@ -19,7 +19,7 @@ from .worlds.scenes import scene_prompts
 from .training.sae_training import train
 from .dictionaries.files import save_dictionary
 from .dictionaries.hub import load_dictionary
-from .atlases.atlas import build_atlas
+from .atlases.atlas_building import build_atlas
 from .autointerp.explainers import explain, PromptStatistics
 
 # %% ../nbs/90_packaged.ipynb #7c76fb5c

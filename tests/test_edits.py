@@ -8,7 +8,8 @@ import torch
 
 import fluxinterp as fi
 from fluxinterp.dictionaries.baselines import LinearDictionary
-from fluxinterp.steering.edits import EditPlan, edit_kinds
+from fluxinterp.steering.applying_edits import EditPlan
+from fluxinterp.steering.edits import edit_kinds
 from fluxinterp.steering.recipes import parse_recipe
 from fluxinterp.dictionaries.sae import SAEConfig, TopKSAE
 

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['guidance_policies', 'edit_units', 'edit_kinds', 'Edit', 'MeasuredEdit', 'Add', 'Scale', 'Ablate', 'Negate', 'Clamp',
-           'Replace', 'EditPlan', 'apply_edits', 'mean_activations']
+           'Replace', 'mean_activations']
 
 # %% ../../nbs/45_steering/00_edits.ipynb #9e4a6af0
 import numbers
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 
 from fastcore.basics import patch
@@ -18,7 +17,7 @@ import torch
 from ..activations.site_records import token_batches
 from ..dictionaries.dictionary import Dictionary
 from ..models.clock import guidance_kinds
-from ..models.regions import ActivationMask, Box, TextTokens, check_region, check_steps
+from ..models.regions import ActivationMask, check_region, check_steps
 from ..models.regions import finite_number, items_of, short_repr, valid_index
 from ..models.sites import Site
 
@@ -265,148 +264,6 @@ class Replace(MeasuredEdit):
         return torch.cat([-old, self._vector('strength', old)*old/feature_unit*other_unit], -1)
 
 edit_kinds = {c.__name__: c for c in (Add, Scale, Clamp, Ablate, Negate, Replace)}
-
-# %% ../../nbs/45_steering/00_edits.ipynb #0e9a73b2
-class _Writer:
-    "The edits of one dictionary at one site"
-    def __init__(self,
-                 dictionary, # dictionary of all the edits
-                 edits,      # edits of one site
-                ):
-        self.dictionary = dictionary
-        self.edits = edits
-        latents = sorted({i for e in edits for i in (*e.features, *e.latents)})
-        # those not touched go to a last column, which is dropped
-        self.column = torch.full((dictionary.num_latents,), len(latents))
-        self.column[latents] = torch.arange(len(latents))
-        self.directions = dictionary.write_directions.detach()[latents].float() # (touched, d)
-        self.norms = self.directions.norm(dim=1)
-        for e in edits: self._check_norms(e)
-
-    def _check_norms(self, e):
-        if getattr(e, 'unit', '')!='norm': return
-        zero = [i for i in e.latents if not self.norms[self.column[i]]]
-        if not zero: return
-        raise ValueError(f"latent {zero[0]} has no write direction: unit='norm' means nothing for it")
-
-    def _columns(self, latents): return self.column[list(latents)]
-
-    def _read(self, x): # (batch, token, touched)
-        n = len(self.directions)
-        column = self.column.to(self.directions.device)
-        parts = []
-        for tile in x.flatten(0, 1).split(max(256, 2**25//self.dictionary.num_latents)):
-            code = self.dictionary.encode(tile.to(column.device).float())
-            empty = code.values.new_zeros(len(tile), n+1)
-            parts.append(empty.scatter_add_(1, column[code.indices], code.values)[:,:n])
-        return torch.cat(parts).view(*x.shape[:2], n).to(x.device)
-
-    def _unit(self, e, x): # activation of one unit of each latent, (..., latent)
-        kind = getattr(e, 'unit', 'activation')
-        if kind=='mean': return torch.tensor([e.mean_activations[i] for i in e.latents], device=x.device)
-        if kind=='norm':
-            return x.float().norm(dim=-1, keepdim=True)/self.norms[self._columns(e.latents)].to(x.device)
-        return torch.ones(1, device=x.device)
-
-    def _change(self, e, x, old, grid, guidance): # (batch, token, latent of e), or None if its mask is empty
-        mask = _mask(e, x, old, grid)
-        if e.guidance!='both':
-            rows = torch.tensor([g==e.guidance for g in guidance], device=x.device)[:,None,None]
-            mask = rows if mask is None else rows*mask
-        if mask is not None and not mask.any(): return None
-        c = e.change(old, self._unit(e, x))
-        if mask is not None and mask.shape[-1]>1: mask = mask.repeat(1, 1, len(e.latents)//len(e.features))
-        return (c if mask is None else c*mask).expand(*x.shape[:2], len(e.latents))
-
-# %% ../../nbs/45_steering/00_edits.ipynb #7713d721
-@patch
-def _delta(self:_Writer, x, now, grid, guidance): # new - old of touched latents, (batch, token, touched)
-    d = self.directions.shape[1]
-    if x.shape[-1]!=d:
-        raise ValueError(f'the dictionary writes vectors of width {d}, '
-                         f'the activations have width {x.shape[-1]}')
-    active = [e for e in self.edits if id(e) in now and not e.null]
-    read = self._read(x) if any(e.reads for e in active) else None
-    total = None
-    for e in active:
-        c = self._change(e, x, read[...,self._columns(e.features)] if e.reads else None, grid, guidance)
-        if c is None: continue
-        if total is None: total = x.new_zeros(*x.shape[:2], len(self.directions), dtype=torch.float32)
-        columns,place = self._columns(e.latents).unique(return_inverse=True)
-        if len(columns)<len(place): # several features replaced by one
-            c = c.float()@torch.nn.functional.one_hot(place).float().to(x.device)
-        else: c = c[...,place.argsort()]
-        total[...,columns] += c
-    return total
-
-# %% ../../nbs/45_steering/00_edits.ipynb #cb91c6c8
-def _check_mask(mask, tokens, grid):
-    if mask.size==tokens and (not grid or mask.shape==tuple(grid)): return
-    have = f'{grid[0]} x {grid[1]} tokens' if grid else f'{tokens} tokens'
-    flat = mask.ndim==1 and not grid
-    advice = 'give one number a token, or use fi.TextTokens' if flat else None
-    advice = advice or 'pool it to the token grid with fi.pool_map, or use fi.Box'
-    shape = ' x '.join(map(str, mask.shape))
-    raise ValueError(f'the region mask is {shape} but this call has {have}: {advice}')
-
-def _mask(e, x, old, grid): # (..., token, 1), or (batch, token, feature) for the feature's own map
-    region = e.region
-    if region is None: return None
-    if isinstance(region, ActivationMask): return region.mask(old)
-    if isinstance(region, Box):
-        if grid is None:
-            raise ValueError(f'the grid of these {x.shape[1]} tokens is not known, so that {region} '
-                             'cannot be laid on it: give a mask over the tokens')
-        mask = region.mask(grid)
-    elif isinstance(region, TextTokens): mask = region.mask(x.shape[1])
-    else:
-        _check_mask(region, x.shape[1], grid)
-        mask = region
-    return torch.tensor(mask.reshape(-1, 1), device=x.device)
-
-# %% ../../nbs/45_steering/00_edits.ipynb #e1342c0a
-class EditPlan:
-    "The edits of one site, with what does not depend on activations computed once"
-    def __init__(self,
-                 edits:list): # edits of one site
-        self.edits = list(edits)
-        by_dictionary = {}
-        for e in self.edits: by_dictionary.setdefault(id(e.dictionary), []).append(e)
-        self._writers = [_Writer(es[0].dictionary, es) for es in by_dictionary.values()]
-
-    def _check_call(self, x, now, grid, guidance):
-        if guidance is None and any(e.guidance!='both' for e in self.edits if id(e) in now):
-            raise ValueError('an edit asks for some guidance rows only: say which they are, guidance=[...]')
-        if grid and grid[0]*grid[1]!=x.shape[1]:
-            raise ValueError(f'a grid of {grid[0]} x {grid[1]} does not hold {x.shape[1]} tokens')
-
-    def __call__(self,
-                 x:torch.Tensor,          # raw activations, (batch, token, d)
-                 now:list|None=None,      # edits active now; all when None
-                 grid:tuple|None=None,    # rows and columns of the tokens, when they have any
-                 guidance:list|None=None, # 'conditional' or 'unconditional' for each row of the batch
-                )->tuple|None:            # edited activations, changed tokens (batch, token); None if none
-        "Edited activations and which tokens changed"
-        now = {id(e) for e in (self.edits if now is None else now)}
-        self._check_call(x, now, grid, guidance)
-        deltas = [(w, w._delta(x, now, grid, guidance)) for w in self._writers]
-        deltas = [(w, d) for w,d in deltas if d is not None]
-        if not deltas: return None
-        changed = torch.stack([(d!=0).any(-1) for _,d in deltas]).any(0)
-        if not changed.any(): return None
-        total = sum(d[changed]@w.directions.to(d.device) for w,d in deltas)
-        y = x.clone()
-        y[changed] = (x[changed]+total).to(x.dtype)
-        return y,changed
-
-def apply_edits(x:torch.Tensor,          # raw activations, (batch, token, d)
-                edits:list,              # edits, all at one site and active now
-                grid:tuple|None=None,    # rows and columns of the tokens, when they have any
-                guidance:list|None=None, # 'conditional' or 'unconditional' for each row of the batch
-               )->torch.Tensor|None:     # edited activations; None when nothing changes
-    "Raw activations after some edits; every edit reads the unedited `x`"
-    res = EditPlan(edits)(x, None, grid, guidance)
-    return None if res is None else res[0]
 
 # %% ../../nbs/45_steering/00_edits.ipynb #b7afe452
 @torch.no_grad()

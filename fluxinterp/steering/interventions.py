@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..models.regions import Box, TextTokens
-from .edits import Edit, EditPlan, edit_kinds
+from .edits import Edit, edit_kinds
+from .applying_edits import EditPlan
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..activations.site_records import token_batches

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch, tqdm
 
 import fluxinterp as fi
-from fluxinterp.atlases.atlas import build_atlas
+from fluxinterp.atlases.atlas_building import build_atlas
 
 torch.set_num_threads(1)
 tqdm.tqdm.set_lock(threading.RLock()) # not shared with a fork that is killed while it holds it
