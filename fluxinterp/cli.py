@@ -262,7 +262,7 @@ def dashboard_command(atlas:Annotated[str, typer.Argument(help='folder of an atl
 def doctor_command(store:Annotated[str, typer.Argument(help='folder or URL of a store')]):
     "Verify every checksum of a store and say what is still good; ends with 1 when something is not."
     from fluxinterp.activations.store_files import StoreError
-    from fluxinterp.activations.store import check_store
+    from fluxinterp.activations.store_check import check_store
     try: report = check_store(store)
     except StoreError as e:
         typer.echo(str(e), err=True)
