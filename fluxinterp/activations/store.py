@@ -19,7 +19,7 @@ from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, lo
     shard_name, store_dtypes, store_folder)
 from ..models.sites import Site
 from ..models.description import describe
-from .token_stream import TokenStream, row_coordinates, ShardReader
+from .store_stream import TokenStream, row_coordinates, ShardReader
 from .store_check import check_store
 
 # %% ../../nbs/20_activations/35_store.ipynb #be5f41c3
