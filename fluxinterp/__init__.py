@@ -52,8 +52,10 @@ surface = {
         'recording': ('record',),
         'prompt_words': ('prompt_tokens', 'word_activations'),
         'store_files': ('StoreError',),
-        'store': ('Store', 'check_store'),
-        'harvesting': ('harvest', 'read_prompts'),
+        'store_check': ('check_store',),
+        'store': ('Store',),
+        'prompt_files': ('read_prompts',),
+        'harvesting': ('harvest',),
     },
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),

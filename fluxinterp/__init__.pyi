@@ -41,10 +41,10 @@ from .activations.recording import record as record
 from .activations.prompt_words import prompt_tokens as prompt_tokens
 from .activations.prompt_words import word_activations as word_activations
 from .activations.store_files import StoreError as StoreError
+from .activations.store_check import check_store as check_store
 from .activations.store import Store as Store
-from .activations.store import check_store as check_store
+from .activations.prompt_files import read_prompts as read_prompts
 from .activations.harvesting import harvest as harvest
-from .activations.harvesting import read_prompts as read_prompts
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments
