@@ -409,7 +409,7 @@ def doctor_command(
     store:Annotated[str, typer.Argument(help='folder or URL of a store')], # folder or URL of a store
    ):
     "Verify every checksum of a store and say what is still good; ends with 1 when something is not."
-    from fluxinterp.activations.store import check_store
+    from fluxinterp.activations.store_check import check_store
     with clear_errors():
         report = check_store(store)
     typer.echo(repr(report))

@@ -18,7 +18,7 @@ from .live import LiveView, atlas_dictionary, check_atlas_pipeline, example_prom
 from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
-from ..widgets.image_compare import ImageStrip
+from ..widgets.image_strip import ImageStrip
 from ..models.pipelines import prompt_generators
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
