@@ -197,8 +197,8 @@ def _extend(h, m, added, num_broken, images_sum, shard_mb): # plan the shards of
     batch = 64 if h.call['batch_size']=='auto' else h.call['batch_size']
     batches = max(1, int(shard_mb*2**20/(m['prompt_bytes']*batch))) # of a shard
     text = _lines(h.prompts[-added:])
-    m['segments'].append(dict(file=f"prompts-{len(m['segments']):05d}.jsonl", sha256=hashlib.sha256(text).hexdigest(),
-                              prompts=added, per_shard=batch*batches,
+    m['segments'].append(dict(file=f"prompts-{len(m['segments']):05d}.jsonl",
+                              sha256=hashlib.sha256(text).hexdigest(), prompts=added, per_shard=batch*batches,
                               broken=num_broken, pictures=images_sum))
     m['shards'] += [p|dict(files=None) for p in plan_shards(m['segments'])[len(m['shards']):]]
 

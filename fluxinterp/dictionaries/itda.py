@@ -73,7 +73,8 @@ def _whole(low): # smallest number -> rule
 
 _config_rules = dict(
     k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0),
-    start_atoms=_whole(0), seed=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits),
+    start_atoms=_whole(0), seed=_whole(0), rule=FieldRule(str, choices=growth_rules),
+    method=FieldRule(str, choices=pursuits),
     normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts),
     fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: '
                             'it is a share of the variance, usually .1 to .6'),
