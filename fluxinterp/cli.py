@@ -159,23 +159,7 @@ def harvest_command(
             append=append, **size)
     typer.echo(repr(store))
 
-# %% ../nbs/92_cli.ipynb #01a8239d
-@contextmanager
-def _processes(device): # joined to those that `torchrun` started -> (device, whether this is the first)
-    import torch
-    from fluxinterp.core import default_device
-    device = default_device(device or None)
-    if int(os.environ.get('WORLD_SIZE', 1))==1:
-        yield device,True
-        return
-    if device.type=='cuda':
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    torch.distributed.init_process_group('nccl' if device.type=='cuda' else 'gloo')
-    try:
-        yield device,torch.distributed.get_rank()==0
-    finally:
-        torch.distributed.destroy_process_group()
-
+# %% ../nbs/92_cli.ipynb #onlysite
 def _only_site(acts, store): # opened store; its folder or URL
     if len(acts.sites)>1:
         raise ValueError(f'{store} has the sites {", ".join(acts.sites)}: choose one with --site')
@@ -224,7 +208,8 @@ def train_command(
     from fluxinterp.dictionaries.sae import SAEConfig
     from fluxinterp.activations.store import Store
     from fluxinterp.training.sae_training import train
-    with clear_errors(), _processes(device) as (device,first):
+    from fluxinterp.training.training_run import joined_processes
+    with clear_errors(), joined_processes(device) as (device,first):
         acts = Store(store)
         data = acts.site(site or _only_site(acts, store))
         config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,

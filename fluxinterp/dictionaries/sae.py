@@ -66,7 +66,8 @@ _positive = FieldRule(float, 0)
 _share = FieldRule(float, 0, 1)
 _number_rules = dict(num_latents=_count, k=_count, aux_k=_whole, aux_weight=_positive, dead_after=_whole,
                      lr=_positive, batch_size=_count, steps=_whole, seed=_whole, resample_every=_count,
-                     k_start=_whole, k_anneal=_share, warmup=_whole, cooldown=_share, grad_clip=_positive, ema=_positive, sparsity=_positive,
+                     k_start=_whole, k_anneal=_share, warmup=_whole, cooldown=_share, grad_clip=_positive,
+                     ema=_positive, sparsity=_positive,
                      bandwidth=_positive)
 _choice_rules = dict(architecture=FieldRule(str, choices=architectures),
                      normalizer=FieldRule(str, choices=normalizers),
