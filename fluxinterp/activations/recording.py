@@ -107,7 +107,6 @@ class _Generator:
         self.encode = None # encodes each prompt once, where the pipeline takes embeddings that mean the same
         if self.flux and not self.embedded and not self.collector.encoder_sites and not more_conditions:
             self.encode = PromptEncoder(pipe, prompts, self.call)
-        if hasattr(pipe, '_warn_unknown'): pipe._warn_unknown(prompts)
         self._slice([]) # wrong lengths fail before the first step
 
     def _slice(self, part):

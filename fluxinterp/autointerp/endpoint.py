@@ -10,13 +10,12 @@ __all__ = ['refusal_pattern', 'Question', 'Answer', 'EndpointError', 'BudgetSpen
 import asyncio, base64, hashlib, json, queue, random, re, sqlite3, threading, time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import weights_path
+from ..core import user_path, weights_path
 
 # %% ../../nbs/55_explaining/00_endpoint.ipynb #end00006
 class Question(NamedTuple):
@@ -70,7 +69,7 @@ def load_prompt(name:str,        # name of the prompt: 'explain', 'detect', ...
                 folder=None,     # folder of your own prompts; the packaged ones when None
                )->str:
     "The text of a prompt; raises `ValueError` when a placeholder is missing"
-    path = (Path(folder) if folder else weights_path('prompts'))/f'{name}.txt'
+    path = (user_path(folder) if folder else weights_path('prompts'))/f'{name}.txt'
     if not path.is_file():
         raise FileNotFoundError(f'no prompt {path}: copy the packaged folder {weights_path("prompts")} and '
                                 'edit it')
@@ -92,7 +91,8 @@ class _Cache:
     def __init__(self,
                  path): # the file, or ':memory:'
         self.lock = threading.Lock()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = user_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
         try:
             with self.lock, self.db:

@@ -17,7 +17,7 @@ from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
 from ..atlases.building import read_tensor
 from ..autointerp.endpoint import Answerer
-from ..core import error_text
+from ..core import error_text, user_path
 from .run_progress import RunStatus, newest_marks, running_marks, number_text
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #rmo00010
@@ -363,6 +363,6 @@ def run_status(what,        # folder or URL of a run, CSV log, both as a tuple, 
     if isinstance(first, Atlas): first = first.path
     try:
         if '://' in str(first): return _harvest_status(str(first), store_folder(first), seen)
-        return _path_status(Path(first), [Path(m) for m in more], seen)
+        return _path_status(user_path(first), [user_path(m) for m in more], seen)
     except Exception as e: # whatever a damaged file leads to
-        return _unread_status(Path(first), e)
+        return _unread_status(user_path(first), e)

@@ -16,6 +16,7 @@ from typing import Iterator, NamedTuple
 
 from safetensors import SafetensorError
 
+from ..core import user_path
 from ..atlases.atlas import Atlas
 from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
@@ -56,7 +57,7 @@ def free_port(port:int=0)->int: # port wanted; 0 for any
         return s.getsockname()[1]
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #200e53de
-def _begun(atlas): return any((Path(atlas)/n).is_file() for n in ('plan.json', 'atlas.json'))
+def _begun(atlas): return any(os.path.isfile(user_path(atlas)/n) for n in ('plan.json', 'atlas.json'))
 
 def _check_view(view, pipeline): # -> `DashboardView`
     import fluxinterp as fi
@@ -104,7 +105,7 @@ def check_dashboard(atlas:str,           # folder or packaged name
                    )->Atlas:             # a `RunStatus` where the view also shows what is not finished
     "The atlas, once all is there and belongs together; raises `DashboardError` or `AtlasError`"
     found = _check_view(view, pipeline)
-    if not found.finished: return run_status(Path(atlas) if _begun(atlas) else Atlas(atlas))
+    if not found.finished: return run_status(user_path(atlas) if _begun(atlas) else Atlas(atlas))
     a = Atlas(atlas)
     if view=='browser' and pipeline and a.signed:
         raise DashboardError('features of a signed dictionary are its two sides, of which a viewer shows '
@@ -114,7 +115,9 @@ def check_dashboard(atlas:str,           # folder or packaged name
     return a
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00010
-def _there(name): return str(Path(name).absolute()) if Path(name).exists() else str(name)
+def _there(name): # a folder's path for another working directory; names as they are
+    path = user_path(name)
+    return str(path.absolute()) if os.path.exists(path) else str(name)
 
 _first_cell = """import os, sys
 os.chdir({folder!r})

@@ -7,7 +7,7 @@ __all__ = ['published', 'known_files', 'PublishedDictionary', 'published_diction
            'load_dictionary', 'dictionary_card', 'publish_folder', 'push_to_hub']
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #73d4d24b
-import io, re, tempfile
+import io, os, re, tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..core import atomic_path, save_json, weights_path
+from ..arguments import did_you_mean, short_name
+from ..core import atomic_path, packaged_names, save_json, user_path, weights_path
 from .dictionary import Dictionary
 from .interop import foreign_formats, load_foreign
 from .itda import ITDA, saelens_codes
@@ -73,8 +74,7 @@ known_files = sorted(_own_files|{f for files,_ in foreign_formats.values() for f
 
 def packaged_dictionaries()->list: # such as 'tiny-flux/double.1.image'
     "Names of the dictionaries that come with the library"
-    root = weights_path('dictionaries')
-    return sorted(p.parent.relative_to(root).as_posix() for p in root.rglob('cfg.json'))
+    return packaged_names('dictionaries')
 
 def _open(folder): # a folder of any of the formats
     cfg = folder/'cfg.json'
@@ -123,7 +123,7 @@ def _as_published(d, about): # with its site, once its sizes are those of the `P
 def _may_be_on_hub(name, packaged): # whether a name can be nothing else than 'user/repository/folder'
     if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+/[\w.-]+(/[\w.-]+)*', name): return False
     parts = name.split('/')
-    if '..' in parts or Path(parts[0]).exists(): return False
+    if '..' in parts or os.path.exists(parts[0]): return False
     return parts[0] not in {p.split('/')[0] for p in packaged}
 
 def load_dictionary(name:str|Path,          # packaged or published name, folder, or 'user/repository/folder'
@@ -131,12 +131,12 @@ def load_dictionary(name:str|Path,          # packaged or published name, folder
                     api=None,               # `huggingface_hub.HfApi` with a token or an endpoint of its own
                    )->Dictionary:           # on the CPU, in eval mode
     "Open a dictionary; raises `FileNotFoundError` where there is none, `DictionaryFileError` where damaged"
-    folder,text = Path(name),str(name)
-    about = None # entry of `published`
     packaged = packaged_dictionaries()
-    if any((folder/f).is_file() for f in known_files): pass
+    folder,text = user_path(name),short_name(str(name), packaged)
+    about = None # entry of `published`
+    if any(os.path.isfile(folder/f) for f in known_files): text = str(name)
     elif text in packaged: folder = weights_path('dictionaries')/text
-    elif text and folder.is_dir():
+    elif text and os.path.isdir(folder):
         raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}'
                                 f'{_below(folder)}')
     elif find_published(text) or _may_be_on_hub(name, packaged):
@@ -146,7 +146,7 @@ def load_dictionary(name:str|Path,          # packaged or published name, folder
         folder = _download(where, revision, api or HfApi())
     else:
         raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: '
-                                f'{", ".join(packaged) or "none"}')
+                                f'{", ".join(packaged) or "none"}{did_you_mean(text, packaged)}')
     d = _open(folder)
     if about: d = _as_published(d, about)
     d.source = text # where a recipe finds it again
@@ -300,7 +300,7 @@ def _image_of(picture): # path, bytes, PIL image, array of 0 to 255, matplotlib 
         b = io.BytesIO()
         picture.savefig(b, format='png', bbox_inches='tight')
         picture = b.getvalue()
-    if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
+    if isinstance(picture, (str, Path)): picture = user_path(picture).read_bytes()
     try:
         if isinstance(picture, bytes): return Image.open(io.BytesIO(picture))
         return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

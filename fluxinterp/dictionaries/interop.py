@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..core import user_path
 from .dictionary import DictionaryMeta
 from .sae import SAE, SAEConfig, make_sae
 from .files import DictionaryFileError, check_tensors, positive, read_cfg, read_tensors
@@ -203,7 +204,7 @@ foreign_formats = { # library -> its files, reader of a folder
 
 def load_foreign(folder:str|Path)->SAE: # folder with the files of one library
     "Open an SAE that SAELens, sparsify, dictionary_learning or sdxl-unbox wrote, on the CPU, in eval mode"
-    folder = Path(folder)
+    folder = user_path(folder)
     for files,read in foreign_formats.values():
         if all((folder/f).is_file() for f in files): return read(folder)
     known = ', '.join(f'{" + ".join(files)} ({name})' for name,(files,_) in foreign_formats.items())

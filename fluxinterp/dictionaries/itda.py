@@ -18,7 +18,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
@@ -39,6 +40,8 @@ def cosine_of_loss(loss:float, # mean squared difference per coordinate of two v
 growth_rules = ('fvu', 'cosine')
 starts = ('first', 'frequent', 'kmeans')
 
+@checked_fields(d_sae='max_atoms=', num_latents='max_atoms=: atoms are added as the data asks', l0='k=',
+                num_atoms='max_atoms=', threshold='fvu_threshold= or cosine_threshold=, by rule=')
 @dataclass
 class ITDAConfig:
     "A dictionary of activations, and how it grows"
@@ -157,9 +160,7 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
 def encode(self:ITDA, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
     "Codes of raw activations, (..., k)"
     x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
+    return self.codes(self.normalizer(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1])
 
 @patch
 def decode(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)

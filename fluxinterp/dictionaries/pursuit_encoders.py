@@ -68,8 +68,7 @@ def encode(self:PursuitEncoder, x:torch.Tensor)->SparseCode: # raw activations, 
     flat = z.reshape(-1, x.shape[-1])
     values,indices = pursue(flat, self.atoms, self.k, self.method, not self.signed, self.tolerance)
     values = values/self.length[indices] # of unit directions -> of the dictionary's
-    shape = *x.shape[:-1],-1
-    return SparseCode(values.view(shape), indices.view(shape), self.num_latents)
+    return SparseCode(values, indices, self.num_latents).reshape(*x.shape[:-1])
 
 @patch
 def decode(self:PursuitEncoder, code:SparseCode)->torch.Tensor: # codes, (..., k)

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
@@ -27,6 +28,12 @@ from .thresholds import codes_above, Jump
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #c2470e56
 architectures = ('topk', 'batchtopk', 'jumprelu')
 
+@checked_fields(d_sae='num_latents=', dict_size='num_latents=', n_features='num_latents=',
+                num_features='num_latents=', expansion_factor='num_latents=, a multiple of the width',
+                d_in='the width of the activations, which `train` reads from the data', topk='k=',
+                l0='k=, the active latents per token', activation='architecture=', learning_rate='lr=',
+                l1_coefficient="k=; for architecture='jumprelu' also sparsity=",
+                train_batch_size_tokens='batch_size=', normalize_activations='normalizer=')
 @dataclass
 class SAEConfig:
     "Architecture, size and training of a sparse autoencoder"
@@ -137,9 +144,7 @@ class SAE(Dictionary):
 def encode(self:SAE, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
     "Codes of raw activations, (..., k)"
     x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
+    return self.codes(self.normalizer(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1])
 
 @patch
 def decode(self:SAE, code:SparseCode)->torch.Tensor: # codes, (..., k)

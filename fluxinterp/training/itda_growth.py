@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, load_json, save_json, save_tensors
+from ..core import default_device, load_json, save_json, save_tensors, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
@@ -315,7 +315,7 @@ def fit_itda(config:ITDAConfig,        # how it grows and encodes
              normalizer_tokens:int=1_000_000, # vectors the normalizer is fitted on, at most
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass; Ctrl-C keeps what was found, the same call with the same `out` goes on"
-    folder = None if out is None else Path(out)/'checkpoints'
+    folder = None if out is None else user_path(out)/'checkpoints'
     run = _begin(config, data, split, folder, default_device(device), normalizer_tokens)
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
     held_split = 'validation' if validation is None else None
