@@ -169,4 +169,5 @@ def __dir__():
 
 # %% ../nbs/93_init.ipynb #ini00002
 import logging
-logging.getLogger('transformers.utils.import_utils').addFilter(lambda r: 'falling back to' not in r.getMessage())
+_fallback = 'falling back to' # of an image processor
+logging.getLogger('transformers.utils.import_utils').addFilter(lambda r: _fallback not in r.getMessage())

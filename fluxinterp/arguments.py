@@ -40,10 +40,10 @@ def checked_fields(**other_names:str)->Callable: # what other libraries call a f
     def _checked(cls):
         plain = cls.__init__
         @wraps(plain)
-        def __init__(self, *args, **kwargs):
+        def _init(self, *args, **kwargs):
             check_keywords(kwargs, cls.__dataclass_fields__, cls.__name__, other_names)
             plain(self, *args, **kwargs)
-        cls.__init__ = __init__
+        cls.__init__ = _init
         return cls
     return _checked
 

@@ -18,7 +18,7 @@ def have():
 
 # what is typed -> part of the answer: of what is shown, or of the error
 calls = {
-    'atlas[1065]': 'FeatureCard', 'atlas[99999]': 'choose 0 to 2047', 'len(list(zip(range(3), atlas)))': '3',
+    'atlas[1065]': 'feature 1065 at double.1.image', 'atlas[99999]': 'choose 0 to 2047', 'len(list(zip(range(3), atlas)))': '3',
     'sae.encode(rec[site])': 'record["double.1.image"].x', 'sae.encode(rec)': 'record["double.1.image"].x', 'sae.encode(rec[site].x.numpy())': 'torch.from_numpy', 'sae(x).shape': '128',
     'sae.encode(torch.zeros(()))': 'width 128',
     'fi.activation_map(pipe, sae, [1065, 433], "a red star")': 'fi.maps_from(recording, dictionary, i) for each',

@@ -73,7 +73,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
                 device=None,                 # device of what is kept meanwhile; the dictionary's when None
                 force:bool=False,            # whether another site or model is accepted, with a warning
                 progress:bool=True,          # progress bar over images, shown if True
-                pipe=None,                   # with a store: its pipeline, which generates its pictures anew
+                pipe=None,                   # pipeline of a store, to generate its pictures anew
                 **call,                      # keyword arguments of `record`, with a pipeline: seed, ...
                )->Atlas|None:                # the atlas; None while parts are missing
     "Scan images once and keep what every feature fires on; raises `AtlasError` where `out` has another"

@@ -118,6 +118,7 @@ class DictionaryMeta:
     guidance:list=field(default_factory=list) # guidance rows in the data: 'conditional', 'unconditional'
     data:str=''                   # prompts and seeds of the data, in words
 
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dic00001
 # what other libraries call parts of a dictionary -> what to write
 _of_dictionaries = dict(cfg='`config` holds its configuration', d_sae='`num_latents`', d_in='`width`',
                         hook_name='`meta.site`', save_model='`fi.save_dictionary(dictionary, folder)`',
@@ -141,7 +142,7 @@ class Dictionary(nn.Module):
     @classmethod
     def from_pretrained(cls,
                         *name,      # what `load_dictionary` takes
-                        **options): # likewise
+                        **options): # further arguments of other libraries
         "Raise `AttributeError`, which names `load_dictionary`"
         raise no_attribute(cls, 'from_pretrained', _of_dictionaries)
 

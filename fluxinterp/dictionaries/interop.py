@@ -6,7 +6,7 @@
 __all__ = ['foreign_formats', 'raw_sae', 'read_pickle', 'load_foreign']
 
 # %% ../../nbs/25_dictionaries/55_interop.ipynb #27b573fb
-import re
+import os, re
 from pathlib import Path
 
 import torch
@@ -117,7 +117,7 @@ def _sae_lens(folder):
 # %% ../../nbs/25_dictionaries/55_interop.ipynb #db1ae42b
 def read_pickle(path:str|Path)->dict: # file of a pickled state dict
     "The tensors of a pickled state dict by name, with nothing else in it allowed to run"
-    if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
+    if not os.path.isfile(path): raise DictionaryFileError(f'{path} is missing')
     try: obj = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
@@ -206,6 +206,6 @@ def load_foreign(folder:str|Path)->SAE: # folder with the files of one library
     "Open an SAE that SAELens, sparsify, dictionary_learning or sdxl-unbox wrote, on the CPU, in eval mode"
     folder = user_path(folder)
     for files,read in foreign_formats.values():
-        if all((folder/f).is_file() for f in files): return read(folder)
+        if all(os.path.isfile(folder/f) for f in files): return read(folder)
     known = ', '.join(f'{" + ".join(files)} ({name})' for name,(files,_) in foreign_formats.items())
     raise DictionaryFileError(f'{folder} holds no dictionary: looked for {known}')

@@ -67,6 +67,7 @@ class SAEConfig:
         _check_together(self)
         check_fields(self, _choice_rules)
 
+# %% ../../nbs/25_dictionaries/35_sae.ipynb #sae00030
 _count = FieldRule(int, 1, 2**63-1)
 _whole = FieldRule(int, 0, 2**63-1)
 _positive = FieldRule(float, 0)

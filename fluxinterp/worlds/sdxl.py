@@ -110,6 +110,7 @@ class TinySDXLPipeline(StableDiffusionXLPipeline):
         "Save as a plain `StableDiffusionXLPipeline`"
         plain_sdxl(self).save_pretrained(folder, **kwargs)
 
+# %% ../../nbs/10_worlds/20_sdxl.ipynb #sdx00030
 def plain_sdxl(pipe:StableDiffusionXLPipeline,     # pipeline, or one of a subclass
                cls:type=StableDiffusionXLPipeline, # class of the result
               )->StableDiffusionXLPipeline:        # of class `cls`; the parts are shared
