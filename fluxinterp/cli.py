@@ -422,7 +422,7 @@ def doctor_command(
 
 def main():
     "Entry point of the `fluxinterp` command"
-    app()
+    app(prog_name='fluxinterp')
 
 # %% ../nbs/92_cli.ipynb #5330f0cc
 #| eval: false
