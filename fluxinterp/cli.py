@@ -123,8 +123,8 @@ def harvest_command(
         help='tokens to keep of each image and step; all when 0')]=0,
     dtype:Annotated[str, typer.Option( # bfloat16, float32 or int8
         help='bfloat16, float32 or int8')]='bfloat16',
-    guidance:Annotated[str, typer.Option( # conditional, unconditional or both
-        help='conditional, unconditional or both')]='conditional',
+    guidance:Annotated[str, typer.Option( # conditional, unconditional, perturbed or both
+        help='conditional, unconditional, perturbed or both')]='conditional',
     images_per_prompt:int=1, # number of images of each prompt
     height:Annotated[int, typer.Option( # height of the images, pixels; the pipeline's default when 0
         help="pixels; the pipeline's default when 0")]=0,

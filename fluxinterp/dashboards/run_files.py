@@ -18,6 +18,7 @@ from ..atlases.atlas import Atlas
 from ..atlases.building import read_tensor
 from ..autointerp.endpoint import Answerer
 from ..core import error_text
+from ..models.guidance_rows import asked_kinds
 from .run_progress import RunStatus, newest_marks, running_marks, number_text
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #rmo00010
@@ -65,7 +66,7 @@ def _harvest_status(name, folder, seen): # a folder as `load_manifest` takes it
     sizes = folder.sizes()
     if not _manifests&set(sizes): return _unnamed_status(name, folder, sizes)
     m = load_manifest(folder)
-    images = m['rows_per_prompt']//(2 if m['settings'].get('guidance')=='both' else 1)
+    images = m['rows_per_prompt']//len(asked_kinds(m['settings'].get('guidance', 'conditional')))
     states,own = _shard_states(m, folder, sizes, images)
     s = RunStatus('harvest', name, unit='images')
     s.done = sum(n for _,n in own)

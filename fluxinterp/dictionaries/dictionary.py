@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
 from .normalizers import RunningMoments, check_finite
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dc61c0c7
 @dataclass

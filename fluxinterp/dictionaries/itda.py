@@ -24,7 +24,7 @@ from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400006
 def cosine_of_loss(loss:float, # mean squared difference per coordinate of two vectors of length 1

@@ -19,7 +19,7 @@ from .dictionary import Dictionary, SparseCode, check_belongs, data_site
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
     empty_data)
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #11ed51e5
 def _check_shapes(x, xhat): # activations, their reconstruction

@@ -50,7 +50,7 @@ class SiteMaps:
 # %% ../../nbs/35_features/15_across_layers.ipynb #be6602b0
 def _map_reader(site, measure, maps, levels): # -> hook that fills `maps` (step -> map) and `levels`
     def _read(clock, x):
-        rows = [i for i,kind in enumerate(clock.guidance) if kind=='conditional']
+        rows = [i for i,kind in enumerate(clock.guidance_of(len(x))) if kind=='conditional']
         if not rows: return
         if clock.grid is None:
             raise ValueError(f'the grid of {site.name} is not known, so there is no map of it')
