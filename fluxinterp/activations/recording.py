@@ -54,9 +54,8 @@ class _PreviewCapture:
     def _scheduler_step(self, old):
         @wraps(old)
         def _step(output, timestep, sample, *args, **kwargs): # guidance has been applied to `output`
-            scheduler = self.plan.pipe.scheduler
-            index = len(scheduler.timesteps)-len(self.clock.levels)+self.clock.step
-            self._keep(predicted_clean(scheduler, output, sample, index))
+            index = self.clock.first+self.clock.step
+            self._keep(predicted_clean(self.plan.pipe.scheduler, output, sample, index))
             return old(output, timestep, sample, *args, **kwargs)
         return _step
 
@@ -95,10 +94,13 @@ class _Generator:
         self.plan,self.flux = plan,description.family.name=='FLUX.1'
         self.embedded = 'prompt_embeds' in call
         # where images are no references, a list of them is one a prompt
-        takes_strength = 'strength' in inspect.signature(type(pipe).__call__).parameters
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        takes_strength = 'strength' in parameters
         self.references = description.family.references and not takes_strength
         if plan.num_inference_steps: call['num_inference_steps'] = plan.num_inference_steps
-        self.call = {k: v for k,v in call.items() if v is not None or k=='negative_prompt'}
+        # None is no argument, except where the pipeline has another default: a negative prompt of PixArt
+        defaults = {k: p.default for k,p in parameters.items()}
+        self.call = {k: v for k,v in call.items() if v is not None or defaults.get(k) is not None}
         _check_size(pipe, self.call)
         self.model = description.fingerprint
         self.collector = Collector(plan, plan.steps, stop=not plan.previews and not plan.images)
