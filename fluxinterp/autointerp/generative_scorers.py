@@ -12,8 +12,9 @@ import torch
 from fastcore.basics import patch
 
 from ..activations.recording import record_batches
-from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
+from .endpoint import Answerer
 from .judges import Task, named_concepts
+from .questions import Answer, Question, fill_prompt, load_prompt, read_json
 from .scorers import Scorer, own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..models.pipelines import prompt_generators
