@@ -7,7 +7,7 @@ __all__ = ['weights_path', 'atomic_path', 'save_json', 'load_json', 'save_tensor
            'peak_memory', 'FieldRule', 'check_fields', 'error_text', 'prompt_generator', 'parallel_map']
 
 # %% ../nbs/00_core.ipynb #f2793233
-import json, os, resource, sys, tempfile
+import json, os, reprlib, resource, sys, tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -145,6 +145,8 @@ class FieldRule(NamedTuple):
             usual = '{name}={value!r} must be a whole number, at least {low}'
         if self.kind is str:
             usual = '{name}={value!r}: choose from {choices}'
+        if len(repr(value))>200: # from a file, perhaps
+            value = reprlib.repr(value)
         return (self.message or usual).format(name=name, value=value, **self._asdict())
 
 def check_fields(config,             # dataclass instance
@@ -167,6 +169,8 @@ def error_text(e:BaseException,      # error to show
     quoted = isinstance(e, KeyError) and e.args # str(KeyError) puts the message into quotes
     text = str(e.args[0] if quoted else e)
     text = text.strip() or type(e).__name__
+    if len(text)>2000: # it quotes what was wrong, and that was long
+        text = f'{text[:1500]} [...] {text[-300:]}'
     if isinstance(e, MemoryError) or 'out of memory' in text.lower():
         return '. '.join(filter(None, (f'out of memory: {text.splitlines()[0][:300]}', memory_advice)))
     readable = isinstance(e, (ValueError, KeyError, OSError, ImportError))

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError, forget_score
-from ..autointerp.endpoint import Answer
+from ..autointerp.questions import Answer
 from ..autointerp.explainers import explanations
 from ..overlays import image_bytes, image_grid
 from ..autointerp.scorers import Detection, Scorer, score, scores, shuffled_explanations
