@@ -15,7 +15,7 @@ import numpy as np
 from ..activations.store_files import store_folder, load_manifest, shard_name
 from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
-from ..atlases.building import read_tensor
+from ..atlases.atlas_files import read_tensor
 from ..autointerp.endpoint import Answerer
 from ..core import error_text
 from .run_progress import RunStatus, newest_marks, running_marks, number_text

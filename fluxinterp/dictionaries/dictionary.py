@@ -110,6 +110,7 @@ class Dictionary(nn.Module):
     num_latents:int
     signed:bool = False # whether activations of its latents can be negative
     k:int|None = None   # active latents per vector; None where the dictionary sets no number
+    mean_activations:torch.Tensor|None = None # mean of each latent where it fires, (num_latents,), if known
 
     def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
         "Sparse code of each vector"

@@ -335,7 +335,7 @@ def _check_stored(p): # `Parts`: what is said beside the tensors
     check_tensors(p.tensors, dict(W_dec=(m, p.width), b_dec=(p.width,)), p.where)
 
 def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no table took
-    normalizer = Normalizer(d, kind)
+    with torch.device('meta'): normalizer = Normalizer(d, kind) # its sizes are only claimed so far
     state = {k.partition('.')[2]: v for k,v in own.items() if k.startswith('normalizer.')}
     rest = [k for k in own if not k.startswith('normalizer.')]
     if rest: raise DictionaryFileError(f'{where}: holds the unknown {rest[0]}')
@@ -346,7 +346,7 @@ def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no
     check_tensors(state|dict(norms=norms)|extra, shapes|({} if whole is None else dict(atoms=(m, d))), where)
     if not (state['scale']>0).all():
         raise DictionaryFileError(f'{where}: a scale of the normalizer is not positive')
-    normalizer.load_state_dict({k: v.float() for k,v in state.items()})
+    normalizer.load_state_dict({k: v.float() for k,v in state.items()}, assign=True)
     return normalizer
 
 def _unit_rows(atoms, where): # half precision leaves rows nearly of length 1
