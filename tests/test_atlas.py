@@ -62,7 +62,7 @@ def test_refused(built, tmp_path):
     with pytest.raises(AtlasError, match='is missing'): fi.Atlas(tmp_path/'copy')
     assert len(fi.build_atlas(d, store, tmp_path/'copy', examples=3, progress=False))==96 # writes the words anew
     (tmp_path/'copy'/'examples.safetensors').write_bytes(b'torn')
-    with pytest.raises(AtlasError, match='missing or damaged'): fi.Atlas(tmp_path/'copy').examples(int(atlas.array('totals/fired').argmax()))
+    with pytest.raises(AtlasError, match='does not match its checksum'): fi.Atlas(tmp_path/'copy').examples(int(atlas.array('totals/fired').argmax()))
     assert atlas.examples(0)==[] and 'dead' in repr(atlas.feature(0)) and atlas.array('totals/fired')[0]==0
     said = fi.explain(atlas, fi.PromptStatistics(), [0], progress=False)
     assert said.status[0]=='dead' and said.text[0]==''

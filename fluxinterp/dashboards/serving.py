@@ -17,7 +17,6 @@ from typing import Iterator, NamedTuple
 from safetensors import SafetensorError
 
 from ..atlases.atlas import Atlas
-from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
@@ -77,7 +76,7 @@ def _check_view(view, pipeline): # -> `DashboardView`
 
 def _check_atlas(a, name): # a: atlas
     try:
-        for k in ('key', 'peak', 'at'): read_tensor(a.path/'examples.safetensors', f'pool/{k}')
+        a.files.check('examples.safetensors')
         fired,images = a.array('totals/fired'),a.block_rows()
     except (OSError, SafetensorError, AtlasError) as e:
         if 'build the atlas again' in f'{e}': raise AtlasError(f'{e}') from None

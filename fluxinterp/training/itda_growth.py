@@ -17,14 +17,15 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, load_json, save_json, save_tensors
+from ..core import default_device
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
 from ..activations.site_records import SiteRecord, TokenBatch
-from ..dictionaries.files import read_tensors, save_dictionary
+from ..dictionaries.files import save_dictionary
+from .checkpoints import newest_state, write_state
 from .token_streams import token_stream, stream_length, captions_of
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2400013
@@ -225,19 +226,12 @@ def save(self:_Growing,
         ):
     "Write a checkpoint"
     at = self.at
-    new = folder/f'step-{at.batches:08d}'
-    tmp = folder/f'.{new.name}'
-    shutil.rmtree(tmp, ignore_errors=True)
     state = dict(atoms=self.atoms[:at.atoms], norms=self.norms[:at.atoms], history=self._history())
     state |= {f'coords.{k}': v[:at.atoms] for k,v in self.coords.items()}
     state |= {f'normalizer.{k}': v for k,v in self.normalizer.state_dict().items()}
-    save_tensors(state, tmp/'state.safetensors')
     about = dict(at=at._asdict(), config=asdict(self.config), meta=asdict(self.meta), variance=self.variance,
                  stored=self.stored)
-    save_json(about, tmp/'state.json')
-    shutil.rmtree(new, ignore_errors=True)
-    tmp.rename(new)
-    for old in sorted(folder.glob('step-*'))[:-keep]: shutil.rmtree(old, ignore_errors=True)
+    write_state(folder, at.batches, state, about, keep)
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #a9194a1f
 def _differences(about, config, meta): # of a checkpoint from what is asked for, as texts
@@ -253,26 +247,23 @@ def load(self:_Growing,
          meta:DictionaryMeta, # origin of the data
         )->bool:              # whether there was a whole one
     "Take up the newest whole checkpoint; raises `ValueError` when it is of another run"
-    for path in sorted(folder.glob('step-*'), reverse=True):
-        try: about,t = load_json(path/'state.json'),read_tensors(path/'state.safetensors')
-        except Exception as e:
-            print(f'{path} cannot be read ({e!r}); looking for an older checkpoint')
-            continue
-        other = _differences(about, self.config, meta)
-        if other:
-            raise ValueError(f'{folder} holds a run of another configuration or of other data '
-                             f'({"; ".join(other)}): give another folder, or delete it')
-        self.normalizer.load_state_dict({k[11:]: v for k,v in t.items() if k.startswith('normalizer.')})
-        self.atoms = t['atoms'].to(self.device)
-        self.norms = t['norms'].to(self.device)
-        self.coords = {k[7:]: v for k,v in t.items() if k.startswith('coords.')}
-        self.history = [tuple(h) for h in t['history'].tolist()]
-        self.at = _At(**about['at'])
-        self.variance = about['variance']
-        self.stored = about['stored']
-        self.meta = meta
-        return True
-    return False
+    found = newest_state(folder)
+    if found is None: return False
+    about,t = found
+    other = _differences(about, self.config, meta)
+    if other:
+        raise ValueError(f'{folder} holds a run of another configuration or of other data '
+                         f'({"; ".join(other)}): give another folder, or delete it')
+    self.normalizer.load_state_dict({k[11:]: v for k,v in t.items() if k.startswith('normalizer.')})
+    self.atoms = t['atoms'].to(self.device)
+    self.norms = t['norms'].to(self.device)
+    self.coords = {k[7:]: v for k,v in t.items() if k.startswith('coords.')}
+    self.history = [tuple(h) for h in t['history'].tolist()]
+    self.at = _At(**about['at'])
+    self.variance = about['variance']
+    self.stored = about['stored']
+    self.meta = meta
+    return True
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b240001a
 def _batches(run, data, split): # of the stream, from where the run stands to where it ends

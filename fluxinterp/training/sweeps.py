@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import load_json, save_json
+from ..core import is_sealed, load_json, save_json, seal
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -74,7 +74,7 @@ def _held_out_of(held_out, site): # held-out activations of one site; None where
 def _disagreements(folder, config, data): # differences of a finished or trained entry from what is asked for
     path = folder/'evaluation.json'
     if path.exists():
-        about = load_json(path)
+        about = _read_evaluation(path)
         had = about['config']
         site = about['trained_at']
         model = about['model']
@@ -118,13 +118,19 @@ def _noting_ctrl_c():
 _columns = {'fvu': 'FVU', 'fvu_standardized': 'FVU standardized', 'fvu_whitened': 'FVU whitened',
             'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'} # key -> column
 
+def _read_evaluation(path): # one that has no checksum is from before there were any
+    try: about = load_json(path)
+    except (ValueError, RecursionError) as e: about = e
+    if isinstance(about, dict) and (is_sealed(about) or 'crc32' not in about): return about
+    raise ValueError(f'{path} is damaged: delete it and call the sweep again, which evaluates it anew')
+
 def _save_evaluation(folder, config, varied, site, data, evaluation):
     about = dict(config=config, varied=list(varied), site=site, trained_at=data_site(data),
                  model=getattr(data, 'model', '') or '', evaluation=evaluation.to_dict(density=False))
-    save_json(about, folder/'evaluation.json')
+    save_json(seal(about), folder/'evaluation.json')
 
 def _row(path, out): # row of the table, from the file of an evaluation
-    about = load_json(path)
+    about = _read_evaluation(path)
     config = about['config']
     values = {new: about['evaluation'][old] for old,new in _columns.items()}
     values = {name: float('nan') if v is None else v for name,v in values.items()}
