@@ -7,8 +7,7 @@ __all__ = ['atlas_format', 'block_images', 'ImageSource', 'image_source', 'plan_
            'block_files', 'write_text', 'finish']
 
 # %% ../../nbs/50_atlases/10_building.ipynb #atf00003
-import hashlib, json, signal, threading
-from contextlib import contextmanager
+import hashlib, json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from .feature_neighbors import firing_together, nearest_directions
 from .scan_statistics import FeaturePass, prompt_half
 from .annotations import AtlasError, AtlasText
-from ..core import save_json, save_tensors
+from ..core import save_json, save_tensors, uninterrupted
 from ..dictionaries.dictionary import Dictionary, two_sided, dictionary_fingerprint
 from ..activations.recording import record_batches
 from ..overlays import image_bytes
@@ -265,24 +264,13 @@ class _Part:
         save_tensors(self.features.state()|dict(done=torch.tensor(self.done)), self.file)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00011
-@contextmanager
-def _uninterrupted(): # Ctrl-C waits for the end of the block
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before,hits = signal.getsignal(signal.SIGINT),[]
-    signal.signal(signal.SIGINT, lambda *a: hits.append(a))
-    try: yield
-    finally: signal.signal(signal.SIGINT, before)
-    if hits: raise KeyboardInterrupt
-
 def _scan(part, dictionary, source, n, every, batch_tokens, bar): # keeps what was done on failure
     saved,sound = part.done,True # is what was kept whole?
     try:
         for x,rows,images in source.read(part.done, part.last, n) if part.done<part.last else ():
             code = dictionary.encode_tiled(x, batch_tokens, part.features.device)
             code = two_sided(code) if dictionary.signed else code
-            with _uninterrupted():
+            with uninterrupted():
                 sound = False
                 part.add(code, rows, images)
                 sound = True

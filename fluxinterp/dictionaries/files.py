@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import save_json, save_tensors
+from ..core import plain_torch, save_json, save_tensors
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -298,6 +298,7 @@ def _read_parts(folder, cfg, where): # -> Parts
                                   f'this fluxinterp knows {", ".join(dictionary_kinds)}')
     return parts
 
+@plain_torch()
 def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
                       )->Dictionary:    # dictionary on the CPU, in eval mode
     "Open a folder that `save_dictionary` wrote; raises `DictionaryFileError` where its files are damaged"

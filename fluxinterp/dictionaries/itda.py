@@ -154,17 +154,9 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
     return SparseCode(values, indices, self.num_latents)
 
 @patch
-def encode(self:ITDA, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.atoms))
+def sums(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "Sum of the active atoms, in normalized space, (..., d)"
+    return sparse_decode(code, self.atoms)
 
 @patch(as_prop=True)
 def read_directions(self:ITDA)->torch.Tensor:

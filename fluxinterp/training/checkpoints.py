@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ..core import load_json, save_json, save_tensors
 from ..dictionaries.kernels import choose_again, chosen
+from .training_folders import another_run, differences, origin_differences
 
 # %% ../../nbs/30_training/10_checkpoints.ipynb #c04132f5
 def _checksum(path):
@@ -24,8 +25,8 @@ def _checksum(path):
 
 def _about_run(run): # a `TrainingRun` -> what JSON keeps of it
     best = None if math.isinf(run.best) else run.best
-    return dict(config=asdict(run.config), meta=asdict(run.sae.meta), step=run.step, done=run.done, best=best,
-                waited=run.waited)
+    return dict(config=asdict(run.config), meta=asdict(run.sae.meta), step=run.step, first=run.first,
+                done=run.done, best=best, waited=run.waited, evaluated=run.evaluated)
 
 def _write(tmp, runs, step, stream): # both files, the one with the checksum last
     tensors = {f'{i}/{k}': v for i,run in enumerate(runs) for k,v in run.tensors().items()}
@@ -37,7 +38,7 @@ def _write(tmp, runs, step, stream): # both files, the one with the checksum las
 def save_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # dictionaries in training, each a `sae_training.TrainingRun`
                     step:int,    # step of the run
-                    stream:dict, # where the stream stands: epoch, taken, seed
+                    stream:dict, # where the stream stands: epoch, taken, seed; and `logged`, the last step reported
                     keep:int,    # number of checkpoints that stay
                    ):
     "Write a checkpoint; raises `OSError` when that fails, and leaves the older ones"
@@ -66,8 +67,8 @@ def _read(path): # -> (step, stream, kept of each run, kernels, tensors); raises
         raise ValueError('the checksum of its tensors is wrong')
     with safe_open(path/'state.safetensors', 'pt') as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
     for run in about['runs']: # raises now when one is missing
-        for key in ('config', 'meta', 'step', 'done', 'best', 'waited'): run[key]
-    stream = {k: about['stream'][k] for k in ('epoch', 'taken', 'seed')}
+        for key in ('config', 'meta', 'step', 'first', 'done', 'best', 'waited', 'evaluated'): run[key]
+    stream = {k: about['stream'][k] for k in ('epoch', 'taken', 'seed', 'logged')}
     return about['step'],stream,about['runs'],about['kernels'],tensors
 
 def _newest_whole(folder): # what `_read` gives of the newest whole checkpoint, or None
@@ -81,13 +82,19 @@ def _newest_whole(folder): # what `_read` gives of the newest whole checkpoint, 
 
 def _differences(stored, runs, stream, seed, origin): # between a checkpoint and what is asked for, as texts
     other = []
-    for old,run in zip(stored, runs):
-        had = old['config']
-        for k,v in asdict(run.asked).items():
-            if k in had and had[k]!=v and v!='auto': other.append(f'{k}={had[k]!r}, here {v!r}')
+    for old,run in zip(stored, runs): other += differences(old['config'], asdict(run.asked), 'steps')
     if stream['seed']!=seed: other.append(f'order of the data {stream["seed"]}, here {seed}')
-    meta = stored[0]['meta']
-    return other+[f'{k} {meta[k]}, here {v}' for k,v in origin.items() if v and meta.get(k) and meta[k]!=v]
+    return other+origin_differences(stored[0]['meta'], origin)
+
+def _check_steps(stored, runs, step, folder): # more steps than a run was to make, or fewer: from where it stands
+    for old,run in zip(stored, runs):
+        steps = run.asked.steps
+        if steps<old['step']:
+            raise ValueError(f'{folder} holds {old["step"]} steps, more than steps={steps}: give another '
+                             'folder, or again=True to train anew')
+        if old['step']==old['config']['steps'] and steps>old['step']!=step:
+            raise ValueError(f'{folder} holds a run at step {step}, and a dictionary that ended at '
+                             f'{old["step"]}: it cannot go on to {steps} beside the others')
 
 def _check_shapes(tensors, runs, folder):
     for i,run in enumerate(runs):
@@ -95,27 +102,30 @@ def _check_shapes(tensors, runs, folder):
         if old==new: continue
         what = f'processes with {old[0]} latents each, here {new[0]}'
         if old[1]!=new[1]: what = f'activations of width {old[1]}, these have width {new[1]}'
-        raise ValueError(f'{folder} holds a run on {what}: give another folder, or delete it')
+        raise ValueError(f'{folder} holds a run on {what}: give another folder, or again=True to '
+                         'train anew')
 
 def load_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # new runs of the same configurations, set to where the stored ones were
                     seed:int,    # seed of the order of the data
-                    origin:dict, # known origin of the data: `site`, `model`, `tokens`
-                   )->tuple|None: # (step, epoch, taken); None without a checkpoint that can be read
+                    origin:dict, # known origin of the data: `site`, `model`, `tokens`, `init`
+                   )->tuple|None: # (step, epoch, taken, logged); None without a checkpoint that can be read
     "Take up the newest whole checkpoint; raises `ValueError` when it is of another run"
     found = _newest_whole(folder)
     if found is None: return None
     step,stream,stored,kernels,tensors = found
     if len(stored)!=len(runs):
         raise ValueError(f'{folder} holds a run of {len(stored)} dictionaries, not {len(runs)}: give another '
-                         'folder, or delete it')
+                         'folder, or again=True to train anew')
     other = _differences(stored, runs, stream, seed, origin)
-    if other:
-        raise ValueError(f'{folder} holds a run of another configuration ({"; ".join(other)}): give another '
-                         'folder, or delete it')
+    if other: raise another_run(folder, 'a run', other)
     _check_shapes(tensors, runs, folder)
+    _check_steps(stored, runs, step, folder)
     for i,(run,about) in enumerate(zip(runs, stored)):
         own = {k.split('/', 1)[1]: v for k,v in tensors.items() if k.startswith(f'{i}/')}
         run.load(own, about)
     choose_again(kernels)
-    return step,stream['epoch'],stream['taken']
+    if any(run.asked.steps!=old['config']['steps'] for old,run in zip(stored, runs)):
+        print(f'{folder.parent} goes on from step {step}; learning rate and k are those of the new number of '
+              'steps from here on')
+    return step,stream['epoch'],stream['taken'],stream['logged']
