@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from ..models.clock import runs_once
 from ..models.description import Description
 from .site_records import Recording, SiteRecord
 from ..models.steps import step_window
@@ -36,6 +37,7 @@ class RecordPlan:
         ...
 def tidy_up(pipe):
     ...
+_come_with = dict(unconditional='classifier-free guidance, a negative prompt and guidance_scale (FLUX.1 and Qwen-Image: true_cfg_scale) above 1', perturbed='perturbed-attention guidance, pag_scale above 0 in a pipeline that has it, but for the maps of its layers; and with skip_guidance_layers of Stable Diffusion 3, in some of its steps')
 class Collector:
     acts: Any
     dtype: Any
@@ -50,6 +52,7 @@ class Collector:
     schedule: Any
     sites: Any
     steps: Any
+    steps_made: Any
     stop: Any
     wanted_steps: Any
 

@@ -23,6 +23,7 @@ from .recording import record_batches
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
+from ..models.clock import runs_once
 from .store_files import (StoreError, StoreFolder, kept_tokens, load_manifest,
     plan_shards, row_bytes, save_manifest, store_dtypes, store_format)
 from ..models.sites import Site, resolve_site
@@ -291,6 +292,10 @@ def _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, ap
     if seed<0: raise ValueError(f'seed {seed} is negative')
     if not sites or len({s.name for s in sites})<len(sites):
         raise ValueError(f'name each site once, and at least one: {[s.name for s in sites]}')
+    once = [s.name for s in sites if runs_once(s.path)]
+    if once and len(once)<len(sites): # a store has one schedule
+        raise ValueError(f'{", ".join(once)} runs once and the other sites in every step: '
+                         'harvest the two to folders of their own')
     if images is not None and num_images_per_prompt!=1:
         raise ValueError('a real image is one image: num_images_per_prompt does not go with images')
     if append and images is not None:

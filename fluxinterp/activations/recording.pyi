@@ -10,11 +10,12 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from .collecting import RecordPlan, Collector, PassEnd, tidy_up
-from ..models.clock import Clock, replaced_methods, guidance_kinds
+from ..models.clock import Clock, replaced_methods
+from ..models.guidance_rows import asked_kinds
 from .site_records import Recording, SiteRecord
 from ..models.previews import decode_latents, predicted_clean
-from ..models.pipelines import image_size, image_generators, check_pipeline, check_prompts
-from .batching import PromptEncoder, slice_call, repeat_call, batch_rows, batched
+from ..models.pipelines import image_size, check_pipeline
+from .batching import PromptBatches, PromptEncoder, batch_rows, batched, captions_of, check_call
 from .hooks import hooked
 from ..models.description import describe
 from ..models.sites import Site, resolve_site
@@ -36,24 +37,18 @@ class _PreviewCapture:
     def images(self, grid: tuple | None) -> list:
         ...
 class _Generator:
-    call: Any
+    batches: Any
     collector: Any
-    embedded: Any
-    encode: Any
     flux: Any
     model: Any
     plan: Any
-    references: Any
 
     def __init__(self, plan: RecordPlan):
         ...
 
-    def arguments(self, part: list) -> dict:
-        ...
-
     def __call__(self, part: list) -> Recording:
         ...
-def record_batches(pipe, prompts: str | list | None, sites: list, num_inference_steps: int | None=None, steps=None, seed: int=0, images=False, previews: bool=False, batch_size: int | str=16, dtype: torch.dtype | None=None, progress: bool | None=None, guidance: str='conditional', num_images_per_prompt: int=1, noise_levels=None, indices=None, **call) -> Iterator[Recording]:
+def record_batches(pipe, prompts: str | list | None, sites: list, num_inference_steps: int | None=None, steps=None, seed: int=0, images=False, previews: bool=False, batch_size: int | str=16, dtype: torch.dtype | None=None, progress: bool | None=None, guidance: str | list='conditional', num_images_per_prompt: int=1, noise_levels=None, indices=None, **call) -> Iterator[Recording]:
     ...
 @delegates(record_batches)
 def record(pipe, prompts: str | list | None, sites: list, **kwargs) -> Recording:

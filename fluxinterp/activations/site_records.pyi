@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from ..core import save_tensors
-from ..models.clock import guidance_kinds
+from ..core import is_sealed, save_tensors, seal, tensors_checksum
+from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
 splits = ('train', 'validation', 'test')
 def prompt_split(caption: str) -> str:
@@ -29,6 +29,9 @@ class SiteRecord:
     levels: list
     grid: tuple | None
     model: str
+
+    def __post_init__(self):
+        ...
 
     @property
     def tokens(self) -> torch.Tensor:

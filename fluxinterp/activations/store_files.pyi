@@ -9,11 +9,11 @@ import torch
 from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
-from ..core import atomic_path
+from ..core import atomic_path, write_advice
 from ..models.sites import Site
 class StoreError(ValueError):
     pass
-_advice = {errno.ENOSPC: 'the disk is full: make room', errno.EDQUOT: 'the quota is used up: make room', errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb', errno.EROFS: 'the folder is read-only: choose another', errno.EACCES: 'you may not write there: choose another folder', errno.EPERM: 'you may not write there: choose another folder'}
+_advice = write_advice | {errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb'}
 class StoreFolder:
     fs: Any
     local: Any

@@ -12,7 +12,9 @@ from .judges import ReaderVerdicts, Task
 from ..worlds.reader import read_images
 from ..worlds.scenes import concepts
 _bad_answers = dict(prose='It seems to be something red.', refuse="I'm sorry, but I can't help with that.")
+_most_bytes = 2 ** 26
 class _Handler(BaseHTTPRequestHandler):
+    timeout = 10
 
     def log_message(self, *args):
         ...

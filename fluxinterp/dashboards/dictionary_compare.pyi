@@ -72,6 +72,7 @@ class DictionaryCompare(WorkDashboard):
     player: Any
     record: Any
     recording: Any
+    records: Any
     right: Any
     rows: Any
     scored: Any

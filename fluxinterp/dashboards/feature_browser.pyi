@@ -25,9 +25,6 @@ class FeatureBrowser(Dashboard):
     def __init__(self, atlas: Atlas, pipe=None, dictionary: Dictionary | None=None, prompt: str=example_prompt, feature: int | None=None, examples: int=10, lines: int=12):
         ...
 
-    def close(self):
-        ...
-
     def reload(self):
         ...
 

@@ -9,7 +9,9 @@ from fastcore.basics import patch
 from ..core import error_text
 from .run_progress import number_text
 from .run_files import run_status
+from .run_folders import runs_of
 from ..widgets.base import View
+from ..widgets.worker import program_ends
 from ..widgets.figures import progress_figure
 from ..widgets.page import page_style, view_script, js_text, css_text
 _script = js_text('run_monitor')

@@ -4,6 +4,7 @@ __all__ = ['SteeringStudio']
 import re
 import ipywidgets as widgets
 from fastcore.basics import patch
+from ..activations.batching import PromptBatches
 from ..atlases.atlas import Atlas
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
@@ -12,7 +13,6 @@ from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
 from ..widgets.image_strip import ImageStrip
-from ..models.pipelines import prompt_generators
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
 from ..widgets.base import image_memory_advice

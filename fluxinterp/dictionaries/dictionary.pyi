@@ -11,8 +11,9 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
+from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 @dataclass
 class SparseCode:
     values: torch.Tensor
@@ -64,11 +65,25 @@ class DictionaryMeta:
     tokens: int = 0
     guidance: list = field(default_factory=list)
     data: str = ''
+    init: str = ''
 class Dictionary(nn.Module):
     meta: DictionaryMeta
     num_latents: int
     signed: bool = False
     k: int | None = None
+    mean_activations: torch.Tensor | None = None
+
+    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+        ...
+
+    def raw(self, z: torch.Tensor) -> torch.Tensor:
+        ...
+
+    def codes(self, z: torch.Tensor) -> SparseCode:
+        ...
+
+    def sums(self, code: SparseCode) -> torch.Tensor:
+        ...
 
     def encode(self, x: torch.Tensor) -> SparseCode:
         ...

@@ -16,7 +16,7 @@ from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 def cosine_of_loss(loss: float, d: int) -> float:
     ...
 growth_rules = ('fvu', 'cosine')
@@ -85,10 +85,7 @@ class ITDA(Dictionary):
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
-    def encode(self, x: torch.Tensor) -> SparseCode:
-        ...
-
-    def decode(self, code: SparseCode) -> torch.Tensor:
+    def sums(self, code: SparseCode) -> torch.Tensor:
         ...
 
     @property

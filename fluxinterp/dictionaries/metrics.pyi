@@ -2,16 +2,17 @@
 from typing import Any
 __all__ = ['spaces', 'fvu', 'explained_variance_variants', 'Evaluation', 'GroupStatistics', 'evaluate', 'compare', 'code_overlap']
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .dictionary import Dictionary, SparseCode, check_belongs, data_site
-from fluxinterp.dictionaries.normalizers import RunningMoments, Normalizer, check_finite, as_float64, empty_data
+from ..core import plain_torch
+from fluxinterp.dictionaries.normalizers import RunningMoments, Normalizer, check_finite, as_float64, empty_data, rounding
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 def fvu(x: torch.Tensor, xhat: torch.Tensor, mean: torch.Tensor) -> float:
     ...
 def explained_variance_variants(x: torch.Tensor, xhat: torch.Tensor, batch_size: int=2048) -> pd.Series:
@@ -32,6 +33,8 @@ class Evaluation:
     fvu_whitened: float | None
     density: torch.Tensor
     groups: list
+    constant: list = field(default_factory=list)
+    flat: int = 0
 
     def to_dict(self, density: bool=True) -> dict:
         ...
@@ -44,6 +47,10 @@ class Evaluation:
     def row(self) -> pd.DataFrame:
         ...
 
+    @property
+    def remarks(self) -> list:
+        ...
+
     def __repr__(self):
         ...
 
@@ -52,13 +59,16 @@ class Evaluation:
 class GroupStatistics:
     batch_size: Any
     by: Any
+    constant: Any
     data: Any
+    flat: Any
     groups: Any
     levels: Any
     maps: Any
     split: Any
     total: Any
 
+    @plain_torch()
     def __init__(self, data, split: str | None, by: tuple, wanted: tuple, normalizer: Normalizer | None, batch_size: int):
         ...
 
@@ -80,10 +90,13 @@ class _GroupSums:
     def numbers(self, key: str, value: int) -> dict:
         ...
 @torch.no_grad()
+@plain_torch()
 def evaluate(dictionary: Dictionary, data, split: str | None=None, by: tuple=('step', 'guidance'), spaces: tuple=spaces, normalizer: Normalizer | None=None, batch_size: int=8192, site: str | None=None, force: bool=False, statistics: GroupStatistics | None=None) -> Evaluation:
     ...
+@plain_torch()
 def compare(dictionaries: dict, data, split: str | None=None, by: tuple=('step', 'guidance'), spaces: tuple=spaces, normalizer: Normalizer | None=None, batch_size: int=8192, force: bool=False) -> pd.DataFrame:
     ...
 @torch.no_grad()
+@plain_torch()
 def code_overlap(dictionary: Dictionary, record: SiteRecord, batch_size: int=8192) -> pd.DataFrame:
     ...

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
+from ..core import plain_torch
 from .normalizers import check_finite
 from .sparse_ops import dots, weighted_rows
 class _ByProducts:
@@ -61,5 +62,6 @@ pursuits = ('matching', 'orthogonal', 'gradient')
 gram_bytes = 2 ** 30
 pursuit_bytes = 2 ** 28
 @torch.no_grad()
+@plain_torch()
 def pursue(x: torch.Tensor, atoms: torch.Tensor, k: int, method: str='gradient', nonneg: bool=True, tolerance: float=0.0, progress: bool=False) -> tuple:
     ...

@@ -22,7 +22,10 @@ class PursuitEncoder(Dictionary):
     def __repr__(self):
         ...
 
-    def encode(self, x: torch.Tensor) -> SparseCode:
+    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+        ...
+
+    def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
     def decode(self, code: SparseCode) -> torch.Tensor:

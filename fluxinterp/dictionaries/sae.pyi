@@ -86,10 +86,7 @@ class SAE(Dictionary):
     def __repr__(self):
         ...
 
-    def encode(self, x: torch.Tensor) -> SparseCode:
-        ...
-
-    def decode(self, code: SparseCode) -> torch.Tensor:
+    def sums(self, code: SparseCode) -> torch.Tensor:
         ...
 
     @property

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 
+from ..models.clock import runs_once
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -110,6 +111,8 @@ def measure(self:Guard,
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #df87e4d0
 def _check_site(site, edit, width): # whether an edit can act at a site
+    if runs_once(site.path) and edit.steps is not None:
+        raise ValueError(f'{site.name} runs once, outside of the steps: leave out steps=')
     if site.width and width!=site.width:
         raise ValueError(f'the dictionary writes vectors of width {width}, '
                          f'but {site.name} has width {site.width}')
@@ -187,7 +190,7 @@ def _start(self:Steering): # a schedule is set: bad windows fail before the firs
 @patch
 def _check_ran(self:Steering, step):
     for s,edits in self._at_sites.items():
-        if s in self._ran or s.encoder: continue
+        if s in self._ran or runs_once(s.path): continue
         for e in edits:
             if e.null or step not in self._windows[id(e)]: continue
             raise RuntimeError(f'{e} did nothing in step {step}: {s.name} was not computed there, '

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd
+from ..models.clock import runs_once
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -51,6 +52,7 @@ class Steering:
     @property
     def report(self) -> pd.DataFrame:
         ...
+_switch = dict(unconditional='switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.)', perturbed='switch perturbed-attention guidance on (pag_scale=3., in a pipeline that has it)')
 @contextmanager
 def steer(pipe, edits: list, force: bool=False, guard: Guard | None=None) -> Iterator[Steering]:
     ...

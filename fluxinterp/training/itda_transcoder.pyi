@@ -9,13 +9,13 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import default_device, save_json, save_tensors
+from ..core import default_device, file_checksum, is_sealed, save_json, save_tensors, seal
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue
-from .itda_growth import distinct_rows
+from .distinct_directions import distinct_rows
 from .token_streams import captions_of, token_stream
 class ITDATranscoder(nn.Module):
     captions: Any

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from ..core import load_json, save_json
+from ..core import is_sealed, load_json, save_json, seal, uninterrupted
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -21,6 +21,7 @@ from ..activations.site_records import token_batches
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
 from .sae_training import train
+from .training_folders import has_checkpoint
 _named = ('architecture', 'num_latents', 'k', 'seed')
 _columns = {'fvu': 'FVU', 'fvu_standardized': 'FVU standardized', 'fvu_whitened': 'FVU whitened', 'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'}
 def read_sweep(out: str | Path) -> pd.DataFrame:

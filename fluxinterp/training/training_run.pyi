@@ -22,6 +22,8 @@ class TrainingRun:
     config: Any
     device: Any
     done: Any
+    evaluated: Any
+    first: Any
     opt: Any
     report: Any
     sae: Any
@@ -41,6 +43,9 @@ class TrainingRun:
 
     @torch.enable_grad()
     def update(self, x: torch.Tensor):
+        ...
+
+    def begin_from(self, sae: SAE, step: int=0):
         ...
 
     def finished(self) -> SAE:
