@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from ..arguments import no_attribute
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
+from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dc61c0c7
 # what people try on codes -> what to write
@@ -117,6 +118,7 @@ class DictionaryMeta:
     tokens:int=0                  # activation vectors in the data
     guidance:list=field(default_factory=list) # guidance rows in the data: 'conditional', 'unconditional'
     data:str=''                   # prompts and seeds of the data, in words
+    init:str=''                   # fingerprint of the dictionary its training began from; '' for none
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dic00001
 # what other libraries call parts of a dictionary -> what to write
@@ -128,12 +130,14 @@ _of_dictionaries = dict(cfg='`config` holds its configuration', d_sae='`num_late
                         from_pretrained='`fi.load_dictionary(name)` opens a packaged or published name, '
                                         'a folder or a hub id')
 
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dic00002
 class Dictionary(nn.Module):
     "Base class of dictionaries: modules that write activations as sparse codes"
     meta:DictionaryMeta
     num_latents:int
     signed:bool = False # whether activations of its latents can be negative
     k:int|None = None   # active latents per vector; None where the dictionary sets no number
+    mean_activations:torch.Tensor|None = None # mean of each latent where it fires, (num_latents,), if known
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -146,13 +150,32 @@ class Dictionary(nn.Module):
         "Raise `AttributeError`, which names `load_dictionary`"
         raise no_attribute(cls, 'from_pretrained', _of_dictionaries)
 
-    def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-        "Sparse code of each vector"
+    def normalized(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
+        "Activations in the space in which latents are chosen, (..., d)"
+        return self.normalizer(x)
+
+    def raw(self, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+        "The inverse of `normalized`, (..., d)"
+        return self.normalizer.inverse(z)
+
+    def codes(self, z:torch.Tensor)->SparseCode: # normalized activations, (n, d)
+        "Codes of normalized activations"
         raise NotImplementedError
 
-    def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
-        "Raw activations, (..., d)"
+    def sums(self, code:SparseCode)->torch.Tensor: # code of each vector
+        "What active latents add up to, in normalized space, (..., d)"
         raise NotImplementedError
+
+    def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
+        "Sparse code of each vector, (..., k)"
+        x = self.check(x)
+        with plain_torch(): code = self.codes(self.normalized(x).reshape(-1, x.shape[-1]))
+        shape = *x.shape[:-1],code.values.shape[-1]
+        return SparseCode(code.values.view(shape), code.indices.view(shape), code.num_latents)
+
+    def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
+        "Reconstruction in raw space, (..., d)"
+        with plain_torch(): return self.raw(self.sums(code))
 
     def forward(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
         "Reconstruction of `x`"
