@@ -1,5 +1,5 @@
 "Calls that people bring from other libraries, paths as people write them, names nearly right: they work, or one sentence says what to write"
-import ast, os, subprocess, sys, warnings
+import ast, os, re, subprocess, sys, warnings
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def test_long_names_are_no_such_file(have):
         for opener,says in ((fi.load_dictionary, 'no dictionary'), (fi.Atlas, 'is no folder'), (fi.read_prompts, 'is no file'), (fi.SiteRecord.load, 'no such file'), (fi.load_foreign, 'holds no dictionary')):
             if opener is fi.load_dictionary and '/' in name[1:] and name[0]!='~': continue # may be on the hub
             with pytest.raises((FileNotFoundError, ValueError), match=says): opener(name)
-        assert 'not there yet' in fi.run_status(name).problem
+        assert re.search('not there yet|too long|null byte', fi.run_status(name).problem)
 
 def test_a_long_prompt_is_a_prompt(have, tmp_path):
     "Of more characters than a file name may have"
@@ -107,20 +107,16 @@ def test_tilde_is_the_home_folder(tmp_path):
     assert not os.listdir(here)
 
 def test_no_path_of_a_person_is_taken_as_it_is():
-    "`Path(argument)` in a public function forgets `~`: `core.user_path(argument)` does not"
-    given_on = {'load_manifest', 'read_cfg', 'read_tensors', 'read_pickle', 'create', 'block_files', 'write_text', 'finish', 'train_tiny_saes', 'build_tiny_atlases', 'train_denoiser', 'stored_latents', 'draw_pairs', 'check_checkpoint', 'export_all'} # of paths that were taken before
-    inside = {'AtlasText', 'TrainingStage'}
+    "`Path(argument)` in what people call forgets `~`: `core.user_path(argument)` does not"
     wrong = []
-    for p in sorted((root/'fluxinterp').rglob('*.py')):
-        tree = ast.parse(p.read_text(encoding='utf-8'))
-        owner = {f: c.name for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
-        for f in ast.walk(tree):
-            if not isinstance(f, ast.FunctionDef) or (f.name.startswith('_') and f.name!='__init__') or f.name in given_on: continue
-            if owner.get(f, '').startswith('_') or owner.get(f) in inside: continue
-            args = {a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]}
-            for n in ast.walk(f):
-                if isinstance(n, ast.Call) and getattr(n.func, 'id', '') in ('Path', 'open') and n.args and getattr(n.args[0], 'id', '') in args:
-                    wrong.append(f'{p.relative_to(root)}:{n.lineno} {f.name}: {ast.unparse(n)}')
+    for wing,modules in fi.surface.items():
+        for module,names in modules.items():
+            tree = ast.parse((root/'fluxinterp'/wing/f'{module}.py').read_text(encoding='utf-8'))
+            methods = [f for c in tree.body if isinstance(c, ast.ClassDef) and c.name in names for f in c.body]
+            patched = [f for f in tree.body if isinstance(f, ast.FunctionDef) and f.args.args and getattr(f.args.args[0].annotation, 'id', '') in names]
+            for f in [f for f in [*tree.body, *methods] if isinstance(f, ast.FunctionDef) and (f.name in names or f in methods)]+patched:
+                args = {a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]}
+                wrong += [f'{module}.{f.name}: {ast.unparse(n)}' for n in ast.walk(f) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') in ('Path', 'open', 'safe_open', 'load_file') and n.args and getattr(n.args[0], 'id', '') in args]
     assert not wrong, wrong
 
 kinds = {'topk': fi.SAEConfig(num_latents=32, k=3, steps=2, batch_size=64), 'batchtopk': fi.SAEConfig(num_latents=32, k=3, steps=2, batch_size=64, architecture='batchtopk'), 'jumprelu': fi.SAEConfig(num_latents=32, k=3, steps=2, batch_size=64, architecture='jumprelu')}

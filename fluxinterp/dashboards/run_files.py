@@ -372,9 +372,9 @@ def _path_status(path, more, seen): # a folder or file, logs that belong to it
 
 def _unread_status(path, e): # where a damaged file led to an error
     kind = 'run'
-    if (path/'plan.json').exists(): kind = 'atlas'
-    if any((path/n).exists() for n in _manifests): kind = 'harvest'
-    changed = _newest(path) if path.is_dir() else None
+    if os.path.exists(path/'plan.json'): kind = 'atlas' # not Path's, which raises for a long name
+    if any(os.path.exists(path/n) for n in _manifests): kind = 'harvest'
+    changed = _newest(path) if os.path.isdir(path) else None
     return RunStatus(kind, str(Path(*path.parts[-2:])), problem=error_text(e), changed=changed)
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #d7d6b1e3

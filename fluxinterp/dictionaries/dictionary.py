@@ -170,8 +170,7 @@ class Dictionary(nn.Module):
         "Sparse code of each vector, (..., k)"
         x = self.check(x)
         with plain_torch(): code = self.codes(self.normalized(x).reshape(-1, x.shape[-1]))
-        shape = *x.shape[:-1],code.values.shape[-1]
-        return SparseCode(code.values.view(shape), code.indices.view(shape), code.num_latents)
+        return code.reshape(*x.shape[:-1])
 
     def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
         "Reconstruction in raw space, (..., d)"
