@@ -62,6 +62,8 @@ class CommandGroup(TyperGroup):
         "Run the command; errors whose messages are clear end it with status 1"
         try:
             return super().invoke(ctx)
+        except BrokenPipeError: # whoever read the output has enough of it; typer ends quietly
+            raise
         except _clear as e:
             command = self.commands[ctx.invoked_subcommand]
             typer.echo(command_words(error_text(e), command.params), err=True)
