@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['weights_path', 'atomic_path', 'save_json', 'load_json', 'save_tensors', 'compute_device', 'default_device',
-           'peak_memory', 'FieldRule', 'check_fields', 'error_text', 'prompt_generator', 'parallel_map']
+           'float64_device', 'peak_memory', 'FieldRule', 'check_fields', 'error_text', 'prompt_generator',
+           'parallel_map']
 
 # %% ../nbs/00_core.ipynb #f2793233
-import json, os, resource, sys, tempfile
+import json, os, sys, tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -103,8 +105,29 @@ def default_device(device=None, # torch device or its name; None chooses CUDA, t
         return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
+@cache
+def _has_float64(device): # `torch.device`
+    import torch
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+def float64_device(device, # `torch.device`
+                  ):       # the same one, or the CPU
+    "Where numbers of a device are computed with in float64: the GPUs of Macs have none"
+    import torch
+    return device if _has_float64(device) else torch.device('cpu')
+
 def peak_memory()->float: # GiB, the larger of this process's peak resident size and any ended child's
     "Peak resident memory so far, as the operating system counted it"
+    try:
+        import resource
+    except ImportError: # Windows: of this process alone
+        import psutil
+        memory = psutil.Process().memory_info()
+        return getattr(memory, 'peak_wset', memory.rss)/2**30
     unit = 2**30 if sys.platform=='darwin' else 2**20
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/unit
 

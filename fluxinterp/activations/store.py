@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .site_records import prompt_split, splits
 from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
     shard_name, store_dtypes, store_folder)
+from ..models.identity import model_difference
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
@@ -49,7 +50,8 @@ class Store:
         model = model if isinstance(model, str) else describe(model).fingerprint
         if model!=self.model:
             raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
-                             f'{self.model}, that of this pipeline {model}')
+                             f'{self.model}, that of this pipeline {model}: '
+                             f'{model_difference(self.model, model)}')
 
     @property
     def sites(self)->list:

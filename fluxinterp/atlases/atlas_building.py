@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from .annotations import AtlasError
 from .atlas import Atlas
 from .building import finish, image_source, plan_atlas, scan_part, write_text
-from ..core import load_json, save_json
+from ..core import compute_device, float64_device, load_json, save_json
 from ..dictionaries.dictionary import Dictionary, check_belongs
 
 # %% ../../nbs/50_atlases/20_atlas_building.ipynb #atl00008
@@ -61,7 +61,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
     "Scan images once and keep what every feature fires on; raises `AtlasError` where `out` has another"
     source,out = image_source(dictionary, data, prompts, **call),Path(out)
     check_belongs(dictionary, source.site.name, source.model, force)
-    if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
+    device = float64_device(compute_device(device or dictionary.device)) # of the sums
     part = part or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
     _check_part(part, len(source.captions))
     plan = plan_atlas(dictionary, source, examples)

@@ -21,6 +21,7 @@ from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
+from ..models.identity import model_difference
 from ..models.pipelines import load_pipeline
 from .run_files import run_status
 from ..models.description import describe
@@ -93,7 +94,8 @@ def _check_pipeline(a, name, pipeline, dictionary): # a: atlas
         raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
     if model!=a.about['model']:
         raise DashboardError(f"{name} is of another model than {pipeline}: the fingerprint of its denoiser "
-                             f"is {a.about['model']}, that of {pipeline} is {model}")
+                             f"is {a.about['model']}, that of {pipeline} is {model}: "
+                             f"{model_difference(a.about['model'], model)}")
     try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)
     except AtlasError as e: raise DashboardError(f'{e} (--dictionary)') from None
 

@@ -14,13 +14,14 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..core import float64_device
 from ..activations.site_records import TokenBatch, token_batches
 
 # %% ../../nbs/25_dictionaries/00_normalizers.ipynb #5d0a1b04
 def as_float64(x:torch.Tensor, # numbers of any type, on any device
-              )->torch.Tensor: # the same in float64, on the CPU if they were on an Apple GPU
+              )->torch.Tensor: # the same in float64, on the CPU if their device has no float64
     "A tensor in float64, which Apple's GPUs do not have"
-    return (x.cpu() if x.device.type=='mps' else x).double()
+    return x.to(float64_device(x.device)).double()
 
 class RunningMoments:
     "Count, mean and (co)variance of vectors that come in batches, in float64"
