@@ -50,8 +50,8 @@ def noise_levels(scheduler, # a diffusers scheduler whose timesteps are set
     flow = config.get('use_flow_sigmas') or config.get('prediction_type')=='flow_prediction'
     if flow or 'FlowMatch' in type(scheduler).__name__:
         return [min(1., float(s)) for s in scheduler.sigmas[:n]]
-    timesteps = torch.as_tensor(scheduler.timesteps).cpu().double()
+    timesteps = torch.as_tensor(scheduler.timesteps).double().cpu()
     if getattr(scheduler, 'alphas_cumprod', None) is not None:
-        alphas = scheduler.alphas_cumprod.cpu().double().numpy() # timesteps may be fractional: interpolated
+        alphas = scheduler.alphas_cumprod.double().cpu().numpy() # timesteps may be fractional: interpolated
         return np.sqrt(1-np.interp(timesteps.numpy(), np.arange(len(alphas)), alphas)).tolist()
     return (timesteps/config.get('num_train_timesteps', 1000)).tolist()
