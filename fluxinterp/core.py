@@ -187,6 +187,7 @@ def default_device(device=None, # torch device or its name; None chooses CUDA, t
         return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
+# %% ../nbs/00_core.ipynb #cor00011
 @cache
 def _has_float64(device): # `torch.device`
     import torch

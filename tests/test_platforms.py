@@ -37,7 +37,7 @@ def test_no_module_names_what_windows_lacks():
 
 without = '''
     import os, signal, sys
-    import diffusers, torch, transformers, IPython, ipywidgets, anywidget, pandas, matplotlib.pyplot, filelock, fsspec.implementations.local, typer, httpx, accelerate, scipy.stats, scipy.optimize, psutil, huggingface_hub.errors
+    import diffusers, torch, transformers, IPython, ipywidgets, anywidget, pandas, matplotlib.pyplot, filelock, fsspec.implementations.local, typer, httpx, accelerate, scipy.stats, scipy.optimize, psutil, huggingface_hub.errors, voila.app, jupyter_server.serverapp
     from diffusers import FluxPipeline, StableDiffusionXLPipeline
     for m in {modules}: sys.modules[m] = None
     for m,names in ((os, {of_os}), (signal, {of_signal})):
