@@ -8,15 +8,17 @@ __all__ = ['nothing_said', 'statuses', 'unfinished', 'detail_field', 'AtlasError
            'shown_images', 'search_words', 'find_images', 'find_features']
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00003
-import json, math, os, re, sqlite3, threading
+import errno, json, math, os, re, sqlite3, threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
+from ..core import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
 class AtlasError(ValueError): "An atlas that is missing, unfinished, damaged, or of something else"
@@ -65,6 +67,31 @@ def read_uri(path:Path, # SQLite file
 _restore = ('restore it from a copy; without one, delete it and build the atlas again into the same folder, '
             'which writes it anew without labels and explanations')
 
+def _unreadable(path, e): # what a failed query is to its caller
+    if 'locked' in str(e):
+        return AtlasError(f'{path} cannot be read now ({e}): another process is writing to it; try again')
+    return AtlasError(f'{path} is damaged ({e}): {_restore}')
+
+@contextmanager
+def _reading(path): # errors of a damaged file become `AtlasError`s
+    try: yield
+    except (sqlite3.DatabaseError, pd.errors.DatabaseError, UnicodeDecodeError) as e:
+        raise _unreadable(path, e) from None
+
+_failures = {'full': errno.ENOSPC, 'disk I/O': errno.EIO, 'readonly': errno.EROFS,
+             'unable to open': errno.EACCES} # words of SQLite's error -> number of the system's
+
+@contextmanager
+def _written(path): # SQLite's own errors of a full disk, of a damaged file become `WriteError`, `AtlasError`
+    try: yield
+    except sqlite3.DatabaseError as e:
+        if type(e) not in (sqlite3.DatabaseError, sqlite3.OperationalError): raise # of a value
+        number = next((n for text,n in _failures.items() if text in str(e)), None)
+        if number is None: raise _unreadable(path, e) from None
+        error = WriteError(number, str(e), str(path))
+        error.kept,error.then = 'What was finished before is kept','call it again'
+        raise error from None
+
 def _check_database(text, key): # raises `AtlasError` unless it is the sound file of this atlas
     path = text.path
     try:
@@ -106,15 +133,14 @@ class AtlasText:
         tmp = Path(path).with_name(Path(path).name+'.new')
         for p in (tmp, *(tmp.with_name(tmp.name+s) for s in ('-wal', '-shm'))):
             p.unlink(missing_ok=True)
-        db = sqlite3.connect(tmp)
-        db.executescript(f'pragma application_id={_application_id};'+_schema)
-        with db:
-            db.execute('insert into about values (?, ?)', ('atlas', key))
-            rows = ((i, *map(int, r[:4]), r[4]) for i,r in enumerate(images))
-            db.executemany('insert into pictures values (?, ?, ?, ?, ?, ?)', rows)
-            db.execute("insert into caption_words(caption_words) values ('rebuild')")
-        db.execute('pragma journal_mode=wal')
-        db.close()
+        with _written(path), closing(sqlite3.connect(tmp)) as db:
+            db.executescript(f'pragma application_id={_application_id};'+_schema)
+            with db:
+                db.execute('insert into about values (?, ?)', ('atlas', key))
+                rows = ((i, *map(int, r[:4]), r[4]) for i,r in enumerate(images))
+                db.executemany('insert into pictures values (?, ?, ?, ?, ?, ?)', rows)
+                db.execute("insert into caption_words(caption_words) values ('rebuild')")
+            db.execute('pragma journal_mode=wal')
         for s in ('-wal', '-shm'):
             Path(str(path)+s).unlink(missing_ok=True)
         tmp.replace(path)
@@ -143,15 +169,33 @@ def writing(self:AtlasText)->Iterator[sqlite3.Connection]:
     if self.readonly:
         raise AtlasError(f'{self.path.parent} is read only: make a copy of your own with atlas.copy(folder), '
                          'and write to that')
-    with self.db: yield self.db
+    with _written(self.path):
+        with self.db: yield self.db
+
+@patch
+def copy_to(self:AtlasText,
+            path, # SQLite file to write, new
+           ):
+    "A copy with all that is finished, also what is still in the log"
+    with _written(path), closing(sqlite3.connect(path)) as db:
+        self.db.backup(db)
+        db.execute('pragma journal_mode=wal')
+
+@patch
+def rows(self:AtlasText,
+         query:str, # SQL
+         params=(), # values for the question marks of the query
+        )->list:    # tuples
+    "The rows of a query; raises `AtlasError` where the file is damaged"
+    with _reading(self.path): return self.db.execute(query, params).fetchall()
 
 @patch
 def frame(self:AtlasText,
           query:str, # SQL
           params=(), # values for the question marks of the query
          )->pd.DataFrame:
-    "The rows of a query"
-    return pd.read_sql_query(query, self.db, params=params)
+    "The rows of a query as a table; raises `AtlasError` where the file is damaged"
+    with _reading(self.path): return pd.read_sql_query(query, self.db, params=params)
 
 @patch
 def close(self:AtlasText):
@@ -189,7 +233,7 @@ def set_note(text:AtlasText,         # file of the atlas
 def kept_notes(text:AtlasText, # file of the atlas
               )->pd.DataFrame: # feature -> note, flagged
     "Notes and flags"
-    if text.db.execute("select 1 from sqlite_master where name='notes'").fetchone():
+    if text.rows("select 1 from sqlite_master where name='notes'"):
         t = text.frame('select feature, note, flagged from notes order by feature')
     else: t = text.frame("select 0 as feature, '' as note, 0 as flagged where 0")
     return t.set_index('feature').astype(dict(note=object, flagged=bool))
@@ -290,8 +334,7 @@ def shown_images(text:AtlasText, # file of the atlas
                  feature:int,    # number of the feature
                 )->dict:         # kind -> JPEG bytes
     "Images kept for a feature"
-    rows = text.db.execute('select kind, jpeg from shown where feature=? order by kind', (int(feature),))
-    return dict(rows)
+    return dict(text.rows('select kind, jpeg from shown where feature=? order by kind', (int(feature),)))
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00013
 def search_words(query:str, # text of the query
@@ -303,8 +346,8 @@ def find_images(text:AtlasText, # file of the atlas
                 word:str,       # word to look for, stemmed
                )->np.ndarray:   # numbers of images, ascending
     "Images whose caption has a word"
-    rows = text.db.execute('select rowid from caption_words where caption_words match ? order by rowid',
-                           (f'"{word}"',))
+    rows = text.rows('select rowid from caption_words where caption_words match ? order by rowid',
+                     (f'"{word}"',))
     return np.array([r[0] for r in rows], np.int64)
 
 def find_features(text:AtlasText, # file of the atlas
@@ -316,8 +359,8 @@ def find_features(text:AtlasText, # file of the atlas
     explained = ('select e.feature from explanation_words w join explanations e on e.id=w.rowid '
                  f"where explanation_words match ? and e.text not in ({', '.join('?'*len(nothing_said))})")
     for w in words:
-        hits = text.db.execute(labeled, (f'"{w}"',)).fetchall()
-        hits += text.db.execute(explained, (f'"{w}"', *nothing_said)).fetchall()
+        hits = text.rows(labeled, (f'"{w}"',))
+        hits += text.rows(explained, (f'"{w}"', *nothing_said))
         for f, in hits:
             found.setdefault(f, set()).add(w)
     return Counter({f: len(w) for f,w in sorted(found.items(), key=lambda p: (-len(p[1]), p[0]))})
