@@ -219,10 +219,10 @@ def fit(self:Normalizer,
     scale = torch.ones_like(m.mean)
     if self.kind=='whiten':
         values,vectors = torch.linalg.eigh(m.covariance)
-        self.rotation.copy_(vectors.flip(1))
+        self.rotation = vectors.flip(1).to(self.rotation)
         scale = values.flip(0).clamp_min(0).sqrt()
     if self.kind=='standardize': scale = m.variance.sqrt()
     if self.kind=='mean-norm': scale = rms.expand_as(scale)
-    self.mean.copy_(m.mean)
-    self.scale.copy_(scale.clamp_min(self.floor*rms) if m.varies else torch.ones_like(scale))
+    self.mean = m.mean.to(self.mean) # assigned, not copied: buffers made in inference mode cannot be written to
+    self.scale = (scale.clamp_min(self.floor*rms) if m.varies else torch.ones_like(scale)).to(self.scale)
     return self
