@@ -49,7 +49,8 @@ def everything(folder, x):
         e = fi.evaluate(d, x)
         res[f'{name}/numbers'] = torch.tensor([e.fvu, e.fvu_standardized, e.fvu_whitened, e.cosine, e.l0, e.dead], dtype=torch.float64, device='cpu')
     for kind in normalizers:
-        n = Normalizer(16, kind).fit(x)
+        with torch.device('cpu'): n = Normalizer(16, kind) # a module is where the caller puts it
+        n.fit(x)
         z = n(x)
         res |= tensors_of(kind, n)|{f'{kind}/z': z, f'{kind}/back': n.inverse(z), f'{kind}/read': n.raw_read(z[:3]), f'{kind}/write': n.raw_write(z[:3])}
     atoms = torch.nn.functional.normalize(x[:20], dim=1)

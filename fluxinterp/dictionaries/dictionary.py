@@ -106,6 +106,7 @@ class DictionaryMeta:
     data:str=''                   # prompts and seeds of the data, in words
     init:str=''                   # fingerprint of the dictionary its training began from; '' for none
 
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #f0split2
 class Dictionary(nn.Module):
     "Base class of dictionaries: modules that write activations as sparse codes"
     meta:DictionaryMeta

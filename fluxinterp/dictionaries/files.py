@@ -225,6 +225,7 @@ def _cfg(dictionary, parts, dtype, checksums): # content of cfg.json
     return cfg
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #5ave0001c
+@plain_torch()
 def save_dictionary(dictionary:Dictionary, # dictionary to save
                     folder:str|Path,       # folder, which is made; files of another dictionary are replaced
                     dtype:torch.dtype|None=None, # type of the matrices: float32, float16 or bfloat16

@@ -38,7 +38,7 @@ def _write(tmp, runs, step, stream): # both files, the one with the checksum las
 def save_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # dictionaries in training, each a `sae_training.TrainingRun`
                     step:int,    # step of the run
-                    stream:dict, # where the stream stands: epoch, taken, seed; and `logged`, the last step reported
+                    stream:dict, # where the stream stands (epoch, taken, seed), the last step `logged`
                     keep:int,    # number of checkpoints that stay
                    ):
     "Write a checkpoint; raises `OSError` when that fails, and leaves the older ones"
@@ -80,13 +80,14 @@ def _newest_whole(folder): # what `_read` gives of the newest whole checkpoint, 
             if i+1==len(paths): then = 'there is no older checkpoint: training begins anew'
             print(f'{path} cannot be read ({e!r}); {then}')
 
+# %% ../../nbs/30_training/10_checkpoints.ipynb #f0split4
 def _differences(stored, runs, stream, seed, origin): # between a checkpoint and what is asked for, as texts
     other = []
     for old,run in zip(stored, runs): other += differences(old['config'], asdict(run.asked), 'steps')
     if stream['seed']!=seed: other.append(f'order of the data {stream["seed"]}, here {seed}')
     return other+origin_differences(stored[0]['meta'], origin)
 
-def _check_steps(stored, runs, step, folder): # more steps than a run was to make, or fewer: from where it stands
+def _check_steps(stored, runs, step, folder): # another number of steps than before: possible from here?
     for old,run in zip(stored, runs):
         steps = run.asked.steps
         if steps<old['step']:
