@@ -42,7 +42,7 @@ class RunningMoments:
               )->'RunningMoments': # these moments
         "Merge a batch into the moments"
         if not len(x): return self
-        x = as_float64(x)
+        x = as_float64(x.detach())
         if self.mean.device!=x.device:
             self.mean = self.mean.to(x.device)
             self._m2 = self._m2.to(x.device)

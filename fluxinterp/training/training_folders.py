@@ -91,7 +91,7 @@ def another_run(folder:Path,  # folder that holds it
                )->ValueError: # to be raised
     "The error for a folder whose run or dictionary is not the one asked for"
     return ValueError(f'{folder} holds {what} of another configuration or of other data '
-                      f'({"; ".join(other)}): give another folder, or again=True to train anew')
+                      f'({"; ".join(other)}): give another folder, or again=True (--again) to train anew')
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold13
 def finished_dictionaries(folders:list,         # where the dictionaries of a run would be
@@ -104,7 +104,7 @@ def finished_dictionaries(folders:list,         # where the dictionaries of a ru
     if missing:
         raise ValueError(f'{folders[0].parent} has finished dictionaries, but not {", ".join(missing)}, '
                          'which was never asked for there or diverged: leave it out, give another folder, '
-                         'or again=True to train all anew')
+                         'or again=True (--again) to train all anew')
     found = [restore_dictionary(f) for f in folders]
     for f,d in zip(folders, found):
         if not isinstance(d, kind): raise another_run(f, 'a dictionary', [f'{d!r}, here {kind.__name__}'])
@@ -121,7 +121,7 @@ def say_finished(folder:Path,           # folder of the dictionary
     fvu = evaluate(dictionary, x.to(dictionary.device), spaces=('raw',), by=()).fvu
     day = time.strftime('%Y-%m-%d %H:%M', time.localtime((folder/'cfg.json').stat().st_mtime))
     print(f'{folder} is finished, since {day}: FVU {fvu:.3f} on {len(x)} vectors. Nothing was trained; '
-          f'{more}= with a larger number goes on, again=True begins anew')
+          f'{more}= with a larger number goes on, again=True (--again) begins anew')
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold16
 def starting_dictionary(init,      # dictionary, its folder or name; None for none
