@@ -139,9 +139,10 @@ def dashboard_notebook(atlas:str,           # folder or packaged name
         on = f', device={device!r}' if device else ''
         pipe = f'fi.load_pipeline({_there(pipeline)!r}{on})'
         given = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
-        d = f'fi.atlas_dictionary(atlas, {given})'
+        d = f'live.atlas_dictionary(atlas, {given})'
     a = repr(_there(atlas)) if _begun(atlas) and not wanted.finished else f'fi.Atlas({_there(atlas)!r})'
     first = _first_cell.format(folder=os.getcwd(), root=_checkout())
+    if d!='None': first += '\nfrom fluxinterp.dashboards import live'
     sources = [first, f'atlas = {a}\npipe = {pipe}\ndictionary = {d}', wanted.call]
     kernel = dict(name='fluxinterp', display_name='fluxinterp', language='python')
     return dict(cells=[_code_cell(i, s) for i,s in enumerate(sources)], metadata=dict(kernelspec=kernel),
