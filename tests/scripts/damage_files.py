@@ -27,7 +27,8 @@ from fluxinterp.training.training_run import TrainingRun
 from mutations import json_mutation, mutations
 
 seconds,megabytes = 20,400
-for_people = fi.DictionaryFileError,fi.StoreError,fi.AtlasError,fi.RecipeError,FileNotFoundError
+for_people = (fi.DictionaryFileError, fi.StoreError, fi.AtlasError, fi.RecipeError, FileNotFoundError,
+              FloatingPointError) # the last: numbers that are not finite, of weights that were forged
 site = 'double.0.image'
 
 def digest(*values): # of arrays, tables and texts
@@ -196,7 +197,9 @@ def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024 # MiB
 def outcome(read, file, ours, want): # of one damaged file
     before = peak()
     try:
-        with contextlib.redirect_stdout(io.StringIO()): got = read(file)
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter('always')
+            got = read(file)
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt): raise
         res = 'error' if isinstance(e, for_people) or (type(e) is ValueError and str(file) in str(e)) else None
@@ -204,6 +207,7 @@ def outcome(read, file, ours, want): # of one damaged file
         if len(str(e))>1000: res = f'LONG error of {len(str(e))} characters'
     else:
         res = 'same' if got==want else 'another'
+        if res=='another' and any('settings that no known' in str(w.message) for w in warned): return 'warned'
         if got is None: res = 'error' # passed over, with a line that says so
         if res=='another' and ours: res = 'SILENT change'
         if res=='another' and ours is None: res = 'another, silent'
