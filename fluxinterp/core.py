@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['write_advice', 'weights_path', 'WriteError', 'write_error', 'writing', 'atomic_path', 'save_json', 'load_json',
            'save_tensors', 'file_checksum', 'tensors_checksum', 'seal', 'is_sealed', 'compute_device', 'default_device',
-           'peak_memory', 'FieldRule', 'check_fields', 'error_text', 'prompt_generator', 'parallel_map']
+           'peak_memory', 'FieldRule', 'check_fields', 'error_text', 'uninterrupted', 'plain_torch', 'prompt_generator',
+           'parallel_map']
 
 # %% ../nbs/00_core.ipynb #f2793233
-import json, os, resource, sys, tempfile
+import json, os, reprlib, resource, signal, sys, tempfile, threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -227,6 +228,8 @@ class FieldRule(NamedTuple):
             usual = '{name}={value!r} must be a whole number, at least {low}'
         if self.kind is str:
             usual = '{name}={value!r}: choose from {choices}'
+        if len(repr(value))>200: # from a file, perhaps
+            value = reprlib.repr(value)
         return (self.message or usual).format(name=name, value=value, **self._asdict())
 
 def check_fields(config,             # dataclass instance
@@ -249,10 +252,43 @@ def error_text(e:BaseException,      # error to show
     quoted = isinstance(e, KeyError) and e.args # str(KeyError) puts the message into quotes
     text = str(e.args[0] if quoted else e)
     text = text.strip() or type(e).__name__
+    if len(text)>2000: # it quotes what was wrong, and that was long
+        text = f'{text[:1500]} [...] {text[-300:]}'
     if isinstance(e, MemoryError) or 'out of memory' in text.lower():
         return '. '.join(filter(None, (f'out of memory: {text.splitlines()[0][:300]}', memory_advice)))
     readable = isinstance(e, (ValueError, KeyError, OSError, ImportError))
     return text if readable else f'{type(e).__name__}: {text}'
+
+# %% ../nbs/00_core.ipynb #f0ctrlc2
+@contextmanager
+def uninterrupted()->Iterator[None]: # nothing, while Ctrl-C waits
+    "Ctrl-C (SIGINT) waits for the end of the block, so that it is done whole or not begun"
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None: # not Python's to set
+        yield
+        return
+    hits = []
+    signal.signal(signal.SIGINT, lambda *args: hits.append(args))
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+    if hits: signal.raise_signal(signal.SIGINT) # to whoever listens
+
+# %% ../nbs/00_core.ipynb #f0plain2
+@contextmanager
+def plain_torch()->Iterator[None]: # nothing, while torch is as it starts
+    "Torch without autocast and inference mode, float32 and CPU as defaults; also a decorator of functions"
+    import torch
+    with ExitStack() as changed:
+        for kind in ('cpu', 'cuda', 'mps'):
+            if torch.is_autocast_enabled(kind): changed.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_dtype()!=torch.float32:
+            changed.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type!='cpu': changed.enter_context(torch.device('cpu'))
+        if torch.is_inference_mode_enabled():
+            changed.enter_context(torch.inference_mode(False))
+            changed.enter_context(torch.no_grad()) # which inference mode implies, and its end would undo
+        yield
 
 # %% ../nbs/00_core.ipynb #79593eb7
 def prompt_generator(seed:int,    # seed of the run

@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import is_sealed, save_tensors, seal, tensors_checksum
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #aab17edb
@@ -47,6 +47,10 @@ class SiteRecord:
     levels:list             # noise level of each step, from 1 (pure noise) to 0
     grid:tuple|None         # rows and columns of the image tokens; None for text
     model:str               # `fingerprint` of the pipeline
+
+    def __post_init__(self):
+        if len(self.x)==len(self.rows): return
+        raise ValueError(f'{self.site.name}: activations of {len(self.x)} rows, a table of {len(self.rows)}')
 
     @property
     def tokens(self)->torch.Tensor:

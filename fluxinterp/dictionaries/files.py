@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import file_checksum, save_json, save_tensors, writing
+from ..core import file_checksum, plain_torch, save_json, save_tensors, writing
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -300,6 +300,7 @@ def _read_parts(folder, cfg, where): # -> Parts
                                   f'this fluxinterp knows {", ".join(dictionary_kinds)}')
     return parts
 
+@plain_torch()
 def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
                       )->Dictionary:    # dictionary on the CPU, in eval mode
     "Open a folder that `save_dictionary` wrote; raises `DictionaryFileError` where its files are damaged"

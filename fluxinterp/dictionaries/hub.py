@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..core import atomic_path, save_json, weights_path
+from ..core import atomic_path, plain_torch, save_json, weights_path
 from .dictionary import Dictionary
 from .interop import foreign_formats, load_foreign, means_file
 from .itda import ITDA, saelens_codes
@@ -136,6 +136,7 @@ def _may_be_on_hub(name, packaged): # whether a name can be nothing else than 'u
     if '..' in parts or os.path.exists(parts[0]): return False
     return parts[0] not in {p.split('/')[0] for p in packaged}
 
+@plain_torch()
 def load_dictionary(name:str|Path,          # packaged or published name, folder, or 'user/repository/folder'
                     revision:str|None=None, # branch, tag or commit on the hub; the main branch when None
                     api=None,               # `huggingface_hub.HfApi` with a token or an endpoint of its own

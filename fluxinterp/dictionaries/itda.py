@@ -24,7 +24,7 @@ from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400006
 def cosine_of_loss(loss:float, # mean squared difference per coordinate of two vectors of length 1
@@ -154,17 +154,9 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
     return SparseCode(values, indices, self.num_latents)
 
 @patch
-def encode(self:ITDA, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.atoms))
+def sums(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "Sum of the active atoms, in normalized space, (..., d)"
+    return sparse_decode(code, self.atoms)
 
 @patch(as_prop=True)
 def read_directions(self:ITDA)->torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from ..activations.site_records import token_batches
 from ..dictionaries.dictionary import Dictionary
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 from ..models.regions import ActivationMask, check_region, check_steps
 from ..models.regions import finite_number, items_of, short_repr, valid_index
 from ..models.sites import Site

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 
+from ..models.clock import runs_once
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -110,6 +111,8 @@ def measure(self:Guard,
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #df87e4d0
 def _check_site(site, edit, width): # whether an edit can act at a site
+    if runs_once(site.path) and edit.steps is not None:
+        raise ValueError(f'{site.name} runs once, outside of the steps: leave out steps=')
     if site.width and width!=site.width:
         raise ValueError(f'the dictionary writes vectors of width {width}, '
                          f'but {site.name} has width {site.width}')
@@ -166,6 +169,10 @@ class Steering:
         return pd.DataFrame(self._rows, columns=_report_columns)
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #8ea32b4f
+_switch = dict(
+    unconditional='switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.)',
+    perturbed='switch perturbed-attention guidance on (pag_scale=3., in a pipeline that has it)')
+
 @patch
 def _start(self:Steering): # a schedule is set: bad windows fail before the first step
     self.run += 1
@@ -183,7 +190,7 @@ def _start(self:Steering): # a schedule is set: bad windows fail before the firs
 @patch
 def _check_ran(self:Steering, step):
     for s,edits in self._at_sites.items():
-        if s in self._ran or s.encoder: continue
+        if s in self._ran or runs_once(s.path): continue
         for e in edits:
             if e.null or step not in self._windows[id(e)]: continue
             raise RuntimeError(f'{e} did nothing in step {step}: {s.name} was not computed there, '
@@ -197,7 +204,7 @@ def _end_step(self:Steering): # every call of the denoiser in this step has been
     if self._missed:
         e = next(iter(self._missed.values()))
         raise ValueError(f'{e} acts on {e.guidance} rows only, but step {step} of this call had none: '
-                         'switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.), '
+                         f'{_switch.get(e.guidance, _switch["unconditional"])}, '
                          'or choose another policy or window')
 
 @patch
@@ -211,11 +218,11 @@ def _active(self:Steering, edits): # those whose window holds the current step
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #76a988ea
 @patch
-def _guidance_rows(self:Steering, edits): # the clock's, when an edit asks for some rows only
+def _guidance_rows(self:Steering, edits, rows): # kinds of a site's rows, when an edit asks for some rows only
     guidance = None
     for e in edits:
         if e.guidance=='both' or e.null: continue
-        guidance = guidance or self.clock.guidance
+        guidance = guidance or self.clock.guidance_of(rows)
         if e.guidance in guidance:
             self._found.add(id(e))
             self._missed.pop(id(e), None)
@@ -229,7 +236,7 @@ def _at(self:Steering, site, edits): # the hook of a site
         self._ran.add(site)
         now = self._active(edits)
         if not now: return None
-        guidance = self._guidance_rows(now)
+        guidance = self._guidance_rows(now, len(x))
         on_grid = site.stream!='text' and clock.grid and clock.grid[0]*clock.grid[1]==x.shape[1]
         res = plan(x, now, clock.grid if on_grid else None, guidance)
         if self.guard: self._watch(site, x, res)

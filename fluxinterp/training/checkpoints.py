@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ..core import file_checksum, is_sealed, load_json, save_json, save_tensors, seal, writing
 from ..dictionaries.kernels import choose_again, chosen
+from .training_folders import another_run, differences, origin_differences
 
 # %% ../../nbs/30_training/10_checkpoints.ipynb #c04132f5
 def write_state(folder:Path,  # folder of the run's checkpoints
@@ -60,13 +61,13 @@ def newest_state(folder:Path,   # folder of the run's checkpoints
 # %% ../../nbs/30_training/10_checkpoints.ipynb #cks00001
 def _about_run(run): # a `TrainingRun` -> what JSON keeps of it
     best = None if math.isinf(run.best) else run.best
-    return dict(config=asdict(run.config), meta=asdict(run.sae.meta), step=run.step, done=run.done, best=best,
-                waited=run.waited)
+    return dict(config=asdict(run.config), meta=asdict(run.sae.meta), step=run.step, first=run.first,
+                done=run.done, best=best, waited=run.waited, evaluated=run.evaluated)
 
 def save_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # dictionaries in training, each a `sae_training.TrainingRun`
                     step:int,    # step of the run
-                    stream:dict, # where the stream stands: epoch, taken, seed
+                    stream:dict, # where the stream stands: epoch, taken, seed; and `logged`, the last step reported
                     keep:int,    # number of checkpoints that stay
                    ):
     "Write a checkpoint of training; raises `WriteError` when that fails, and leaves the older ones"
@@ -77,13 +78,19 @@ def save_checkpoint(folder:Path, # folder of the run's checkpoints
 # %% ../../nbs/30_training/10_checkpoints.ipynb #d3291c45
 def _differences(stored, runs, stream, seed, origin): # between a checkpoint and what is asked for, as texts
     other = []
-    for old,run in zip(stored, runs):
-        had = old['config']
-        for k,v in asdict(run.asked).items():
-            if k in had and had[k]!=v and v!='auto': other.append(f'{k}={had[k]!r}, here {v!r}')
+    for old,run in zip(stored, runs): other += differences(old['config'], asdict(run.asked), 'steps')
     if stream['seed']!=seed: other.append(f'order of the data {stream["seed"]}, here {seed}')
-    meta = stored[0]['meta']
-    return other+[f'{k} {meta[k]}, here {v}' for k,v in origin.items() if v and meta.get(k) and meta[k]!=v]
+    return other+origin_differences(stored[0]['meta'], origin)
+
+def _check_steps(stored, runs, step, folder): # more steps than a run was to make, or fewer: from where it stands
+    for old,run in zip(stored, runs):
+        steps = run.asked.steps
+        if steps<old['step']:
+            raise ValueError(f'{folder} holds {old["step"]} steps, more than steps={steps}: give another '
+                             'folder, or again=True to train anew')
+        if old['step']==old['config']['steps'] and steps>old['step']!=step:
+            raise ValueError(f'{folder} holds a run at step {step}, and a dictionary that ended at '
+                             f'{old["step"]}: it cannot go on to {steps} beside the others')
 
 def _check_shapes(tensors, runs, folder):
     for i,run in enumerate(runs):
@@ -91,13 +98,14 @@ def _check_shapes(tensors, runs, folder):
         if old==new: continue
         what = f'processes with {old[0]} latents each, here {new[0]}'
         if old[1]!=new[1]: what = f'activations of width {old[1]}, these have width {new[1]}'
-        raise ValueError(f'{folder} holds a run on {what}: give another folder, or delete it')
+        raise ValueError(f'{folder} holds a run on {what}: give another folder, or again=True to '
+                         'train anew')
 
 def load_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # new runs of the same configurations, set to where the stored ones were
                     seed:int,    # seed of the order of the data
-                    origin:dict, # known origin of the data: `site`, `model`, `tokens`
-                   )->tuple|None: # (step, epoch, taken); None without a checkpoint that can be read
+                    origin:dict, # known origin of the data: `site`, `model`, `tokens`, `init`
+                   )->tuple|None: # (step, epoch, taken, logged); None without a checkpoint that can be read
     "Take up the newest whole checkpoint; raises `ValueError` when it is of another run"
     found = newest_state(folder)
     if found is None: return None
@@ -105,14 +113,16 @@ def load_checkpoint(folder:Path, # folder of the run's checkpoints
     step,stream,stored = (about[k] for k in ('step', 'stream', 'runs'))
     if len(stored)!=len(runs):
         raise ValueError(f'{folder} holds a run of {len(stored)} dictionaries, not {len(runs)}: give another '
-                         'folder, or delete it')
+                         'folder, or again=True to train anew')
     other = _differences(stored, runs, stream, seed, origin)
-    if other:
-        raise ValueError(f'{folder} holds a run of another configuration ({"; ".join(other)}): give another '
-                         'folder, or delete it')
+    if other: raise another_run(folder, 'a run', other)
     _check_shapes(tensors, runs, folder)
+    _check_steps(stored, runs, step, folder)
     for i,(run,kept) in enumerate(zip(runs, stored)):
         own = {k.split('/', 1)[1]: v for k,v in tensors.items() if k.startswith(f'{i}/')}
         run.load(own, kept)
     choose_again(about['kernels'])
-    return step,stream['epoch'],stream['taken']
+    if any(run.asked.steps!=old['config']['steps'] for old,run in zip(stored, runs)):
+        print(f'{folder.parent} goes on from step {step}; learning rate and k are those of the new number of '
+              'steps from here on')
+    return step,stream['epoch'],stream['taken'],stream['logged']

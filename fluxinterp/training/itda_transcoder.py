@@ -22,7 +22,7 @@ from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, c
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue
-from .itda_growth import distinct_rows
+from .distinct_directions import distinct_rows
 from .token_streams import captions_of, token_stream
 
 # %% ../../nbs/30_training/30_itda_transcoder.ipynb #b390000f

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import is_sealed, load_json, save_json, seal
+from ..core import is_sealed, load_json, save_json, seal, uninterrupted
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -28,6 +28,7 @@ from ..activations.site_records import token_batches
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
 from .sae_training import train
+from .training_folders import has_checkpoint
 
 # %% ../../nbs/30_training/35_sweeps.ipynb #e95c0f05
 _named = ('architecture', 'num_latents', 'k', 'seed') # fields in the name of each entry's folder
@@ -223,12 +224,16 @@ def train_group(self:_SiteSweep,
     "Train a group and save each of its dictionaries; raises KeyboardInterrupt after Ctrl-C"
     configs = [c for _,c in group]
     work = self.out/'.training'/f'{crc32(repr((self.site, configs)).encode()):08x}'
-    with _noting_ctrl_c() as stopped: saes = train(configs, self.data, out=work, split=self.split, **options)
-    if stopped or (work/'checkpoints').exists(): raise KeyboardInterrupt # half-trained: they stay in `work`
-    for (folder,_),sae in zip(group, saes):
-        if sae is None: bar.update() # its loss did not stay finite, as `train` has warned: no entry
-        else: save_dictionary(sae, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    checkpoints = work/'checkpoints'
+    with _noting_ctrl_c() as stopped:
+        saes = train(configs, self.data, out=work, split=self.split,
+                     again=not has_checkpoint(checkpoints), **options)
+    if stopped or has_checkpoint(checkpoints): raise KeyboardInterrupt # half-trained: they stay in `work`
+    with uninterrupted(): # all entries of the group, or none
+        for (folder,_),sae in zip(group, saes):
+            if sae is None: bar.update() # its loss did not stay finite, as `train` has warned: no entry
+            else: save_dictionary(sae, folder)
+        shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/30_training/35_sweeps.ipynb #699ac655
 def _plan_site(out, site, data, split, held_out, configs, varied): # a checked `_SiteSweep`
