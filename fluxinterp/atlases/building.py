@@ -6,8 +6,6 @@
 __all__ = ['block_images', 'ImageSource', 'image_source', 'plan_atlas', 'new_pass', 'scan_part', 'write_text', 'finish']
 
 # %% ../../nbs/50_atlases/10_building.ipynb #atf00003
-import json, signal, threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +20,12 @@ from .scan_statistics import FeaturePass, prompt_half
 from .annotations import AtlasError, AtlasText
 from fluxinterp.atlases.atlas_files import (array_files, atlas_format, atlas_key, block_files, read_tensor,
     text_digest)
-from ..core import save_json, save_tensors, seal, tensors_checksum
+from ..core import save_json, save_tensors, seal, tensors_checksum, uninterrupted
 from ..dictionaries.dictionary import Dictionary, two_sided, dictionary_fingerprint
 from ..activations.recording import record_batches
 from ..overlays import image_bytes
 from ..models.description import describe
+from ..models.guidance_rows import asked_kinds
 from ..models.pipelines import check_prompts
 from ..activations.site_records import Recording, SiteRecord
 from ..models.sites import resolve_site
@@ -50,15 +49,16 @@ class ImageSource:
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00003
 def _from_store(data):
     S,T,m = len(data.steps),data.kept,data.store.manifest
-    guidance = m['settings'].get('guidance')
-    if guidance=='unconditional':
-        raise ValueError('this store has rows of the negative prompt alone: an atlas is of what the prompts '
-                         'draw, harvest with guidance="conditional" or "both"')
-    images = m['rows_per_prompt']//(2 if guidance=='both' else 1)
+    kinds = asked_kinds(m['settings'].get('guidance', 'conditional'))
+    if 'conditional' not in kinds:
+        raise ValueError('this store has no rows of the prompts, only of what guidance compares with: '
+                         'an atlas is of what the prompts draw, harvest with '
+                         'guidance="conditional" or "both"')
+    images = m['rows_per_prompt']//len(kinds)
     def read(first,  # first prompt
              last,   # one after the last prompt
              n):     # images at a time
-        batch = n*(2 if guidance=='both' else 1)*S*T
+        batch = n*len(kinds)*S*T
         memory_mb = max(64, 6*batch*(4*data.width+64)/2**20) # fixed: it does not grow with the store
         for x,c in data.batches(batch, prompts=range(first, last), memory_mb=memory_mb):
             rows = torch.stack([c[k].view(-1, S*T)[:,0] for k in ('guidance', 'prompt', 'image', 'seed')], 1)
@@ -71,8 +71,8 @@ def _from_store(data):
 def _from_record(data, images):
     rows = data.rows[data.rows.guidance=='conditional']
     if not len(rows):
-        raise ValueError('this recording has rows of the negative prompt alone: an atlas is of what the '
-                         'prompts draw, record with guidance="conditional" or "both"')
+        raise ValueError('this recording has no rows of the prompts, only of what guidance compares with: '
+                         'an atlas is of what the prompts draw, record with guidance="conditional" or "both"')
     at = rows.index.to_numpy(copy=True)
     table = np.stack([np.arange(len(rows)), rows.prompt, rows.image, rows.seed], 1).astype(np.int64)
     def read(first,  # first row
@@ -276,24 +276,13 @@ class _Part:
         _save_state(self.features.state()|dict(done=torch.tensor(self.done)), self.file)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00011
-@contextmanager
-def _uninterrupted(): # Ctrl-C waits for the end of the block
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before,hits = signal.getsignal(signal.SIGINT),[]
-    signal.signal(signal.SIGINT, lambda *a: hits.append(a))
-    try: yield
-    finally: signal.signal(signal.SIGINT, before)
-    if hits: raise KeyboardInterrupt
-
 def _scan(part, dictionary, source, n, every, batch_tokens, bar): # keeps what was done on failure
     saved,sound = part.done,True # is what was kept whole?
     try:
         for x,rows,images in source.read(part.done, part.last, n) if part.done<part.last else ():
             code = dictionary.encode_tiled(x, batch_tokens, part.features.device)
             code = two_sided(code) if dictionary.signed else code
-            with _uninterrupted():
+            with uninterrupted():
                 sound = False
                 part.add(code, rows, images)
                 sound = True
