@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from .annotations import (AtlasError, AtlasText, find_features, find_images, kept_notes,
     nothing_said, search_words, set_label, set_note)
-from fluxinterp.atlases.atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about,
-    read_tensor)
+from fluxinterp.atlases.atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
+    read_about, read_tensor)
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
 from ..core import weights_path
