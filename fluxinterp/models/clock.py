@@ -141,7 +141,7 @@ def on_get_timesteps(self:Clock,
 
 @patch
 def on_loop(self:Clock,
-            n:int|None, # steps that a call of the pipeline runs; None where it does not say: all that are left
+            n:int|None, # steps that a call of the pipeline runs; all that are left when None
            ):
     "The loop over the steps begins, at step 0: now the whole schedule is known"
     if not self._schedule_due: return
@@ -151,6 +151,7 @@ def on_loop(self:Clock,
     self.timesteps = self.timesteps[:len(self.levels)] # Sana Sprint's scheduler has a timestep more
     for f in self.schedule_callbacks: f()
 
+# %% ../../nbs/15_models/25_clock.ipynb #clk00004
 @patch
 def on_denoiser(self:Clock,
                 net:nn.Module, # the denoiser
@@ -206,7 +207,7 @@ def on_end(self:Clock):
 # %% ../../nbs/15_models/25_clock.ipynb #5157da52
 def runs_once(path:str, # path of a module below the pipeline
              )->bool:   # False for the denoiser and a control network, which run in every step
-    "Whether a module runs once in a call of the pipeline, outside of the loop over the steps: encoders, decoders"
+    "Whether a module runs once in a call of the pipeline, outside of its steps: an encoder, a decoder"
     return bool(path) and not path.startswith(('transformer', 'unet', 'controlnet'))
 
 def text_encoders(pipe, # a diffusers pipeline
