@@ -184,8 +184,8 @@ def on_timestep(self:Clock,
     if self.step!=0 or not len(self.timesteps): return
     asked,known = float(torch.as_tensor(timestep).flatten()[0]),float(self.timesteps[0])
     if abs(asked-known)<=5e-3*max(abs(known), 1e-3): return
-    raise RuntimeError(f'{self.name} begins at timestep {asked:.4g}, but its schedule at {known:.4g}: '
-                       'which of its steps this pipeline runs is not known, so they cannot be told apart')
+    raise RuntimeError(f'the first step is made at timestep {asked:.4g}, but the schedule begins at '
+                       f'{known:.4g}: set those that are run, scheduler.set_timesteps(timesteps=[...])')
 
 @patch
 def on_step(self:Clock):
