@@ -123,8 +123,8 @@ def harvest_command(
         help='tokens to keep of each image and step; all when 0')]=0,
     dtype:Annotated[str, typer.Option( # bfloat16, float32 or int8
         help='bfloat16, float32 or int8')]='bfloat16',
-    guidance:Annotated[str, typer.Option( # conditional, unconditional or both
-        help='conditional, unconditional or both')]='conditional',
+    guidance:Annotated[str, typer.Option( # conditional, unconditional, perturbed or both
+        help='conditional, unconditional, perturbed or both')]='conditional',
     images_per_prompt:int=1, # number of images of each prompt
     height:Annotated[int, typer.Option( # height of the images, pixels; the pipeline's default when 0
         help="pixels; the pipeline's default when 0")]=0,
@@ -199,6 +199,8 @@ def train_command(
         help='folder for the numbers of the run')]='',
     shard_latents:Annotated[bool, typer.Option( # latents shared out over processes
         help='share out the latents over the processes, instead of the tokens')]=False,
+    again:Annotated[bool, typer.Option('--again', # a new run where there is one
+        help='train anew where the folder holds a run or a dictionary')]=False,
     device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
         help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
@@ -208,6 +210,7 @@ def train_command(
     from fluxinterp.dictionaries.sae import SAEConfig
     from fluxinterp.activations.store import Store
     from fluxinterp.training.sae_training import train
+    from fluxinterp.training.training_folders import has_checkpoint
     from fluxinterp.training.training_run import joined_processes
     with clear_errors(), joined_processes(device) as (device,first):
         acts = Store(store)
@@ -218,9 +221,9 @@ def train_command(
         loggers = [make(to) for make,to in ((CSVLogger, csv), (tensorboard_logger, tensorboard)) if to]
         sae = train(config, data, out, split=None if split=='all' else split, device=device,
                     checkpoint_every=checkpoint_every, eval_every=eval_every, loggers=loggers,
-                    shard_latents=shard_latents)
+                    shard_latents=shard_latents, again=again)
         if not first: return
-        if any((out/n).exists() for n in ('checkpoints', 'checkpoints-0')):
+        if any(has_checkpoint(out/n) for n in ('checkpoints', 'checkpoints-0')):
             raise typer.Exit(130) # interrupted, as `train` has said; other processes remove theirs later
         typer.echo(f'{out}: {sae!r}')
         if split!='test' and (acts.split_of==2).any():

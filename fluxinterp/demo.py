@@ -253,7 +253,7 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     run.held = record(run.pipe, held_out, [run.site], seed=seed+1, batch_size=32)[run.site]
 
     run.say(3, f'train an SAE on {run.rec.tokens.shape[0]:,} activation vectors')
-    run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae')
+    run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae', again=True)
     pcs = _explained_chapter(run)
 
     run.say(4, f'match features with {len(concepts)} known concepts')

@@ -1,5 +1,5 @@
 "Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,38 +24,10 @@ configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(em
 def run(code, *args, **env):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=os.environ|dict(OMP_NUM_THREADS='1')|env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def weights(folder):
-    from safetensors.torch import load_file
-    return {f'{p.parent.name}/{k}': v for p in sorted(Path(folder).rglob('*.safetensors')) for k,v in load_file(p).items()}
-
-def same(a, b):
-    assert a.keys()==b.keys() and len(a)>0
-    for k in a: assert torch.equal(a[k], b[k]), k
-
 def test_kill_and_resume(tmp_path):
-    "kill -9 at random moments, five times over; the weights are those of a run left alone"
-    code = WORKER.replace('STEPS', '700').replace('KINDS', '3')+"train(configs, x, out=sys.argv[1], checkpoint_every=35, progress=False)\nprint('whole')"
-    p = run(code, tmp_path/'alone')
-    out,_ = p.communicate(timeout=240)
-    assert p.returncode==0 and 'whole' in out, out
-    rng,kills = random.Random(0),0
-    for attempt in range(40):
-        p = run(code, tmp_path/'torn')
-        folder = tmp_path/'torn'/'checkpoints'
-        if kills<5: # wait for work to be done, then a random moment more
-            had = len(list(folder.glob('step-*'))) and max(folder.glob('step-*')).name
-            deadline = time.time()+120
-            while p.poll() is None and time.time()<deadline and (not folder.exists() or not list(folder.glob('step-*')) or max(folder.glob('step-*')).name==had): time.sleep(.005)
-            time.sleep(rng.random()*.3)
-            if p.poll() is None:
-                p.send_signal(signal.SIGKILL); kills += 1
-                p.communicate()
-                continue
-        out,_ = p.communicate(timeout=240)
-        assert p.returncode==0, out
-        break
-    assert kills>=3, kills
-    same(weights(tmp_path/'alone'), weights(tmp_path/'torn'))
+    "kill -9 and Ctrl-C at random moments of three kinds on one stream; weights and log are those of a run left alone"
+    p = subprocess.run([sys.executable, here/'scripts/kill_runs.py', tmp_path, 'several', '--times', '4'], env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
+    assert p.returncode==0 and 'several: kills ' in p.stdout, p.stdout+p.stderr
 
 @pytest.mark.parametrize('shard', (False, True))
 def test_two_processes(tmp_path, shard):

@@ -62,8 +62,15 @@ def _check_encoders(missing, texts): # (site, kind) pairs that are not there; si
     if kind=='unconditional':
         raise ValueError(f'{name} saw no negative prompt in this call: without guidance there is none, '
                          'and SDXL puts zeros in the place of a missing one')
+    if kind=='perturbed': raise ValueError(f'{name} has no perturbed rows: only attention is perturbed')
     raise ValueError(f'{name} saw no prompt in this call: the text was given as embeddings, '
                      'or the call has no text')
+
+_come_with = dict(
+    unconditional='classifier-free guidance, a negative prompt and guidance_scale '
+                  '(FLUX.1 and Qwen-Image: true_cfg_scale) above 1',
+    perturbed='perturbed-attention guidance, pag_scale above 0 in a pipeline that has it, but for the maps '
+              'of its layers; and with skip_guidance_layers of Stable Diffusion 3, in some of its steps')
 
 def _check_window(steps, wanted, levels): # what was asked for, the steps it means, all noise levels
     if wanted: return
@@ -78,10 +85,9 @@ def _check_all_made(missing, made): # keys that the whole call did not bring; nu
 def _check_computed(missing): # (site, step, kind) keys that a step did not bring
     if not missing: return
     name,step,kind = min(missing, key=lambda key: (key[1], key[0], key[2])) # of the earliest step
-    if kind=='unconditional':
-        raise ValueError(f'this call has no unconditional rows in step {step}: they come with '
-                         'classifier-free guidance, a negative prompt and guidance_scale '
-                         '(FLUX.1 and Qwen-Image: true_cfg_scale) above 1')
+    if kind in _come_with:
+        raise ValueError(f'this call has no {kind} rows in step {step} ({name}): '
+                         f'they come with {_come_with[kind]}')
     why = 'this call leaves it out'
     if name.endswith('.map'): why = 'attention is not computed by scaled_dot_product_attention there'
     raise RuntimeError(f'{name} was not computed in step {step}: {why}')
@@ -150,8 +156,11 @@ def end_batch(self:Collector):
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #4465bbb7
 @patch
-def _rows_of(self:Collector, kind, x, guidance, where): # the rows of one kind of guidance, on the CPU
+def _rows_of(self:Collector, kind, x, guidance, where, repeated=1): # the rows of one kind, on the CPU
     if guidance.count(kind)<len(x): x = x[torch.tensor([g==kind for g in guidance], device=x.device)]
+    if len(x)*repeated!=len(self.prompts):
+        raise RuntimeError(f'{where} has {len(x)} {kind} rows for {len(self.prompts)} images: '
+                           'whose they are is not known')
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
         prompt = self.prompts[bad] if bad<len(self.prompts) else bad
@@ -165,7 +174,8 @@ def _collect_encoder(self:Collector, site, clock, x): # activations of what runs
     for kind in self.kinds:
         key = site.name,kind
         if key in self.missing_encoders and kind in guidance:
-            self.encoder_acts[key] = self._rows_of(kind, x, guidance, site.name)
+            images = len(self.prompts)//len(x) or 1 # of each text
+            self.encoder_acts[key] = self._rows_of(kind, x, guidance, site.name, images)
             self.grids[site.name] = clock.grid if site.stream=='image' else None
             self.missing_encoders.discard(key)
     if self.stop and not self.sites and not self.missing_encoders: raise PassEnd
@@ -173,7 +183,7 @@ def _collect_encoder(self:Collector, site, clock, x): # activations of what runs
 @patch
 def _collect(self:Collector, site, clock, x): # activations of the denoiser
     if clock.step not in self.wanted_steps: return
-    guidance = clock.guidance
+    guidance = clock.guidance_of(len(x))
     for kind in self.kinds:
         key = site.name,clock.step,kind
         if key not in self.pending or kind not in guidance: continue

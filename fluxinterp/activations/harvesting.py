@@ -6,7 +6,7 @@
 __all__ = ['harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
-import hashlib, json, re, shutil
+import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
+from PIL import Image
 from tqdm.auto import tqdm
 
+from .batching import check_call
 from .recording import record_batches
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
-from ..models.clock import guidance_kinds, runs_once
+from ..models.guidance_rows import asked_kinds, guidance_kinds
+from ..models.clock import runs_once
 from .store_files import (StoreError, StoreFolder, kept_tokens, load_manifest,
     plan_shards, row_bytes, save_manifest, store_dtypes, store_format)
 from ..models.sites import Site, resolve_site
@@ -40,10 +43,11 @@ def _plain(name, v): # an argument as JSON
     if isinstance(v, Noise): return dict(noise=list(v))
     if isinstance(v, slice): return dict(slice=[v.start, v.stop, v.step])
     if isinstance(v, (np.integer, np.floating)): return v.item()
+    if isinstance(v, (Image.Image, np.ndarray)): return dict(image=_images_sum([v]))
     if isinstance(v, torch.Tensor): return dict(tensor=list(v.shape), sha256=_tensor_sum(v))
     if isinstance(v, dict): return {str(k): _plain(name, w) for k,w in v.items()}
     if isinstance(v, (list, tuple, range)): return [_plain(name, w) for w in v]
-    raise TypeError(f'{name}={v!r} cannot be kept with a store: give numbers, text or tensors')
+    raise TypeError(f'{name}={v!r} cannot be kept with a store: give numbers, text, tensors or images')
 
 def _differences(old:dict, new:dict): # settings
     return [f'{k} was {old.get(k)!r}, now {new.get(k)!r}' for k in sorted(old|new) if old.get(k)!=new.get(k)]
@@ -343,7 +347,7 @@ def harvest(pipe,                               # diffusers pipeline
             seed:int=0,                         # seed of noise and kept tokens
             tokens:int|float|None=None,         # number or share of an image's tokens to keep; all when None
             dtype:str='bfloat16',               # 'bfloat16', 'float32', or 'int8' with a scale per vector
-            guidance:str='conditional',         # rows kept: 'conditional', 'unconditional' or 'both'
+            guidance:str|list='conditional',    # rows kept: 'both', or one or more of `guidance_kinds`
             num_images_per_prompt:int=1,        # images per prompt, each from its own noise
             images:list|None=None,              # real images to add noise to, one a prompt
             noise_levels=None,                  # noise levels of real images, in (0, 1]
@@ -357,6 +361,7 @@ def harvest(pipe,                               # diffusers pipeline
            )->Store:                            # store, opened
     "Activations of sites on disk; interrupted in any way, the same call again ends with the same files"
     check_pipeline(pipe)
+    check_call(pipe, call, inspect.signature(harvest).parameters)
     new,broken = _prompts_of(prompts)
     sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
     _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, append)
@@ -373,7 +378,7 @@ def harvest(pipe,                               # diffusers pipeline
         same_prompts = old is not None and not added
         if same_prompts and images is not None and old['segments'][-1]['pictures']!=images_sum:
             raise StoreError(f'{folder.root} was made from other images')
-        rows = num_images_per_prompt*(2 if guidance=='both' else 1)
+        rows = num_images_per_prompt*len(asked_kinds(guidance))
         h = _Harvest(pipe, every, sites, images, args|call, seed, tokens, dtype, rows)
         if old is None: (manifest,first),good = _begin(h, model, settings),set()
         else: manifest,first,good = old,None,_good_files(folder, old, verify, progress)

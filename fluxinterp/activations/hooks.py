@@ -37,6 +37,17 @@ def _eager(pipe, network)->Iterator[None]:
         if outer is not network: setattr(pipe, part, outer)
         for m,compiled in zip(inside, kept): m._compiled_call_impl = compiled
 
+@contextmanager
+def _own_attention(pipe, network)->Iterator[None]:
+    "Attention processors as before afterwards, though a call with perturbed attention is left early"
+    perturbing = getattr(pipe, '_pag_attn_processors', None) or ()
+    attention = [m for m in network.modules() if perturbing and hasattr(m, 'processor')]
+    before = [m.processor for m in attention]
+    try: yield
+    finally:
+        for m,processor in zip(attention, before):
+            if any(m.processor is p for p in perturbing): m.processor = processor
+
 _cache_hooks = ('cache', 'fbc', 'broadcast', 'skip') # parts of the names of diffusers' caching hooks
 
 def _check_not_cached(pipe, network): # diffusers' caches give a block's old output, or none, without a word
@@ -117,6 +128,7 @@ def hooked(pipe,              # diffusers pipeline
     if denoising: _check_not_cached(pipe, network)
     with described.lock, ExitStack() as stack: # one thread at a time
         stack.enter_context(_eager(pipe, network))
+        stack.enter_context(_own_attention(pipe, network))
         clock = stack.enter_context(count_steps(pipe))
         if denoising: # a cache may have been switched on since
             clock.schedule_callbacks.append(lambda: _check_not_cached(pipe, network))

@@ -16,11 +16,12 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from .collecting import RecordPlan, Collector, PassEnd, tidy_up
-from ..models.clock import Clock, replaced_methods, guidance_kinds
+from ..models.clock import Clock, replaced_methods
+from ..models.guidance_rows import asked_kinds
 from .site_records import Recording, SiteRecord
 from ..models.previews import decode_latents, predicted_clean
-from ..models.pipelines import image_size, image_generators, check_pipeline, check_prompts
-from .batching import PromptEncoder, slice_call, repeat_call, batch_rows, batched
+from ..models.pipelines import image_size, check_pipeline
+from .batching import PromptBatches, PromptEncoder, batch_rows, batched, captions_of, check_call
 from .hooks import hooked
 from ..models.description import describe
 from ..models.sites import Site, resolve_site
@@ -92,41 +93,19 @@ class _Generator:
                 ):
         pipe,description,call = plan.pipe,plan.description,dict(plan.call)
         self.plan,self.flux = plan,description.family.name=='FLUX.1'
-        self.embedded = 'prompt_embeds' in call
-        # where images are no references, a list of them is one a prompt
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        takes_strength = 'strength' in parameters
-        self.references = description.family.references and not takes_strength
         if plan.num_inference_steps: call['num_inference_steps'] = plan.num_inference_steps
-        # None is no argument, except where the pipeline has another default: a negative prompt of PixArt
-        defaults = {k: p.default for k,p in parameters.items()}
-        self.call = {k: v for k,v in call.items() if v is not None or defaults.get(k) is not None}
-        _check_size(pipe, self.call)
+        self.batches = PromptBatches(pipe, plan.prompts, call, plan.seed, plan.num_images_per_prompt)
+        _check_size(pipe, self.batches.call)
         self.model = description.fingerprint
         self.collector = Collector(plan, plan.steps, stop=not plan.previews and not plan.images)
-        prompts = [plan.prompts[i] for i in plan.indices]
-        more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.call)
-        self.encode = None # encodes each prompt once, where the pipeline takes embeddings that mean the same
-        if self.flux and not self.embedded and not self.collector.encoder_sites and not more_conditions:
-            self.encode = PromptEncoder(pipe, prompts, self.call)
-        if hasattr(pipe, '_warn_unknown'): pipe._warn_unknown(prompts)
-        self._slice([]) # wrong lengths fail before the first step
+        if self._encodes_once(): # where the pipeline takes embeddings that mean the same
+            prompts = [plan.prompts[i] for i in plan.indices for _ in range(plan.num_images_per_prompt)]
+            self.batches.encode = PromptEncoder(pipe, prompts, self.batches.call)
 
-    def _slice(self, part):
-        plan = self.plan
-        return slice_call(self.call, part, len(plan.prompts), plan.num_images_per_prompt, self.references)
-
-    def arguments(self,
-                  part:list, # positions of the prompts in the batch
-                 )->dict:    # keyword arguments of the pipeline call
-        "The arguments of a batch, encoded prompts among them"
-        plan,res = self.plan,self._slice(part)
-        if self.encode is not None: res |= self.encode([plan.prompts[i] for i in part])
-        elif not self.embedded: res['prompt'] = [plan.prompts[i] for i in part]
-        res['num_images_per_prompt'] = plan.num_images_per_prompt
-        if self.encode is None and not self.embedded: return res
-        # pipelines repeat prompts that they encode, but not all of them what they are given
-        return repeat_call(res, plan.num_images_per_prompt, self.references)|dict(num_images_per_prompt=1)
+    def _encodes_once(self):
+        more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.batches.call)
+        if self.batches.embedded or self.collector.encoder_sites or more_conditions: return False
+        return self.flux
 
 # %% ../../nbs/20_activations/20_recording.ipynb #967fcf6b
 @patch
@@ -137,17 +116,16 @@ def __call__(self:_Generator,
     plan,collector = self.plan,self.collector
     pipe,per_prompt = plan.pipe,plan.num_images_per_prompt
     collector.start_batch([i for i in part for _ in range(per_prompt)])
-    arguments,images = self.arguments(part),None
+    arguments,images = self.batches.arguments(part),None
     with hooked(pipe, collector.callbacks()) as clock, ExitStack() as stack:
         clock.schedule_callbacks.append(lambda: collector.start_steps(clock))
         clock.step_callbacks.append(lambda: collector.end_step(clock))
         if plan.previews:
-            capture = _PreviewCapture(plan, collector, clock, self.flux and 'image' not in self.call)
+            capture = _PreviewCapture(plan, collector, clock, self.flux and 'image' not in self.batches.call)
             capture.attach(stack)
         try:
-            noise = image_generators(plan.seed, part, per_prompt)
             output_type = 'pil' if plan.images else 'latent'
-            images = pipe(generator=noise, output_type=output_type, **arguments).images
+            images = pipe(output_type=output_type, **arguments).images
             collector.end_batch()
         except PassEnd: pass
         finally:
@@ -179,7 +157,7 @@ def record_batches(pipe,                              # diffusers pipeline
                    batch_size:int|str=16,             # prompts at a time; 'auto': halved when memory ends
                    dtype:torch.dtype|None=None,       # number format of what is kept; the model's when None
                    progress:bool|None=None,           # progress bar; shown for several batches when None
-                   guidance:str='conditional',        # rows kept: 'conditional', 'unconditional' or 'both'
+                   guidance:str|list='conditional',   # rows kept: 'both', or one or more of `guidance_kinds`
                    num_images_per_prompt:int=1,       # images per prompt, each from its own noise
                    noise_levels=None,                 # levels in (0, 1] at which given images are noised
                    indices=None,                      # positions of the prompts to generate; all when None
@@ -188,13 +166,10 @@ def record_batches(pipe,                              # diffusers pipeline
     "Generate images and keep the activations of sites, batch by batch; each pass stops as early as it can"
     check_pipeline(pipe)
     description = describe(pipe)
-    if guidance not in guidance_kinds+('both',):
-        raise ValueError(f'guidance rows {guidance!r}: choose from {guidance_kinds+("both",)}')
-    kinds = guidance_kinds if guidance=='both' else (guidance,)
+    check_call(pipe, call, inspect.signature(record_batches).parameters)
+    kinds = asked_kinds(guidance)
     sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
-    embedded = call.get('prompt_embeds')
-    if embedded is None or prompts is not None: prompts = check_prompts(prompts)
-    else: prompts = [f'prompt_embeds[{i}]' for i in range(len(embedded))]
+    prompts = captions_of(prompts, call)
     indices = list(range(len(prompts))) if indices is None else [int(i) for i in indices]
     if noise_levels is None and not isinstance(images, bool):
         raise ValueError('images to record need noise_levels=, e.g. (.75, .5, .25); '

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import save_tensors
-from ..models.clock import guidance_kinds
+from ..core import is_sealed, save_tensors, seal, tensors_checksum
+from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #aab17edb
@@ -47,6 +47,10 @@ class SiteRecord:
     levels:list             # noise level of each step, from 1 (pure noise) to 0
     grid:tuple|None         # rows and columns of the image tokens; None for text
     model:str               # `fingerprint` of the pipeline
+
+    def __post_init__(self):
+        if len(self.x)==len(self.rows): return
+        raise ValueError(f'{self.site.name}: activations of {len(self.x)} rows, a table of {len(self.rows)}')
 
     @property
     def tokens(self)->torch.Tensor:
@@ -195,26 +199,33 @@ def token_batches(data,                 # activations: a tensor (..., width), a 
 def save(self:SiteRecord,
          path, # path of the .safetensors file
         ):
-    "Write the record as one safetensors file"
+    "Write the record as one safetensors file, with checksums"
+    tensors = dict(x=self.x, timesteps=self.timesteps)
     about = dict(site=asdict(self.site), rows=self.rows.to_dict('list'), steps=self.steps, levels=self.levels,
-                 grid=self.grid, model=self.model)
-    save_tensors(dict(x=self.x, timesteps=self.timesteps), path, dict(site_record=json.dumps(about)))
+                 grid=self.grid, model=self.model, tensors=tensors_checksum(tensors))
+    save_tensors(tensors, path, dict(site_record=json.dumps(seal(about))))
+
+def _check_record(about, tensors): # of a file; those from before there were checksums have none
+    if 'crc32' not in about and 'tensors' not in about: return
+    if not is_sealed(about) or about['tensors']!=tensors_checksum(tensors): raise ValueError('its checksum')
 
 @patch(cls_method=True)
 def load(cls:SiteRecord,
          path, # path of a file that `save` wrote
         )->SiteRecord:
     "Read a record; raises `ValueError` when the file holds something else"
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     try:
         with safe_open(path, 'pt') as f:
             about = json.loads((f.metadata() or {})['site_record'])
-            x,timesteps = f.get_tensor('x'),f.get_tensor('timesteps')
-    except (SafetensorError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path} is no record written by SiteRecord.save: {e!r}') from None
-    grid = tuple(about['grid']) if about['grid'] else None
-    return cls(Site(**about['site']), x, pd.DataFrame(about['rows']), about['steps'], timesteps,
-               about['levels'], grid, about['model'])
+            tensors = {k: f.get_tensor(k) for k in ('x', 'timesteps')}
+        _check_record(about, tensors)
+        grid = tuple(about['grid']) if about['grid'] else None
+        return cls(Site(**about['site']), tensors['x'], pd.DataFrame(about['rows']), about['steps'],
+                   tensors['timesteps'], about['levels'], grid, about['model'])
+    except FileNotFoundError: raise
+    except Exception as e: # a damaged header can raise nearly anything
+        raise ValueError(f'{path} is damaged, or no record written by SiteRecord.save: {e!r}') from None
 
 class Recording(dict):
     "Site name -> `SiteRecord`; with `images` and `previews` when asked for"

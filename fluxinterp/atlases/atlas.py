@@ -6,7 +6,6 @@
 __all__ = ['Atlas']
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00003
-import io, shutil, sqlite3
 from functools import cached_property
 from pathlib import Path
 
@@ -19,30 +18,12 @@ from safetensors import safe_open
 
 from .annotations import (AtlasError, AtlasText, find_features, find_images, kept_notes,
     nothing_said, search_words, set_label, set_note)
-from .building import block_files, read_tensor
+from fluxinterp.atlases.atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about,
+    read_tensor)
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
-from ..core import load_json, weights_path
+from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
-
-# %% ../../nbs/50_atlases/15_atlas.ipynb #afc00001
-def _check_folder(path, given): # raises `AtlasError` unless an atlas was finished there
-    if not path.is_dir():
-        raise AtlasError(f'{given} is no folder: build an atlas with '
-                         f'fi.build_atlas(dictionary, store, {str(given)!r})')
-    if (path/'atlas.json').is_file(): return
-    if (path/'plan.json').is_file():
-        raise AtlasError(f'{given} is not finished: call build_atlas again with the same arguments, it goes '
-                         'on from where it was')
-    raise AtlasError(f'{given} holds no atlas: it has no atlas.json')
-
-def _read_about(path, given): # the plan the atlas was built by
-    try: about = load_json(path/'atlas.json')
-    except ValueError as e: raise AtlasError(f'{path}/atlas.json is damaged ({e})') from None
-    if not isinstance(about, dict) or about.get('kind')!='fluxinterp atlas':
-        raise AtlasError(f'{path}/atlas.json is not that of an atlas')
-    if about['format']>1: raise AtlasError(f'{given} was written by a later version: upgrade fluxinterp')
-    return about
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00001
 class Atlas:
@@ -52,8 +33,8 @@ class Atlas:
         self.path,readonly = Path(path),False
         packaged = weights_path()/'atlases'/str(path)
         if not self.path.exists() and packaged.exists(): self.path,readonly = packaged,True
-        _check_folder(self.path, path)
-        self.about = _read_about(self.path, path)
+        self.about = read_about(self.path, path)
+        self.files = AtlasFiles(self.path, self.about)
         self.num_features = self.about['num_features']
         self.signed = self.about['signed']
         self.site = self.about['site']
@@ -65,12 +46,12 @@ class Atlas:
               name:str, # name of the array: 'largest', 'totals/counts', ..., from `FeaturePass.state`
              )->torch.Tensor:
         "One of the arrays of `features.safetensors`"
-        return read_tensor(self.path/'features.safetensors', name)
+        return self.files.tensor('features.safetensors', name)
 
     @cached_property
     def _pool(self): # maps of the examples
         names = ('key', 'peak', 'mean', 'length', 'at', 'value')
-        return {k: read_tensor(self.path/'examples.safetensors', f'pool/{k}') for k in names}
+        return {k: self.files.tensor('examples.safetensors', f'pool/{k}') for k in names}
 
     @cached_property
     def _ends(self): # where each example's map ends in the pool
@@ -83,7 +64,15 @@ class Atlas:
     @cached_property
     def pictures(self)->pd.DataFrame:
         "Prompt, image, seed, half and caption of each image, by its number"
-        return self.text.frame('select * from pictures order by id').set_index('id')
+        table = self.text.frame('select * from pictures order by id').set_index('id')
+        rows = torch.cat([read_tensor(self.path/f, 'rows') for f,_,_ in self.block_rows()])
+        check_pictures(table, rows[:,1:].numpy(), self.about, self.text.path)
+        return table
+
+    @property
+    def num_images(self)->int:
+        "Images it was built from"
+        return self.about['prompts']*self.about['images']
 
     @property
     def grid_shape(self)->tuple:
@@ -93,8 +82,7 @@ class Atlas:
     def __len__(self): return self.num_features
 
     def __repr__(self):
-        images = self.about['prompts']*self.about['images']
-        return (f'Atlas of {self.num_features} features at {self.site}, over {images} images, '
+        return (f'Atlas of {self.num_features} features at {self.site}, over {self.num_images} images, '
                 f'{len(self.levels)} steps')
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00002
@@ -131,25 +119,22 @@ def copy(self:Atlas,
          folder, # folder to be made
         )->Atlas:
     "A copy of one's own, to label and explain: a packaged atlas is read only"
-    shutil.copytree(self.path, folder, ignore=shutil.ignore_patterns('parts', 'samples', '*.sqlite*'))
-    db = sqlite3.connect(Path(folder)/'atlas.sqlite')
-    self.text.db.backup(db) # with what another connection has written and not yet put into the file
-    db.execute('pragma journal_mode=wal')
-    db.close()
+    copy_atlas(self.path, self.text, Path(folder))
     return Atlas(folder)
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00011
 @patch
-def block_rows(self:Atlas)->list: # (file, first image, one after the last, ends of its thumbnails or None)
+def block_rows(self:Atlas)->list: # (file, first image, one after the last) of each block
     "The files of what fired, with the images they hold"
     if not hasattr(self, '_blocks'):
         n,blocks = 0,[]
-        for f in block_files(self.path):
-            k,ends = len(read_tensor(f, 'lengths')),None
-            with safe_open(f, 'pt') as t:
-                if 'jpeg_lengths' in t.keys(): ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()]
-            blocks.append((f, n, n+k, ends))
+        for name in self.files.blocks():
+            k = len(read_tensor(self.path/name, 'lengths'))
+            blocks.append((name, n, n+k))
             n += k
+        if n!=self.num_images:
+            raise AtlasError(f'{self.path}/blocks have {n} images of {self.num_images}: restore them from a '
+                             'copy, or build the atlas again into another folder')
         self._blocks = blocks # not before it is whole: a page's questions come in another thread
     return self._blocks
 
@@ -159,17 +144,23 @@ def thumbnail(self:Atlas,
              )->Image.Image|None:
     "An image's thumbnail; None where the atlas was built without images"
     block = next((b for b in self.block_rows() if b[1]<=picture<b[2]), None)
-    if block is None: raise ValueError(f'image {picture}: this atlas has {len(self.pictures)}')
-    f,first,_,ends = block
-    if ends is None: return None
-    start,end = ends[picture-first],ends[picture-first+1]
-    with safe_open(f, 'pt') as t: jpeg = t.get_slice('jpegs')[start:end].numpy().tobytes()
-    return Image.open(io.BytesIO(jpeg)).convert('RGB')
+    if block is None: raise ValueError(f'image {picture}: this atlas has {self.num_images}')
+    name,first,_ = block
+    self.files.check(name)
+    with safe_open(self.path/name, 'pt') as t:
+        if 'jpegs' not in t.keys(): return None
+        ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()]
+        start,end = ends[picture-first],ends[picture-first+1]
+        jpeg = t.get_slice('jpegs')[start:end].numpy().tobytes()
+    return open_thumbnail(jpeg, self.about['thumbnail'], self.path/name)
 
 @patch
 def _example(self:Atlas, i, image):
     pool = self._pool
     j = int(torch.searchsorted(pool['key'], (i<<31)|image))
+    if j==len(pool['key']) or int(pool['key'][j])!=(i<<31)|image:
+        raise AtlasError(f'{self.path}/examples.safetensors lacks feature {i} in image {image}, which '
+                         'features.safetensors names: restore both from a copy')
     end,n = int(self._ends[j]),int(pool['length'][j])
     values = np.zeros((len(self.levels), *self.grid_shape), np.float32)
     values.reshape(-1)[pool['at'][end-n:end].numpy()] = pool['value'][end-n:end].float().numpy()
@@ -210,11 +201,11 @@ def peaks(self:Atlas,
     column = torch.full((self.num_features,), -1)
     column[features] = torch.arange(len(features))
     res = torch.zeros(len(self.pictures), len(features), dtype=torch.float16)
-    for f,first,last,_ in self.block_rows():
-        row = torch.arange(first, last).repeat_interleave(read_tensor(f, 'lengths'))
-        at = column[read_tensor(f, 'features').long()]
+    for f,first,last in self.block_rows():
+        row = torch.arange(first, last).repeat_interleave(self.files.tensor(f, 'lengths'))
+        at = column[self.files.tensor(f, 'features').long()]
         some = at>=0
-        res[row[some],at[some]] = read_tensor(f, 'peaks')[some]
+        res[row[some],at[some]] = self.files.tensor(f, 'peaks')[some]
     return res.numpy()
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00023
@@ -352,9 +343,10 @@ def flag(self:Atlas,
 @patch
 def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of peaks (n, feature), of squares in the first
     sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
-    for f,first,last,_ in self.block_rows(): # a block at a time
-        row = np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())
-        feature,peak = read_tensor(f, 'features').long().numpy(),read_tensor(f, 'peaks').double().numpy()
+    for f,first,last in self.block_rows(): # a block at a time
+        row = np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())
+        feature = self.files.tensor(f, 'features').long().numpy()
+        peak = self.files.tensor(f, 'peaks').double().numpy()
         for i,m in enumerate(masks):
             some = m[row]
             sums[i] += np.bincount(feature[some], peak[some], self.num_features)
@@ -367,9 +359,9 @@ def firing_counts(self:Atlas,
                  )->np.ndarray: # (feature,) int
     "In how many images of a half each feature fires"
     chosen,count = self.pictures.half.to_numpy()==halves.index(half),np.zeros(self.num_features, int)
-    for f,first,last,_ in self.block_rows():
-        on = chosen[np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())]
-        count += np.bincount(read_tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
+    for f,first,last in self.block_rows():
+        on = chosen[np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())]
+        count += np.bincount(self.files.tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
     return count
 
 @patch

@@ -6,17 +6,19 @@
 __all__ = ['SceneWriter', 'ModelWriter', 'Generation', 'Intervention']
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00003
+import inspect
 from collections.abc import Iterator
 
 import torch
 from fastcore.basics import patch
 
+from ..activations.batching import PromptBatches, check_call
 from ..activations.recording import record_batches
-from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
+from .endpoint import Answerer
 from .judges import Task, named_concepts
+from .questions import Answer, Question, fill_prompt, load_prompt, read_json
 from .scorers import Scorer, own_preference
 from ..dictionaries.dictionary import Dictionary
-from ..models.pipelines import prompt_generators
 from ..steering.edits import Add
 from ..steering.interventions import steer
 from ..worlds.scenes import concepts, make_scene
@@ -147,6 +149,7 @@ class Intervention(Scorer):
                  seed:int=200,          # seed of the initial noise
                  **call,                # keyword arguments of the pipeline call
                 ):
+        check_call(pipe, call, inspect.signature(Intervention).parameters)
         self.pipe,self.dictionary = pipe,dictionary
         self.n,self.strength,self.seed = n,strength,seed
         self.call = call
@@ -187,8 +190,7 @@ class Intervention(Scorer):
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #wgk00006
 @patch
 def _generate(self:Intervention, captions):
-    generators = prompt_generators(self.seed, range(len(captions)))
-    return self.pipe(captions, generator=generators, **self.call).images
+    return PromptBatches(self.pipe, captions, self.call, self.seed).draw('auto', progress=False)
 
 @patch
 def pairs(self:Intervention,

@@ -11,6 +11,7 @@ import re
 import ipywidgets as widgets
 from fastcore.basics import patch
 
+from ..activations.batching import PromptBatches
 from ..atlases.atlas import Atlas
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
@@ -19,7 +20,6 @@ from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
 from ..widgets.image_strip import ImageStrip
-from ..models.pipelines import prompt_generators
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
 from .timestep_viewer import FeatureNames
 from ..widgets.base import image_memory_advice
@@ -220,8 +220,7 @@ def static(self:SteeringStudio):
 @patch
 def _steered(self:SteeringStudio, live_run, edits): # in the thread
     with steer(self.pipe, edits):
-        noise = prompt_generators(live_run.seed, range(1))
-        return self.pipe([live_run.prompt], generator=noise, **self.call).images[0]
+        return PromptBatches(self.pipe, live_run.prompt, self.call, live_run.seed).draw()[0]
 
 @patch
 def _with_warning(self:SteeringStudio, message):

@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
+from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dc61c0c7
 @dataclass
@@ -103,6 +104,7 @@ class DictionaryMeta:
     tokens:int=0                  # activation vectors in the data
     guidance:list=field(default_factory=list) # guidance rows in the data: 'conditional', 'unconditional'
     data:str=''                   # prompts and seeds of the data, in words
+    init:str=''                   # fingerprint of the dictionary its training began from; '' for none
 
 class Dictionary(nn.Module):
     "Base class of dictionaries: modules that write activations as sparse codes"
@@ -110,14 +112,34 @@ class Dictionary(nn.Module):
     num_latents:int
     signed:bool = False # whether activations of its latents can be negative
     k:int|None = None   # active latents per vector; None where the dictionary sets no number
+    mean_activations:torch.Tensor|None = None # mean of each latent where it fires, (num_latents,), if known
+
+    def normalized(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
+        "Activations in the space in which latents are chosen, (..., d)"
+        return self.normalizer(x)
+
+    def raw(self, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+        "The inverse of `normalized`, (..., d)"
+        return self.normalizer.inverse(z)
+
+    def codes(self, z:torch.Tensor)->SparseCode: # normalized activations, (n, d)
+        "Codes of normalized activations"
+        raise NotImplementedError
+
+    def sums(self, code:SparseCode)->torch.Tensor: # code of each vector
+        "What active latents add up to, in normalized space, (..., d)"
+        raise NotImplementedError
 
     def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-        "Sparse code of each vector"
-        raise NotImplementedError
+        "Sparse code of each vector, (..., k)"
+        x = self.check(x)
+        with plain_torch(): code = self.codes(self.normalized(x).reshape(-1, x.shape[-1]))
+        shape = *x.shape[:-1],code.values.shape[-1]
+        return SparseCode(code.values.view(shape), code.indices.view(shape), code.num_latents)
 
     def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
-        "Raw activations, (..., d)"
-        raise NotImplementedError
+        "Reconstruction in raw space, (..., d)"
+        with plain_torch(): return self.raw(self.sums(code))
 
     def forward(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
         "Reconstruction of `x`"

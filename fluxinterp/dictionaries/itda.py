@@ -24,7 +24,7 @@ from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400006
 def cosine_of_loss(loss:float, # mean squared difference per coordinate of two vectors of length 1
@@ -154,17 +154,9 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
     return SparseCode(values, indices, self.num_latents)
 
 @patch
-def encode(self:ITDA, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.atoms))
+def sums(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "Sum of the active atoms, in normalized space, (..., d)"
+    return sparse_decode(code, self.atoms)
 
 @patch(as_prop=True)
 def read_directions(self:ITDA)->torch.Tensor:
@@ -335,7 +327,7 @@ def _check_stored(p): # `Parts`: what is said beside the tensors
     check_tensors(p.tensors, dict(W_dec=(m, p.width), b_dec=(p.width,)), p.where)
 
 def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no table took
-    normalizer = Normalizer(d, kind)
+    with torch.device('meta'): normalizer = Normalizer(d, kind) # its sizes are only claimed so far
     state = {k.partition('.')[2]: v for k,v in own.items() if k.startswith('normalizer.')}
     rest = [k for k in own if not k.startswith('normalizer.')]
     if rest: raise DictionaryFileError(f'{where}: holds the unknown {rest[0]}')
@@ -346,7 +338,7 @@ def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no
     check_tensors(state|dict(norms=norms)|extra, shapes|({} if whole is None else dict(atoms=(m, d))), where)
     if not (state['scale']>0).all():
         raise DictionaryFileError(f'{where}: a scale of the normalizer is not positive')
-    normalizer.load_state_dict({k: v.float() for k,v in state.items()})
+    normalizer.load_state_dict({k: v.float() for k,v in state.items()}, assign=True)
     return normalizer
 
 def _unit_rows(atoms, where): # half precision leaves rows nearly of length 1

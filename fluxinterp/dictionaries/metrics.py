@@ -7,7 +7,7 @@ __all__ = ['spaces', 'fvu', 'explained_variance_variants', 'Evaluation', 'GroupS
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #691b0df6
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -16,30 +16,35 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .dictionary import Dictionary, SparseCode, check_belongs, data_site
+from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
-    empty_data)
+    empty_data, rounding)
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #11ed51e5
 def _check_shapes(x, xhat): # activations, their reconstruction
     if x.shape!=xhat.shape: raise ValueError(f'x is {tuple(x.shape)} but xhat is {tuple(xhat.shape)}')
 
+def _share(errors, deviations, squares): # sums of squares -> their ratio, NaN without deviations
+    return torch.where(deviations>rounding*squares, errors/deviations, float('nan'))
+
 def fvu(x:torch.Tensor,    # raw activations, (n, d)
         xhat:torch.Tensor, # reconstruction, same shape
         mean:torch.Tensor, # dataset mean, (d,); not the batch's
        )->float:           # fraction of variance unexplained, 0 is perfect, 1 is the mean
-    "Sum of squared errors over total squared deviation from `mean`, in float64"
+    "Sum of squared errors over total squared deviation from `mean`, in float64; NaN where nothing varies"
     _check_shapes(x, xhat)
     x = as_float64(x)
-    return float((x-as_float64(xhat)).square().sum()/(x-as_float64(mean)).square().sum())
+    errors = (x-as_float64(xhat)).square().sum()
+    return float(_share(errors, (x-as_float64(mean)).square().sum(), x.square().sum()))
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #6e1b2c02
 def explained_variance_variants(x:torch.Tensor,      # raw activations, (n, d)
                                 xhat:torch.Tensor,   # reconstruction, same shape
                                 batch_size:int=2048, # vectors in a batch of `batch_mean`
                                )->pd.Series:         # name -> share explained, 1 is perfect
-    "Explained variance as seven libraries and papers compute it, in float64"
+    "Explained variance as seven libraries and papers compute it, in float64; NaN where nothing varies"
     _check_shapes(x, xhat)
     if not len(x): raise empty_data()
     x = as_float64(x)
@@ -47,21 +52,22 @@ def explained_variance_variants(x:torch.Tensor,      # raw activations, (n, d)
     e = x-xhat
     c = x-x.mean(0)
     h = xhat-xhat.mean(0)
+    x2 = x.square()
     e2 = e.square().sum(1) # (n,)
     c2 = c.square().sum(1)
-    batches = [1-eb.square().sum()/(xb-xb.mean(0)).square().sum()
+    batches = [_share(eb.square().sum(), (xb-xb.mean(0)).square().sum(), xb.square().sum())
                for xb,eb in zip(x.split(batch_size), e.split(batch_size))]
     var = c.square().mean(0) # (d,)
     evar = e.var(0, correction=0)
-    live = var>0
+    live = var>rounding*x2.mean(0)
     r2 = (c*h).mean(0)[live].square()/(var*h.square().mean(0))[live]
     variants = {
-        'global': 1-e2.sum()/c2.sum(),
-        'batch_mean': sum(batches)/len(batches),
-        'per_token': (1-e2/c2).mean(),
-        'residual_variance': 1-evar.sum()/var.sum(),
-        'per_dimension': (1-evar[live]/var[live]).mean(),
-        'scalar_mean': 1-e2.sum()/(x-x.mean()).square().sum(),
+        'global': 1-_share(e2.sum(), c2.sum(), x2.sum()),
+        'batch_mean': 1-torch.stack(batches).nanmean(),
+        'per_token': 1-_share(e2, c2, x2.sum(1)).nanmean(),
+        'residual_variance': 1-_share(evar.sum(), var.sum(), x2.mean(0).sum()),
+        'per_dimension': 1-_share(evar, var, x2.mean(0)).nanmean(),
+        'scalar_mean': 1-_share(e2.sum(), (x-x.mean()).square().sum(), x2.sum()),
         'squared_pearson': r2.nan_to_num(0).mean()}
     return pd.Series({name: float(v) for name,v in variants.items()}, name='explained variance')
 
@@ -83,8 +89,8 @@ def _table_row(g): # numbers of a group -> columns of the table
 class Evaluation:
     "How well a dictionary does on held-out activations"
     site:str                # name of the site; '' where unknown
-    fvu:float               # FVU in raw space, 0 to 1 and beyond
-    cosine:float            # mean cosine between x and xhat, both minus the mean
+    fvu:float               # FVU in raw space, 0 to 1 and beyond; NaN where the data do not vary
+    cosine:float            # mean cosine between x and xhat, both minus the mean, of x not at the mean
     l0:float                # mean active latents per token
     dead:float              # share of dead latents, which never fired
     tokens:int              # number of tokens evaluated
@@ -93,12 +99,15 @@ class Evaluation:
     fvu_whitened:float|None # FVU in whitened space; NaN where there were too few tokens
     density:torch.Tensor    # share of tokens on which each latent fires, (num_latents,)
     groups:list             # dicts of 'by', 'value', 'level' and the numbers above, one per group
+    constant:list=field(default_factory=list) # coordinates that do not vary, left out of the last two FVUs
+    flat:int=0              # directions that do not vary, left out of FVU in whitened space
 
     def to_dict(self,
                 density:bool=True, # whether the density of every latent is included
                )->dict:            # numbers by name, None for NaN
         "The evaluation as plain numbers, for JSON"
-        names = ('site', *_numbers.values(), 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups')
+        names = ('site', *_numbers.values(), 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups', 'constant',
+                 'flat')
         d = _plain({k: getattr(self, k) for k in names})
         return d|dict(density=self.density.tolist()) if density else d
 
@@ -117,28 +126,49 @@ class Evaluation:
         "Table of one line, the noise levels as columns"
         return self.frame[:1].assign(**{f'FVU at noise {l:g}': v for l,v in self.fvu_by_step.items()})
 
-    def _repr_html_(self): return self.frame.to_html(float_format='{:.3f}'.format)
-    def __repr__(self): return self.frame.to_string(float_format='{:.3f}'.format)
+    @property
+    def remarks(self)->list:
+        "Sentences on what has no variance, and what that does to the numbers"
+        if self.fvu!=self.fvu: return ['These activations do not vary, so there is no variance to explain.']
+        res = []
+        if self.constant:
+            some = ', '.join(map(str, self.constant[:8]))+', ...'*(len(self.constant)>8)
+            several = len(self.constant)>1
+            res.append(f'{len(self.constant)} coordinate{"s do" if several else " does"} not vary ({some}): left '
+                       'out of FVU standardized and whitened.')
+        if self.flat>len(self.constant):
+            res.append(f'{self.flat} directions do not vary: left out of FVU whitened.')
+        return res
+
+    def _repr_html_(self):
+        table = self.frame.to_html(float_format='{:.3f}'.format)
+        return table+''.join(f'<p>{r}</p>' for r in self.remarks)
+
+    def __repr__(self): return '\n'.join([self.frame.to_string(float_format='{:.3f}'.format), *self.remarks])
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #5paces01
 def _check_whitening(normalizer, d):
     if normalizer.kind!='whiten' or len(normalizer.mean)!=d:
         raise ValueError(f'whitened space of width {d} needs a Normalizer({d}, "whiten"), got {normalizer}')
 
-def _space_maps(total, wanted, normalizer): # moments of all -> name of the space -> linear map
+def _space_normalizers(total, wanted, normalizer): # moments of all -> name of the space -> its normalizer
     d = len(total.mean)
     new = lambda kind: Normalizer(d, kind).to(total.mean)
-    maps = {'raw': lambda v: v}
-    if 'standardized' in wanted: maps['standardized'] = new('standardize').fit(total).linear
+    res = {'raw': new('none')}
+    if 'standardized' in wanted: res['standardized'] = new('standardize').fit(total)
     if 'whitened' in wanted and normalizer is not None:
         _check_whitening(normalizer, d)
-        white = new('whiten')
-        white.load_state_dict(normalizer.state_dict())
-        maps['whitened'] = white.linear
+        res['whitened'] = new('whiten')
+        res['whitened'].load_state_dict(normalizer.state_dict())
     elif 'whitened' in wanted:
         enough = total.count>=10*d
-        maps['whitened'] = new('whiten').fit(total).linear if enough else lambda v: v*float('nan')
-    return maps
+        res['whitened'] = new('whiten').fit(total) if enough else None
+    return res
+
+def _space_map(normalizer): # differences of activations -> of normalized ones, in what varies
+    if normalizer is None: return lambda v: v*float('nan') # too few vectors
+    live = normalizer.live
+    return normalizer.linear if live.all() else lambda v: normalizer.linear(v)[...,live]
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #6e1b2c07
 def _keys(batch, by): # coordinates of `by` that the batch has
@@ -149,6 +179,7 @@ def _keys(batch, by): # coordinates of `by` that the batch has
 
 class GroupStatistics:
     "Mean and variance of held-out activations and of each group of them, and the maps into other spaces"
+    @plain_torch()
     def __init__(self,
                  data,                       # held-out `SiteRecord`, store data or activations (..., d)
                  split:str|None,             # 'train', 'validation' or 'test'; everything when None
@@ -172,7 +203,12 @@ class GroupStatistics:
         self.total = self.groups['all', 0]
         order = lambda group: (('all', *self.by).index(group[0][0]), group[0][1])
         self.groups = dict(sorted(self.groups.items(), key=order))
-        self.maps = _space_maps(self.total, wanted, normalizer) # space -> linear map of differences
+        normalizers = _space_normalizers(self.total, wanted, normalizer)
+        self.maps = {space: _space_map(n) for space,n in normalizers.items()} # linear maps of differences
+        scaled = Normalizer(len(self.total.mean), 'standardize').to(self.total.mean).fit(self.total)
+        self.constant = (~scaled.live).nonzero()[:,0].tolist() # coordinates that do not vary
+        white = normalizers.get('whitened')
+        self.flat = 0 if white is None else int((~white.live).sum()) # directions that do not vary
 
     def batches(self)->Iterator[TokenBatch]:
         "The data, batch by batch"
@@ -200,7 +236,7 @@ class _GroupSums:
         self.stats = stats
         self.slot = {g: i for i,g in enumerate(stats.groups)}
         self.names = list(stats.maps)
-        columns = 2+2*len(self.names) # cosine, L0, errors, deviations
+        columns = 3+2*len(self.names) # cosine, tokens that have one, L0, errors, deviations
         self.sums = torch.zeros(len(self.slot), columns, dtype=torch.float64, device=stats.total.mean.device)
         self.fired = torch.zeros(len(self.slot), num_latents, dtype=torch.int64)
 
@@ -217,7 +253,10 @@ class _GroupSums:
         total = self.stats.total.mean
         centered = x-total
         error = x-xhat
-        cosine = torch.cosine_similarity(centered, xhat-total, dim=-1)
+        norm = centered.norm(dim=-1)
+        off = (norm>3e-7*x.norm(dim=-1)).double() # a token at the mean, to float32, has no direction
+        product = norm*(xhat-total).norm(dim=-1)
+        cosine = torch.where(product>0, (centered*(xhat-total)).sum(-1)/product, 0.)*off
         l0 = code.l0.double().to(x.device)
         errors = [maps[s](error).square().sum(-1) for s in self.names]
         centered = [maps[s](centered) for s in self.names]
@@ -225,7 +264,7 @@ class _GroupSums:
             for v in b.coords[k].unique().tolist() if k!='all' else [0]:
                 here = b.coords[k]==v if k!='all' else torch.ones(len(x), dtype=torch.bool)
                 shift = self.stats.groups[k, v].mean-total
-                part = [cosine[here].sum(), l0[here].sum(), *[e[here].sum() for e in errors]]
+                part = [cosine[here].sum(), off[here].sum(), l0[here].sum(), *[e[here].sum() for e in errors]]
                 part += [(c[here]-maps[s](shift)).square().sum() for s,c in zip(self.names, centered)]
                 self.sums[self.slot[k, v]] += torch.stack([p.to(self.sums) for p in part])
                 i = code.indices[here.cpu()][code.values[here.cpu()]!=0]
@@ -237,16 +276,17 @@ class _GroupSums:
                )->dict:    # numbers of an `Evaluation` by name
         "Numbers of one group"
         i = self.slot[key, value]
-        n = self.stats.groups[key, value].count
+        group = self.stats.groups[key, value]
         p = len(self.names)
-        sums = self.sums[i].cpu()
-        ratio = dict(zip(self.names, (sums[2:2+p]/sums[2+p:]).tolist()))
+        cosine,off,l0,*rest = self.sums[i].tolist()
+        shares = [e/v if group.varies and v else float('nan') for e,v in zip(rest[:p], rest[p:])]
+        ratio = dict(zip(self.names, shares))
         level = self.stats.levels.get((key, value))
         return dict(by=key, value=guidance_kinds[value] if key=='guidance' else value,
                     level=level if level is None else round(level, 4),
                     **{_numbers[s]: ratio.get(s) for s in spaces},
-                    cosine=float(sums[0]/n), l0=float(sums[1]/n),
-                    dead=float((self.fired[i]==0).double().mean()), tokens=n)
+                    cosine=cosine/off if off else float('nan'), l0=l0/group.count,
+                    dead=float((self.fired[i]==0).double().mean()), tokens=group.count)
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #6e1b2c09
 def _measure(dictionary, stats): # -> _GroupSums
@@ -277,6 +317,7 @@ def _check_evaluated(dictionary, data, site, force):
     check_belongs(dictionary, '' if site else name, model if isinstance(model, str) else '', force)
 
 @torch.no_grad()
+@plain_torch()
 def evaluate(dictionary:Dictionary,       # dictionary to measure
              data,                        # held-out `SiteRecord`, store data, tensor (..., d), or `Recording`
              split:str|None=None,         # part of the prompts: 'train', 'validation', 'test'; all when None
@@ -302,7 +343,8 @@ def evaluate(dictionary:Dictionary,       # dictionary to measure
     numbers = {k: v for k,v in total.items() if k not in ('by', 'value', 'level')}
     by_step = {g['level']: g['fvu'] for g in groups if g['by']=='step' and g['level'] is not None}
     site = data_site(data) or dictionary.meta.site
-    return Evaluation(site=site, **numbers, fvu_by_step=by_step, density=density, groups=groups)
+    return Evaluation(site=site, **numbers, fvu_by_step=by_step, density=density, groups=groups,
+                      constant=s.constant, flat=s.flat)
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #3425d873
 @patch
@@ -322,6 +364,7 @@ def figure(self:Evaluation,
     return fig
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #804c8111
+@plain_torch()
 def compare(dictionaries:dict,           # name -> dictionary
             data,                        # held-out data, as `evaluate` takes it
             split:str|None=None,         # part of the prompts: 'train', 'validation' or 'test'; all when None
@@ -380,6 +423,7 @@ def _check_overlap(dictionary, record):
     if not n: raise empty_data()
 
 @torch.no_grad()
+@plain_torch()
 def code_overlap(dictionary:Dictionary, # dictionary that encodes the record
                  record:SiteRecord,     # activations of at least two steps
                  batch_size:int=8192,   # tokens compared at a time

@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from ..core import plain_torch
 from .normalizers import check_finite
 from .sparse_ops import dots, weighted_rows
 
@@ -282,6 +283,7 @@ def _check_pursuit(x, atoms, k, method, tolerance):
 
 # %% ../../nbs/25_dictionaries/40_pursuit.ipynb #e7394d02
 @torch.no_grad()
+@plain_torch()
 def pursue(x:torch.Tensor,            # tokens, (n, d); computed in float32
            atoms:torch.Tensor,        # rows of length 1, (m, d); the work is done on their device
            k:int,                     # steps, and places of a code, 1 to m

@@ -134,17 +134,9 @@ class SAE(Dictionary):
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #f07ce578
 @patch
-def encode(self:SAE, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:SAE, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)
+def sums(self:SAE, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "The decoder's bias and the active rows, in normalized space, (..., d)"
+    return sparse_decode(code, self.W_dec)+self.b_dec
 
 @patch(as_prop=True)
 def read_directions(self:SAE)->torch.Tensor:

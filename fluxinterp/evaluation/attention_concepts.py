@@ -193,13 +193,14 @@ def score_word_maps(pipe,              # diffusers pipeline with cross-attention
                    )->dict:            # word -> AUROC; NaN for a word of no prompt
     "AUROC of cross-attention to a word against where it was generated, mean over sites and steps"
     rec = record(pipe, prompts, sites, images=True, seed=seed, batch_size=batch_size, progress=False, **call)
-    grid = next(iter(rec.values())).grid
+    records = [r.select(guidance='conditional') for r in rec.values()] # a row for each image
+    grid = records[0].grid
     if labels: truth = labels(rec.images, grid)
     else: truth = {v: l for (_,v),l in zip(concepts, reader_labels(rec.images, grid))}
     scores = {w: [] for w in words}
     word_labels = {w: [] for w in words}
-    for i in range(len(prompts)):
-        found = [word_activations(pipe, r, i) for r in rec.values()]
+    for i in range(len(records[0])):
+        found = [word_activations(pipe, r, i) for r in records]
         prompt_words = [w.strip(',.') for w in found[0][0]]
         mean = torch.stack([a.mean(0) for _,a in found]).mean(0) # (token, word)
         for w in words:

@@ -6,6 +6,7 @@
 __all__ = ['anchors', 'Splice', 'splice']
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #9a3c0003
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
+from ..activations.batching import PromptBatches, check_call
 from ..activations.hooks import hooked
-from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
+from ..models.pipelines import check_pipeline
 from ..models.steps import step_window
 from ..models.sites import resolve_site
 from ..models.description import describe
@@ -100,9 +102,8 @@ def _replacing(pipe, site, replace, steps)->Iterator: # replace(x, step) -> tens
     with hooked(pipe, [(site, _at_site)]) as clock:
         yield clock
 
-def _run(pipe, inputs, site, replace, steps, keep=None):
+def _run(pipe, arguments, site, replace, steps, keep=None):
     "Final latents and pixels of a free run; `keep(clock, args, kwargs, output)` sees each network call"
-    prompts,generators,call = inputs
     last = {}
     def _at_step_end(pipe, i, t, kwargs):
         last['latents'] = kwargs['latents']
@@ -112,8 +113,8 @@ def _run(pipe, inputs, site, replace, steps, keep=None):
             if keep: keep(clock, args, kwargs, output)
         handle = describe(pipe).network.register_forward_hook(_after_network, with_kwargs=True)
         try:
-            out = pipe(prompts, generator=generators, output_type='pt', callback_on_step_end=_at_step_end,
-                       callback_on_step_end_tensor_inputs=['latents'], **call).images
+            out = pipe(output_type='pt', callback_on_step_end=_at_step_end,
+                       callback_on_step_end_tensor_inputs=['latents'], **arguments).images
         finally:
             handle.remove()
     return last['latents'],out
@@ -152,32 +153,23 @@ def _splice_site(pipe, named, site, force):
                              f'but {res.name} has width {res.width}')
     return res
 
-_arguments_of_splice = {'output_type', 'callback_on_step_end', 'callback_on_step_end_tensor_inputs',
-                        'generator', 'num_images_per_prompt', 'latents'}
+_callbacks = ('callback_on_step_end', 'callback_on_step_end_tensor_inputs')
 
-def _check_splice(call, mean, site):
-    taken = _arguments_of_splice&set(call)
-    if taken: raise ValueError(f'splice sets {sorted(taken)[0]} itself')
+def _check_splice(pipe, call, mean, site):
+    check_call(pipe, call, inspect.signature(splice).parameters,
+               dict.fromkeys(_callbacks, 'splice follows the steps itself'))
     if mean is not None and mean.shape!=(site.width,):
         raise ValueError(f'the mean for {site.name} has shape ({site.width},), got {tuple(mean.shape)}')
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #1cad5374
-def _inputs(prompts, seed, call, batch): # prompts, fresh noise generators and the rest of the call
-    def _of_batch(v): return [v]*len(batch) if isinstance(v, str) else [v[i] for i in batch]
-    per_prompt = [k for k in ('prompt_2', 'negative_prompt', 'negative_prompt_2') if call.get(k) is not None]
-    call = call|{k: _of_batch(call[k]) for k in per_prompt}
-    return [prompts[i] for i in batch],prompt_generators(seed, batch),call
-
-def _step_means(pipe, site, steps, batches, bar): # step -> moments of the activations there
+def _step_means(pipe, site, steps, calls, bar): # step -> moments of the activations there
     means = {}
     def _learn(x, step):
         x = x.flatten(0, -2)
         check_finite(x, what=f'activation vectors at {site.name}, step {step},')
         means.setdefault(step, RunningMoments(site.width)).update(x)
-    for inputs in batches:
-        prompts,generators,call = inputs()
-        with _replacing(pipe, site, _learn, steps):
-            pipe(prompts, generator=generators, output_type='latent', **call)
+    for arguments in calls: # the noise generators in them are used up by a call
+        with _replacing(pipe, site, _learn, steps): pipe(output_type='latent', **arguments())
         bar.update()
     return means
 
@@ -190,55 +182,55 @@ def _mean_ablated(x, step, mean, means): # one mean for all steps, or the moment
 
 def _zero_ablated(x, step): return torch.zeros_like(x)
 
-def _clean_run(pipe, inputs, site, steps): # latents, pixels, calls of the network, step -> noise level
-    prompts,generators,call = inputs()
+def _clean_run(pipe, arguments, site, steps): # latents, pixels, calls of the network, step -> noise level
+    images = len(arguments['generator'])
     calls,levels = [],{}
     def _keep(clock, args, kwargs, output):
         wanted = step_window(steps, clock.levels)
         levels.update({i: clock.levels[i] for i in wanted})
-        if clock.step in wanted: calls.append((clock.step, args, kwargs, output[0], len(prompts)))
-    z,pixels = _run(pipe, (prompts, generators, call), site, lambda x, step: None, steps, _keep)
+        if clock.step in wanted: calls.append((clock.step, args, kwargs, output[0], images))
+    z,pixels = _run(pipe, arguments, site, lambda x, step: None, steps, _keep)
     return z,pixels,calls,levels
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #c6a2358e
 @torch.no_grad()
 def splice(pipe,                       # diffusers pipeline
            dictionary:Dictionary|dict, # one dictionary, reported as 'xhat', or several by name
-           prompts:str|list,           # held-out prompts
+           prompts:str|list|None,      # held-out prompts; None with `prompt_embeds`
            num_inference_steps:int|None=None, # denoising steps; the pipeline's default when None
            steps=None,                 # steps at which x is replaced: all when None, or as `step_window`
-           seed:int=0,                 # seed of the initial noise: prompt i starts from noise `(seed, i)`
+           seed:int=0,                 # noise seed; `(seed, i, j)` for image j of prompt i
            mean:torch.Tensor|None=None, # mean for ablation, (d,); when None measured here, per step
-           batch_size:int=16,          # images generated at a time
+           batch_size:int=16,          # prompts at a time
            site:str|None=None,         # name of the site; the dictionary's own when None
            force:bool=False,           # accept dictionaries of another model or site, with a warning
            progress:bool|None=None,    # progress bar, shown if True; for more than one batch when None
+           num_images_per_prompt:int=1, # images per prompt, each from its own noise
            **call,                     # keyword arguments of the pipeline call: height, negative_prompt, ...
           )->Splice:                   # distances that print as a table
     "Loss recovered when the reconstruction replaces the activation, beside zero and mean ablation"
     check_pipeline(pipe)
-    prompts = check_prompts(prompts)
     named = dict(dictionary) if isinstance(dictionary, Mapping) else {'xhat': dictionary}
     site = _splice_site(pipe, named, site, force)
-    _check_splice(call, mean, site)
+    _check_splice(pipe, call, mean, site)
     if num_inference_steps: call['num_inference_steps'] = num_inference_steps
-    starts = range(0, len(prompts), batch_size)
-    rows = [range(k, min(k+batch_size, len(prompts))) for k in starts]
-    batches = [partial(_inputs, prompts, seed, call, r) for r in rows]
-    shown = len(batches)>1 if progress is None else progress
-    total = len(batches)*(len(named)+len(anchors)+(mean is None))
+    batches = PromptBatches(pipe, prompts, call, seed, num_images_per_prompt)
+    every = list(range(len(batches)))
+    calls = [partial(batches.arguments, every[k:k+batch_size]) for k in every[::batch_size]]
+    shown = len(calls)>1 if progress is None else progress
+    total = len(calls)*(len(named)+len(anchors)+(mean is None))
     with tqdm(total=total, desc='splice', disable=not shown, leave=False) as bar:
-        means = _step_means(pipe, site, steps, batches, bar) if mean is None else {}
+        means = _step_means(pipe, site, steps, calls, bar) if mean is None else {}
         replacements = {'identity': _unchanged,
                         **{n: partial(_reconstructed, dictionary=d) for n,d in named.items()},
                         'mean': partial(_mean_ablated, mean=mean, means=means), 'zero': _zero_ablated}
         levels,parts = {},{k: {n: [] for n in replacements} for k in ('velocity', 'latent', 'rmse')}
-        for inputs in batches:
-            z,pixels,calls,seen = _clean_run(pipe, inputs, site, steps)
+        for arguments in calls:
+            z,pixels,clean,seen = _clean_run(pipe, arguments(), site, steps)
             levels.update(seen)
             for name,replace in replacements.items():
-                parts['velocity'][name].append(_replay(pipe, site, replace, calls).numpy())
-                new_z,new_pixels = _run(pipe, inputs(), site, replace, steps)
+                parts['velocity'][name].append(_replay(pipe, site, replace, clean).numpy())
+                new_z,new_pixels = _run(pipe, arguments(), site, replace, steps)
                 moved = _squared_norms(as_float64(new_z)-as_float64(z))/_squared_norms(z)
                 parts['latent'][name].append(moved.sqrt().numpy())
                 error = (as_float64(new_pixels)-as_float64(pixels)).cpu().flatten(1).square().mean(1)

@@ -61,7 +61,7 @@ def _record_again(itda, pipe, lines, force=False, images=False, previews=False, 
     for seed,part in lines.groupby('seed', sort=True):
         more = {} if real else dict(steps=sorted(set(part.step.tolist())), previews=previews)
         if part.image.max()>0: more |= dict(num_images_per_prompt=int(part.image.max())+1)
-        if (part.guidance!='conditional').any(): more |= dict(guidance='both')
+        if (part.guidance!='conditional').any(): more |= dict(guidance=list(part.guidance.unique()))
         batches = record_batches(pipe, prompts, [itda.meta.site], seed=int(seed),
                                  indices=sorted(set(part.prompt.tolist())), images=images,
                                  batch_size=batch_size, progress=progress, **more|call)

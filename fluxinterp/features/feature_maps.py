@@ -75,6 +75,10 @@ def maps_from(rec:Recording,         # a recording made with `previews=True`
              )->FeatureMaps:         # maps over the previews
     "A feature's activation maps from a recording already made"
     site = rec[dictionary.meta.site]
+    kinds = list(dict.fromkeys(site.rows.guidance))
+    if len(kinds)>1:
+        raise ValueError(f'this recording has {" and ".join(kinds)} rows, and a map is of one kind: '
+                         f'record with guidance={kinds[0]!r}')
     if rec.previews is None: raise ValueError('this recording has no previews: record with previews=True')
     return FeatureMaps(latent_maps(dictionary, site, feature), feature, site.site.name, site.levels,
                        list(site.rows.caption), rec.previews, rec.images, dictionary.signed)
@@ -82,12 +86,16 @@ def maps_from(rec:Recording,         # a recording made with `previews=True`
 def activation_map(pipe,                  # a diffusers pipeline, the one the dictionary belongs to
                    dictionary:Dictionary, # dictionary of one of its sites
                    feature:int,           # latent's number
-                   prompts:str|list,      # a prompt or several
+                   prompts:str|list|None, # a prompt or several; None with `prompt_embeds`
                    seed:int=0,            # seed of the initial noise
                    **kwargs,              # keyword arguments of `record`: num_inference_steps, height, ...
                   )->FeatureMaps:         # maps over the previews
     "Generate images of prompts and map one feature's activation at every step"
     if not 0<=feature<dictionary.num_latents:
         raise ValueError(f'feature {feature} of a dictionary with {dictionary.num_latents} latents')
+    taken = {'sites', 'images', 'previews'}&set(kwargs)
+    if taken:
+        raise TypeError(f"{min(taken)}= is not to be given here: a map is of its dictionary's site, "
+                        'over the images and their previews')
     rec = record(pipe, prompts, [dictionary.meta.site], seed=seed, images=True, previews=True, **kwargs)
     return maps_from(rec, dictionary, feature)

@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ..activations.batching import PromptBatches, check_call
 from ..activations.recording import record_batches
 from ..dictionaries.dictionary import Dictionary, check_belongs, two_sided
 from ..models.description import describe
-from ..models.pipelines import check_prompts, prompt_generators
+from ..models.pipelines import check_prompts
 from ..models.regions import Box
 from ..models.sites import resolve_site
 from ..models.steps import step_window
@@ -170,14 +171,6 @@ def scan_steps(pipe,                  # a diffusers pipeline
     return _scan(share[inside].sum(0), share, m, levels, dictionary, description, n)
 
 # %% ../../nbs/35_features/05_feature_scanner.ipynb #4661f725
-def _generate_in_batches(pipe, jobs, batch_size, call): # jobs: (seed, prompt) each -> PIL images
-    images = []
-    for k in range(0, len(jobs), batch_size):
-        part = jobs[k:k+batch_size]
-        generators = [prompt_generators(s, [0])[0] for s,_ in part]
-        images += pipe([p for _,p in part], generator=generators, **call).images
-    return images
-
 def _pixel_mask(region, grid): # (rows, columns)
     if isinstance(region, Box): return region.mask(grid)
     return np.asarray(Image.fromarray(np.asarray(region, np.float32)).resize(grid[::-1], Image.NEAREST))
@@ -187,7 +180,7 @@ def scan_words(pipe,              # a diffusers pipeline
                prompt:str,        # a prompt of several words
                region,            # mask (rows, cols) over the tokens, or a `Box`
                seeds=(0, 1, 2),   # seeds of the initial noise
-               batch_size:int=32, # images generated at a time
+               batch_size:int|str=32, # images at a time; 'auto': halved when memory runs out
                **call,            # keyword arguments of the pipeline call: height, guidance_scale, ...
               )->pd.DataFrame:    # a line per word: word, inside, outside (mean pixel change, 0 to 1), score
     "The words of a prompt that made a region: leave-one-word-out, images from the same noise"
@@ -196,7 +189,9 @@ def scan_words(pipe,              # a diffusers pipeline
         raise ValueError(f'{prompt!r} has no word that could be left out: give a prompt of several')
     # all words first, then each left out
     shortened = [' '.join(w for j,w in enumerate(words) if j!=i) for i in range(-1, len(words))]
-    images = _generate_in_batches(pipe, [(s, p) for s in seeds for p in shortened], batch_size, call)
+    jobs = [(s, p) for s in seeds for p in shortened]
+    batches = PromptBatches(pipe, [p for _,p in jobs], call, seeds=[s for s,_ in jobs])
+    images = batches.draw(batch_size, 'words', False)
     grid = (images[0].height, images[0].width)
     x = np.stack([np.asarray(im.convert('RGB'), np.float32)/255 for im in images])
     x = torch.from_numpy(x).view(len(seeds), len(words)+1, *grid, 3)

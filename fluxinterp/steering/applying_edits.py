@@ -129,7 +129,7 @@ class EditPlan:
                  x:torch.Tensor,          # raw activations, (batch, token, d)
                  now:list|None=None,      # edits active now; all when None
                  grid:tuple|None=None,    # rows and columns of the tokens, when they have any
-                 guidance:list|None=None, # 'conditional' or 'unconditional' for each row of the batch
+                 guidance:list|None=None, # kind of each row of the batch, of `guidance_kinds`
                 )->tuple|None:            # edited activations, changed tokens (batch, token); None if none
         "Edited activations and which tokens changed"
         now = {id(e) for e in (self.edits if now is None else now)}
@@ -147,7 +147,7 @@ class EditPlan:
 def apply_edits(x:torch.Tensor,          # raw activations, (batch, token, d)
                 edits:list,              # edits, all at one site and active now
                 grid:tuple|None=None,    # rows and columns of the tokens, when they have any
-                guidance:list|None=None, # 'conditional' or 'unconditional' for each row of the batch
+                guidance:list|None=None, # kind of each row of the batch, of `guidance_kinds`
                )->torch.Tensor|None:     # edited activations; None when nothing changes
     "Raw activations after some edits; every edit reads the unedited `x`"
     res = EditPlan(edits)(x, None, grid, guidance)

@@ -7,6 +7,7 @@ __all__ = ['block_sites', 'Ablations', 'label_changes', 'ablate_blocks', 'replac
            'feature_icons', 'image_activations', 'top_activating_images', 'feature_roles', 'steering_effects']
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00003
+import inspect
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,10 +22,11 @@ from ..dictionaries.dictionary import Dictionary, check_belongs
 from ..dictionaries.baselines import LinearDictionary
 from .edits import Add, Scale
 from ..models.families import unet_stacks
+from ..activations.batching import PromptBatches, batched, check_call
 from ..activations.hooks import hooked
 from .image_judges import pairwise_agreement, pixel_distance, reader_judge
 from ..overlays import image_grid
-from ..models.pipelines import check_prompts, prompt_generators
+from ..models.pipelines import check_prompts
 from ..activations.site_records import SiteRecord
 from ..models.steps import step_window
 from ..models.sites import Site, list_sites, resolve_site
@@ -91,6 +93,7 @@ def label_changes(before,    # `Judgement` of images
     similarity = float((before.vectors*after.vectors).sum(1).mean())
     return pd.concat([pd.Series({'similarity': similarity}), differs])
 
+# %% ../../nbs/45_steering/25_block_roles.ipynb #brl00108
 def ablate_blocks(pipe,                    # diffusers pipeline
                   prompts:list,            # prompts of the images
                   sites:list|None=None,    # names or `Site`s of updates; `block_sites(pipe)` when None
@@ -98,7 +101,7 @@ def ablate_blocks(pipe,                    # diffusers pipeline
                   seed:int=0,              # seed of the initial noise: prompt i starts from noise `(seed, i)`
                   judge=reader_judge,      # function: images -> `Judgement`
                   distance=pixel_distance, # function: (images, images) -> (n,); LPIPS, for photographs
-                  batch_size:int=16,       # images generated at a time
+                  batch_size:int|str=16,   # prompts at a time; 'auto': halved when memory runs out
                   **call,                  # keyword arguments of the pipeline call: num_inference_steps, ...
                  )->Ablations:             # images and a table, with chance in its last line
     "Zero ablation of each block's update in turn (`output := input`), from the same noise"
@@ -116,10 +119,13 @@ def ablate_blocks(pipe,                    # diffusers pipeline
         moved = float(distance(images['clean'], others).mean())
         return {'distance': moved}|label_changes(clean, judged).to_dict()
     rows = {k: _line(v, seen[k]) for k,v in images.items() if k!='clean'}
-    turned = [(i+1)%len(prompts) for i in range(len(prompts))] # other images of the set: what chance gives
+    per_prompt = call.get('num_images_per_prompt', 1)
+    captions = [p for p in prompts for _ in range(per_prompt)]
+    # images of other prompts: what chance gives
+    turned = [(i+per_prompt)%len(captions) for i in range(len(captions))]
     other = type(clean)(clean.vectors[turned], clean.labels.iloc[turned])
     rows['another image'] = _line([images['clean'][i] for i in turned], other)
-    return Ablations(pd.DataFrame(rows).T, images, prompts)
+    return Ablations(pd.DataFrame(rows).T, images, captions)
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00012
 def replace_with_feature(dictionary:Dictionary, # dictionary of an update
@@ -153,27 +159,26 @@ def feature_images(pipe,                # diffusers pipeline
                    strengths,             # activations, (feature,)
                    seeds=(0, 1, 2),       # seeds of the initial noise, an image each
                    prompt:str='',         # prompt of every image
-                   batch_size:int=32,     # images generated at a time
+                   batch_size:int|str=32, # images at a time; 'auto': halved when memory runs out
                    force:bool=False,      # accept dictionaries of another model or site, with a warning
                    site:str|None=None,    # name of the site; the dictionary's own when None
                    **call,                # keyword arguments of the pipeline call: num_inference_steps, ...
                   )->list:                # lists of images, one list per feature
     "Images of one prompt, an empty one by default, with one feature on"
+    check_call(pipe, call, inspect.signature(feature_images).parameters)
     s = resolve_site(pipe, site or dictionary.meta.site)
     check_belongs(dictionary, s.name, describe(pipe).fingerprint, force)
     w = _feature_vectors(dictionary, features, strengths)
     todo = [(i, k) for i in range(len(w)) for k in seeds]
-    images = []
-    hidden = len(todo)<=4*batch_size
-    for k in tqdm(range(0, len(todo), batch_size), desc='images', leave=False, disable=hidden):
-        some = todo[k:k+batch_size]
-        rows = w[[i for i,_ in some]]
+    batches = PromptBatches(pipe, [prompt]*len(todo), call, seeds=[k for _,k in todo])
+    def _images(part):
+        rows = w[[todo[i][0] for i in part]]
         def _with_feature(clock, x):
             add = rows.to(x).repeat(len(x)//len(rows), 1)[:,None]
             return add.expand_as(x) if s.read=='update' else x+add
-        generators = [prompt_generators(j, [0])[0] for _,j in some]
-        with hooked(pipe, [(s, _with_feature)]):
-            images += pipe([prompt]*len(some), generator=generators, **call).images
+        with hooked(pipe, [(s, _with_feature)]): return pipe(**batches.arguments(part)).images
+    parts = batched(list(range(len(todo))), batch_size, _images, 'images', None)
+    images = [image for part in parts for image in part]
     return [images[i*len(seeds):(i+1)*len(seeds)] for i in range(len(w))]
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #a2255a83
@@ -184,7 +189,7 @@ def feature_icons(pipe,                  # diffusers pipeline
                   prompt:str='',         # prompt of every image
                   seeds=(0,),            # seeds of the initial noise, an image each
                   force:bool=False,      # accept dictionaries of another model or site, with a warning
-                  batch_size:int=16,     # images generated at a time
+                  batch_size:int|str=16, # images at a time; 'auto': halved when memory runs out
                   site:str|None=None,    # name of the site; the dictionary's own when None
                   strengths=None,        # activations, (feature,), instead of `strength`
                   **call,                # keyword arguments of the pipeline call: num_inference_steps, ...

@@ -16,7 +16,7 @@ import torch
 
 from ..activations.site_records import token_batches
 from ..dictionaries.dictionary import Dictionary
-from ..models.clock import guidance_kinds
+from ..models.guidance_rows import guidance_kinds
 from ..models.regions import ActivationMask, check_region, check_steps
 from ..models.regions import finite_number, items_of, short_repr, valid_index
 from ..models.sites import Site
@@ -152,7 +152,7 @@ class MeasuredEdit(Edit):
             raise ValueError(f'unknown unit {short_repr(self.unit)}: choose from {edit_units}')
         if self.unit!='mean': return self._set(mean_activations=None)
         means = self.mean_activations
-        if means is None: means = getattr(self.dictionary.meta, 'mean_activations', None)
+        if means is None: means = self.dictionary.mean_activations
         self._set(mean_activations=_check_means(means, self.dictionary, self.latents))
 
 # %% ../../nbs/45_steering/00_edits.ipynb #18fb505a

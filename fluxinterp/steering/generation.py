@@ -6,17 +6,17 @@
 __all__ = ['Generated', 'generate']
 
 # %% ../../nbs/45_steering/10_generation.ipynb #75ccc586
+import inspect
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from .interventions import Guard, steer
 from ..overlays import image_bytes, image_grid
-from ..models.description import describe
-from ..models.pipelines import check_pipeline, check_prompts, prompt_generators
+from ..activations.batching import PromptBatches, check_call
+from ..models.pipelines import check_pipeline
 
 # %% ../../nbs/45_steering/10_generation.ipynb #78b89637
 @dataclass
@@ -46,31 +46,24 @@ class Generated:
 
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
-def _generate_plain(pipe, prompts, seed, batch_size, call): # images, batch by batch
-    res = []
-    hidden = len(prompts)<=batch_size
-    for k in tqdm(range(0, len(prompts), batch_size), desc='generate', disable=hidden, leave=False):
-        b = range(k, min(k+batch_size, len(prompts)))
-        with describe(pipe).lock:
-            res += pipe([prompts[i] for i in b], generator=prompt_generators(seed, b), **call).images
-    return res
-
 def generate(pipe,                  # diffusers pipeline
-             prompts:str|list,      # prompt, or several
+             prompts:str|list|None, # prompt, or several; None with `prompt_embeds`
              edits:list=(),         # edits, `Add`, `Scale`, ..., one or a list
-             seed:int=0,            # seed of the initial noise: prompt i starts from noise `(seed, i)`
-             batch_size:int=16,     # images generated at a time
+             seed:int=0,            # noise seed; `(seed, i, j)` for image j of prompt i
+             batch_size:int|str=16, # prompts at a time; 'auto': halved when memory runs out
              force:bool=False,      # accept dictionaries of another model or site, with a warning
              guard:Guard|None=None, # what to watch; True for `Guard()`; None watches nothing
+             num_images_per_prompt:int=1, # images per prompt, each from its own noise
              **call,                # keyword arguments of the pipeline call: height, guidance_scale, ...
             )->Generated:           # images that show themselves in two rows
     "Generate images with and without the edits, from the same noise"
     check_pipeline(pipe)
-    prompts = check_prompts(prompts)
+    check_call(pipe, call, inspect.signature(generate).parameters)
+    batches = PromptBatches(pipe, prompts, call, seed, num_images_per_prompt)
+    captions = [c for c in batches.prompts for _ in range(num_images_per_prompt)]
     if isinstance(edits, (list, tuple)) and not edits:
-        plain = _generate_plain(pipe, prompts, seed, batch_size, call)
-        return Generated(plain, plain, prompts)
+        plain = batches.draw(batch_size)
+        return Generated(plain, plain, captions)
     with steer(pipe, edits, force, guard) as steering: # first, so that a wrong edit costs nothing
-        images = _generate_plain(pipe, prompts, seed, batch_size, call)
-    plain = _generate_plain(pipe, prompts, seed, batch_size, call)
-    return Generated(images, plain, prompts, steering.report if guard else None)
+        images = batches.draw(batch_size)
+    return Generated(images, batches.draw(batch_size), captions, steering.report if guard else None)

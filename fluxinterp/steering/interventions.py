@@ -169,6 +169,10 @@ class Steering:
         return pd.DataFrame(self._rows, columns=_report_columns)
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #8ea32b4f
+_switch = dict(
+    unconditional='switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.)',
+    perturbed='switch perturbed-attention guidance on (pag_scale=3., in a pipeline that has it)')
+
 @patch
 def _start(self:Steering): # a schedule is set: bad windows fail before the first step
     self.run += 1
@@ -200,7 +204,7 @@ def _end_step(self:Steering): # every call of the denoiser in this step has been
     if self._missed:
         e = next(iter(self._missed.values()))
         raise ValueError(f'{e} acts on {e.guidance} rows only, but step {step} of this call had none: '
-                         'switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.), '
+                         f'{_switch.get(e.guidance, _switch["unconditional"])}, '
                          'or choose another policy or window')
 
 @patch
@@ -214,11 +218,11 @@ def _active(self:Steering, edits): # those whose window holds the current step
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #76a988ea
 @patch
-def _guidance_rows(self:Steering, edits): # the clock's, when an edit asks for some rows only
+def _guidance_rows(self:Steering, edits, rows): # kinds of a site's rows, when an edit asks for some rows only
     guidance = None
     for e in edits:
         if e.guidance=='both' or e.null: continue
-        guidance = guidance or self.clock.guidance
+        guidance = guidance or self.clock.guidance_of(rows)
         if e.guidance in guidance:
             self._found.add(id(e))
             self._missed.pop(id(e), None)
@@ -232,7 +236,7 @@ def _at(self:Steering, site, edits): # the hook of a site
         self._ran.add(site)
         now = self._active(edits)
         if not now: return None
-        guidance = self._guidance_rows(now)
+        guidance = self._guidance_rows(now, len(x))
         on_grid = site.stream!='text' and clock.grid and clock.grid[0]*clock.grid[1]==x.shape[1]
         res = plan(x, now, clock.grid if on_grid else None, guidance)
         if self.guard: self._watch(site, x, res)

@@ -147,7 +147,8 @@ def warn_unknown(prompt:str|list|None, # one or several prompts
 @contextmanager
 def no_load_bars()->Iterator[None]:
     "No progress bars while a model loads: 50 ms need none"
-    logs = (diffusers.utils.logging, transformers.utils.logging)
+    every = (diffusers.utils.logging, transformers.utils.logging)
+    logs = [log for log in every if log.is_progress_bar_enabled()] # not against somebody's wish
     for log in logs:
         log.disable_progress_bar()
     try:
