@@ -168,7 +168,7 @@ def on_get_timesteps(self:Clock,
 
 @patch
 def on_loop(self:Clock,
-            n:int|None, # steps that a call of the pipeline runs; None where it does not say: all that are left
+            n:int|None, # steps that a call of the pipeline runs; all that are left when None
            ):
     "The loop over the steps begins, at step 0: now the whole schedule is known"
     if not self._schedule_due: return
@@ -178,6 +178,7 @@ def on_loop(self:Clock,
     self.timesteps = self.timesteps[:len(self.levels)] # Sana Sprint's scheduler has a timestep more
     for f in self.schedule_callbacks: f()
 
+# %% ../../nbs/15_models/25_clock.ipynb #clk00004
 @patch
 def on_denoiser(self:Clock,
                 net:nn.Module, # the denoiser
@@ -199,8 +200,10 @@ def on_control(self:Clock,
                args:tuple,    # positional arguments of the control network's call
                kwargs:dict,   # named arguments of the control network's call
               ):
-    "A control network runs, in front of the denoiser: its latents are the same"
+    "A control network runs, in front of the denoiser: its latents and its text are the same"
     self.encoding = None
+    self._forget_call()
+    self._arguments = call_arguments(net, args, kwargs)
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
 
@@ -212,8 +215,8 @@ def on_timestep(self:Clock,
     if self.step!=0 or not len(self.timesteps): return
     asked,known = float(torch.as_tensor(timestep).flatten()[0]),float(self.timesteps[0])
     if abs(asked-known)<=5e-3*max(abs(known), 1e-3): return
-    raise RuntimeError(f'{type(self.pipe).__name__} begins at timestep {asked:.4g}, but its schedule at {known:.4g}: '
-                       'which of its steps this pipeline runs is not known, so they cannot be told apart')
+    raise RuntimeError(f'the first step is made at timestep {asked:.4g}, but the schedule begins at '
+                       f'{known:.4g}: set those that are run, scheduler.set_timesteps(timesteps=[...])')
 
 @patch
 def on_step(self:Clock):
@@ -235,7 +238,7 @@ def on_end(self:Clock):
 # %% ../../nbs/15_models/25_clock.ipynb #5157da52
 def runs_once(path:str, # path of a module below the pipeline
              )->bool:   # False for the denoiser and a control network, which run in every step
-    "Whether a module runs once in a call of the pipeline, outside of the loop over the steps: encoders, decoders"
+    "Whether a module runs once in a call of the pipeline, outside of its steps: an encoder, a decoder"
     return bool(path) and not path.startswith(('transformer', 'unet', 'controlnet'))
 
 def text_encoders(pipe, # a diffusers pipeline
