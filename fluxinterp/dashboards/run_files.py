@@ -17,7 +17,7 @@ from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
 from ..atlases.atlas_files import read_tensor
 from ..autointerp.endpoint import Answerer
-from ..core import error_text
+from ..core import error_text, user_path
 from ..models.guidance_rows import asked_kinds
 from .run_progress import RunStatus, newest_marks, running_marks, number_text
 
@@ -372,9 +372,9 @@ def _path_status(path, more, seen): # a folder or file, logs that belong to it
 
 def _unread_status(path, e): # where a damaged file led to an error
     kind = 'run'
-    if (path/'plan.json').exists(): kind = 'atlas'
-    if any((path/n).exists() for n in _manifests): kind = 'harvest'
-    changed = _newest(path) if path.is_dir() else None
+    if os.path.exists(path/'plan.json'): kind = 'atlas' # not Path's, which raises for a long name
+    if any(os.path.exists(path/n) for n in _manifests): kind = 'harvest'
+    changed = _newest(path) if os.path.isdir(path) else None
     return RunStatus(kind, str(Path(*path.parts[-2:])), problem=error_text(e), changed=changed)
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #d7d6b1e3
@@ -387,6 +387,6 @@ def run_status(what,        # folder or URL of a run, CSV log, both as a tuple, 
     if isinstance(first, Atlas): first = first.path
     try:
         if '://' in str(first): return _harvest_status(str(first), store_folder(first), seen)
-        return _path_status(Path(first), [Path(m) for m in more], seen)
+        return _path_status(user_path(first), [user_path(m) for m in more], seen)
     except Exception as e: # whatever a damaged file leads to
-        return _unread_status(Path(first), e)
+        return _unread_status(user_path(first), e)
