@@ -9,10 +9,9 @@ __all__ = ['refusal_pattern', 'Question', 'Answer', 'read_value', 'final_text', 
 # %% ../../nbs/55_explaining/00_questions.ipynb #qst00004
 import base64, json, math, re, reprlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from ..core import weights_path
+from ..core import user_path, weights_path
 
 # %% ../../nbs/55_explaining/00_questions.ipynb #end00006
 class Question(NamedTuple):
@@ -120,7 +119,7 @@ def load_prompt(name:str,        # name of the prompt: 'explain', 'detect', ...
                 folder=None,     # folder of your own prompts; the packaged ones when None
                )->str:
     "The text of a prompt; raises `ValueError` when a placeholder is missing"
-    path = (Path(folder) if folder else weights_path('prompts'))/f'{name}.txt'
+    path = (user_path(folder) if folder else weights_path('prompts'))/f'{name}.txt'
     if not path.is_file():
         raise FileNotFoundError(f'no prompt {path}: copy the packaged folder {weights_path("prompts")} and '
                                 'edit it')

@@ -54,6 +54,7 @@ class Clock:
         self.layout = Layout()  # token layout of the denoiser call now running
         self.grid = None        # rows and columns of the image tokens at the site that is being looked at
         self.encoding = None    # (name, earlier runs, rows) of the text encoder now running, or None
+        self.first_batch = 0    # rows of the first call of the denoiser in this step
         self.schedule_callbacks = [] # functions called when the schedule is known
         self.step_callbacks = []     # functions called when a step is over
         self._forget_prompts()
@@ -88,15 +89,15 @@ def guidance(self:Clock)->list: # one of `guidance_kinds` per batch row
 
 @patch
 def _guided_call(self:Clock): # what is known of the call now running
-    batch,given = self.layout.batch,self._arguments
+    batch = self.layout.batch
     n = self.num_images or self.texts.count or batch # some pipelines prepare latents in another way
     order = self.family.guidance if self.family else 'unknown'
     if self.step<0: return GuidedCall(batch, n, order=order) # the denoiser was called by hand
-    return GuidedCall(batch, n, max(self.call, 0), order,
-                      guided=getattr(self.pipe, 'do_classifier_free_guidance', None),
+    guided = getattr(self.pipe, 'do_classifier_free_guidance', None)
+    return GuidedCall(batch, n, max(self.call, 0), order, guided,
                       perturbed=getattr(self.pipe, 'do_perturbed_attention_guidance', False),
-                      skipping=given.get('skip_layers') is not None,
-                      texts=self.texts.kinds(given, batch, n))
+                      further=self.call>0 and (self.first_batch>n or guided is False),
+                      texts=self.texts.kinds(self._arguments, batch, n))
 
 @patch
 def guidance_of(self:Clock,
@@ -193,6 +194,7 @@ def on_denoiser(self:Clock,
     self._arguments = call_arguments(net, args, kwargs)
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
+    if not self.call: self.first_batch = self.layout.batch
 
 @patch
 def on_control(self:Clock,
