@@ -163,6 +163,10 @@ def _say_trained(out, sae, data, split): # with its numbers on the test prompts,
         typer.echo(repr(evaluate(sae, data, split='test')))
 
 # %% ../nbs/92_cli.ipynb #a4f95c73
+def _saved_at(folder): # time of a dictionary there; 0 without one
+    return (folder/'cfg.json').stat().st_mtime_ns if (folder/'cfg.json').is_file() else 0
+
+# %% ../nbs/92_cli.ipynb #f0split7
 @app.command('train')
 def train_command(
     store:Annotated[str, typer.Argument( # folder or URL of a store
@@ -190,18 +194,14 @@ def train_command(
     split:Annotated[str, typer.Option( # prompts to train on
         callback=one_of('train', 'validation', 'test', 'all'),
         help='prompts to train on: train, validation, test, or all')]='train',
-    checkpoint_every:Annotated[int, typer.Option( # steps between checkpoints; 0 for never
-        help='steps; 0 for never')]=500,
+    checkpoint_every:Annotated[int, typer.Option(help='steps; 0 for never')]=500, # steps between checkpoints
     eval_every:Annotated[int, typer.Option( # steps between evaluations on the validation prompts
         help='steps between evaluations on the validation prompts; 0 for none')]=0,
-    csv:Annotated[str, typer.Option( # file for the numbers of the run
-        help='file for the numbers of the run')]='',
-    tensorboard:Annotated[str, typer.Option( # folder for the numbers of the run
-        help='folder for the numbers of the run')]='',
-    shard_latents:Annotated[bool, typer.Option( # latents shared out over processes
+    csv:Annotated[str, typer.Option(help='file for the numbers of the run')]='', # CSV file
+    tensorboard:Annotated[str, typer.Option(help='folder for the numbers of the run')]='', # events' folder
+    shard_latents:Annotated[bool, typer.Option( # latents shared out over processes, instead of tokens
         help='share out the latents over the processes, instead of the tokens')]=False,
-    again:Annotated[bool, typer.Option('--again', # a new run where there is one
-        help='train anew where the folder holds a run or a dictionary')]=False,
+    again:Annotated[bool, typer.Option('--again', help='replace what is there')]=False, # a new run
     device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
         callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
@@ -217,12 +217,13 @@ def train_command(
         config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,
                            steps=steps, batch_size=batch_size, lr=lr, dead_after=dead_after, dead=dead,
                            seed=seed)
+        finished = _saved_at(out)
         sae = train(config, data, out, split=None if split=='all' else split, device=device,
                     checkpoint_every=checkpoint_every, eval_every=eval_every,
                     loggers=_loggers(csv, tensorboard), shard_latents=shard_latents, again=again)
-        if not first: return
-        if any(has_checkpoint(out/n) for n in ('checkpoints', 'checkpoints-0')):
+        if first and any(has_checkpoint(out/n) for n in ('checkpoints', 'checkpoints-0')):
             raise typer.Exit(130) # interrupted, as `train` has said; other processes remove theirs later
+        if not first or _saved_at(out)==finished: return # finished before, as `train` has said
         _say_trained(out, sae.to(device), data, split)
 
 # %% ../nbs/92_cli.ipynb #cli00021

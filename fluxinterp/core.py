@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['bundled_pipelines', 'write_advice', 'weights_path', 'packaged_names', 'user_path', 'WriteError', 'write_error',
            'writing', 'atomic_path', 'save_json', 'load_json', 'save_tensors', 'file_checksum', 'tensors_checksum',
-           'seal', 'is_sealed', 'compute_device', 'default_device', 'peak_memory', 'FieldRule', 'check_fields',
-           'error_text', 'uninterrupted', 'plain_torch', 'prompt_generator', 'parallel_map']
+           'seal', 'is_sealed', 'compute_device', 'default_device', 'float64_device', 'peak_memory', 'FieldRule',
+           'check_fields', 'error_text', 'uninterrupted', 'plain_torch', 'prompt_generator', 'parallel_map']
 
 # %% ../nbs/00_core.ipynb #f2793233
-import json, os, reprlib, resource, signal, sys, tempfile, threading
+import json, os, reprlib, signal, sys, tempfile, threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -204,8 +205,30 @@ def default_device(device=None, # torch device or its name; None chooses CUDA, t
         return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
+# %% ../nbs/00_core.ipynb #cor00011
+@cache
+def _has_float64(device): # `torch.device`
+    import torch
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+def float64_device(device, # `torch.device`
+                  ):       # the same one, or the CPU
+    "Where numbers of a device are computed with in float64: the GPUs of Macs have none"
+    import torch
+    return device if _has_float64(device) else torch.device('cpu')
+
 def peak_memory()->float: # GiB, the larger of this process's peak resident size and any ended child's
     "Peak resident memory so far, as the operating system counted it"
+    try:
+        import resource
+    except ImportError: # Windows: of this process alone
+        import psutil
+        memory = psutil.Process().memory_info()
+        return getattr(memory, 'peak_wset', memory.rss)/2**30
     unit = 2**30 if sys.platform=='darwin' else 2**20
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/unit
 

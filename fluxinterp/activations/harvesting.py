@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..core import user_path
 from .batching import check_call
 from .recording import record_batches
+from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
@@ -309,7 +310,8 @@ def _check_empty(folder, sizes): # a folder without a manifest holds nothing els
 def _check_continues(folder, old, model, settings): # the store is of this model and these arguments
     if old['model']!=model:
         raise StoreError(f'{folder.root} holds activations of another model: '
-                         f'its fingerprint is {old["model"]}, that of this pipeline {model}')
+                         f'its fingerprint is {old["model"]}, that of this pipeline {model}: '
+                         f'{model_difference(old["model"], model)}')
     if old['settings']!=settings:
         changed = '; '.join(_differences(old['settings'], settings))
         raise StoreError(f'{folder.root} was made with other arguments: {changed}. '

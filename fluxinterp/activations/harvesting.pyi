@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..core import user_path
 from .batching import check_call
 from .recording import record_batches
+from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds

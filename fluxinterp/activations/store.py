@@ -18,6 +18,7 @@ from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
     shard_name, store_dtypes, store_folder)
+from ..models.identity import model_difference
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
@@ -50,7 +51,8 @@ class Store:
         model = model if isinstance(model, str) else describe(model).fingerprint
         if model!=self.model:
             raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
-                             f'{self.model}, that of this pipeline {model}')
+                             f'{self.model}, that of this pipeline {model}: '
+                             f'{model_difference(self.model, model)}')
 
     @property
     def sites(self)->list:

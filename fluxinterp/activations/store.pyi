@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import Moments, SiteStatistics, StoreError, load_manifest, load_moments, shard_name, store_dtypes, store_folder
+from ..models.identity import model_difference
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 from .annotations import AtlasError, AtlasText, find_features, find_images, kept_notes, nothing_said, only_features, search_words, set_label, set_note
-from fluxinterp.atlases.atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about, read_tensor
+from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about, read_tensor
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
 from ..arguments import check_count, opened_folder

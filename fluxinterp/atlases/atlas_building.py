@@ -21,7 +21,8 @@ from .building import finish, image_source, plan_atlas, scan_part, write_text
 from .redrawing import redrawn
 from ..activations.store import Store, StoreData
 from ..arguments import did_you_mean
-from ..core import load_json, save_json, user_path, write_error, writing
+from fluxinterp.core import (compute_device, float64_device, load_json, save_json, user_path, write_error,
+    writing)
 from ..dictionaries.dictionary import Dictionary, check_belongs
 
 # %% ../../nbs/50_atlases/20_atlas_building.ipynb #atl00008
@@ -92,7 +93,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
     source,out = image_source(dictionary, data, prompts, **call),user_path(out)
     if pipe is not None: source = redrawn(source, _stored(dictionary, data), pipe)
     check_belongs(dictionary, source.site.name, source.model, force)
-    if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
+    device = float64_device(compute_device(device or dictionary.device)) # of the sums
     part = part or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
     _check_part(part, len(source.captions))
     plan = plan_atlas(dictionary, source, examples)

@@ -23,6 +23,7 @@ from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary
 from ..widgets.worker import WorkDashboard
+from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
 from ..activations.site_records import Recording, SiteRecord
@@ -116,7 +117,8 @@ def check_atlas_pipeline(atlas:Atlas, # atlas built on some model
     model = describe(pipe).fingerprint
     if atlas.about['model'] not in ('', model):
         raise AtlasError(f'{atlas.path} is of another model than the pipeline given '
-                         f'({atlas.about["model"]}, not {model}): load that one')
+                         f'({atlas.about["model"]}, not {model}): '
+                         f'{model_difference(atlas.about["model"], model)}')
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00009
 class LiveRun:

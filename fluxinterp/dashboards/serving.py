@@ -21,6 +21,7 @@ from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
+from ..models.identity import model_difference
 from ..models.pipelines import load_pipeline
 from .run_files import run_status
 from ..models.description import describe
@@ -93,7 +94,8 @@ def _check_pipeline(a, name, pipeline, dictionary): # a: atlas
         raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
     if model!=a.about['model']:
         raise DashboardError(f"{name} is of another model than {pipeline}: the fingerprint of its denoiser "
-                             f"is {a.about['model']}, that of {pipeline} is {model}")
+                             f"is {a.about['model']}, that of {pipeline} is {model}: "
+                             f"{model_difference(a.about['model'], model)}")
     try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)
     except AtlasError as e: raise DashboardError(f'{e} (--dictionary)') from None
 
@@ -141,9 +143,10 @@ def dashboard_notebook(atlas:str,           # folder or packaged name
         on = f', device={device!r}' if device else ''
         pipe = f'fi.load_pipeline({_there(pipeline)!r}{on})'
         given = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
-        d = f'fi.atlas_dictionary(atlas, {given})'
+        d = f'live.atlas_dictionary(atlas, {given})'
     a = repr(_there(atlas)) if _begun(atlas) and not wanted.finished else f'fi.Atlas({_there(atlas)!r})'
     first = _first_cell.format(folder=os.getcwd(), root=_checkout())
+    if d!='None': first += '\nfrom fluxinterp.dashboards import live'
     sources = [first, f'atlas = {a}\npipe = {pipe}\ndictionary = {d}', wanted.call]
     kernel = dict(name='fluxinterp', display_name='fluxinterp', language='python')
     return dict(cells=[_code_cell(i, s) for i,s in enumerate(sources)], metadata=dict(kernelspec=kernel),

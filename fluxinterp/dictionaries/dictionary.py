@@ -23,6 +23,7 @@ from ..activations.site_records import SiteRecord, prompt_split, token_batches
 from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
 from ..models.guidance_rows import guidance_kinds
+from ..models.identity import model_difference
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dc61c0c7
 # what people try on codes -> what to write
@@ -275,8 +276,9 @@ def check_belongs(dictionary:Dictionary, # dictionary to be used
                  ):
     "Raise `ValueError` when a dictionary was trained on another site or model"
     m = dictionary.meta
-    pairs = [('site', m.site, site), ('model', m.model, model)]
-    wrong = [f'{what} {made}, not {used}' for what,made,used in pairs if made and used and made!=used]
+    wrong = [f'site {m.site}, not {site}'] if m.site and site and m.site!=site else []
+    if m.model and model and m.model!=model:
+        wrong.append(f'model {m.model}, not {model}: {model_difference(m.model, model)}')
     if wrong and not force:
         raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}; '
                          'pass force=True to use it anyway')

@@ -223,6 +223,7 @@ def _sweep(folder): # what a process that was killed an hour ago or more has lef
     for old in folder.glob('.saving-*'):
         if time.time()-old.stat().st_mtime>3600: shutil.rmtree(old, ignore_errors=True)
 
+@plain_torch()
 def save_dictionary(dictionary:Dictionary, # dictionary to save
                     folder:str|Path,       # folder, which is made; files of another dictionary are replaced
                     dtype:torch.dtype|None=None, # type of the matrices: float32, float16 or bfloat16

@@ -142,6 +142,7 @@ def _lens_tied(cfg, kind, t, where, path): # what SAELens writes of our ITDAs an
     return ITDA(W, normalizer, ITDAConfig(k=_k(cfg, n, where, 'max_iterations'), method='matching',
                                           normalizer='mean'))
 
+# %% ../../nbs/25_dictionaries/55_interop.ipynb #lrs00001
 def _lens_rescaled(t, path): # latents chosen and coded as if decoder rows had length 1
     length = t['W_dec'].norm(dim=1)
     if not (length>0).all():

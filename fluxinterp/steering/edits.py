@@ -275,7 +275,7 @@ def mean_activations(dictionary:Dictionary, # dictionary whose latents are measu
     device = next((t.device for t in dictionary.state_dict().values()), 'cpu')
     for b in token_batches(data):
         code = dictionary.encode(b.x.to(device).float())
-        i,v = code.indices.flatten().cpu(),code.values.flatten().abs().double().cpu()
+        i,v = code.indices.flatten().cpu(),code.values.flatten().abs().cpu().double()
         total.index_add_(0, i, v)
         count.index_add_(0, i, (v!=0).double())
     return (total/count).float()

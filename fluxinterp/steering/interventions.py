@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.clock import runs_once
+from ..models.identity import model_difference
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -132,7 +133,8 @@ def _edit_sites(pipe, edit, model, force):
     for s in sites: _check_site(s, edit, edit.dictionary.write_directions.shape[1])
     other_site = not edit.site and meta.site
     wrong = [f'site {meta.site}, not {s.name}' for s in sites if other_site and meta.site!=s.name]
-    if meta.model and meta.model!=model: wrong.append(f'model {meta.model}, not {model}')
+    if meta.model and meta.model!=model:
+        wrong.append(f'model {meta.model}, not {model}: {model_difference(meta.model, model)}')
     if wrong and not force:
         raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}: force=True steers all the same')
     if wrong: warnings.warn(f'the dictionary was trained on {"; ".join(wrong)}')

@@ -10,6 +10,7 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from ..models.clock import runs_once
+from ..models.identity import model_difference
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
-from ..dictionaries.normalizers import Normalizer, RunningMoments, check_finite, stream_moments
+from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -65,10 +65,11 @@ class _Growing:
         "Set the variance of the normalized data"
         n = self.normalizer
         if n.kind=='whiten':
-            rotation = n.rotation.double()
+            rotation = as_float64(n.rotation)
             v = (rotation.T@m.covariance.to(rotation.device)@rotation).diagonal()
-        else: v = m.variance.to(n.scale.device)
-        self.variance = float((v/n.scale.double().square()).sum())
+        else: v = m.variance
+        scale = as_float64(n.scale)
+        self.variance = float((v.to(scale)/scale.square()).sum())
 
     @property
     def full(self)->bool: return bool(self.config.max_atoms) and self.at.atoms>=self.config.max_atoms

@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import (default_device, file_checksum, is_sealed, save_json, save_tensors, seal,
-                             user_path)
+from ..core import (default_device, file_checksum, float64_device, is_sealed, save_json,
+    save_tensors, seal, user_path)
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
@@ -256,7 +256,7 @@ def _refitted(grown, batches, how, ridge): # y atoms that fit what the skip leav
     if how=='atoms' and m>_most_refitted:
         raise ValueError(f"refit='atoms' solves a system of {m} pairs, {_most_refitted} are the most: "
                          "take refit='scale', or fewer pairs with max_atoms")
-    device = y_atoms.device if y_atoms.device.type!='mps' else 'cpu'
+    device = float64_device(y_atoms.device)
     G = torch.zeros(m, m, dtype=torch.float64, device=device) if how=='atoms' else None
     H = torch.zeros(m, y_atoms.shape[1], dtype=torch.float64, device=device)
     dot = size = 0.
@@ -270,8 +270,8 @@ def _refitted(grown, batches, how, ridge): # y atoms that fit what the skip leav
             H = H+(C.T@rest).to(H)
         else:
             decoded = sparse_decode(code, y_atoms)
-            dot += float((decoded*rest).sum(dtype=torch.float64))
-            size += float(decoded.square().sum(dtype=torch.float64))
+            dot += float(as_float64(decoded*rest).sum())
+            size += float(as_float64(decoded.square()).sum())
     if how=='scale': return y_atoms*(dot/size if size else 0.)
     G.diagonal().add_(ridge*G.diagonal().mean().clamp_min(1e-30))
     return torch.linalg.solve(G, H).to(y_atoms).contiguous()

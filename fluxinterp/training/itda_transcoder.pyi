@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import default_device, file_checksum, is_sealed, save_json, save_tensors, seal, user_path
+from ..core import default_device, file_checksum, float64_device, is_sealed, save_json, save_tensors, seal, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed

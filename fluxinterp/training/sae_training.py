@@ -318,6 +318,7 @@ def fit(self:Trainer):
         for l in self.loggers:
             if hasattr(l, 'close'): l.close()
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #f0split6
 @patch
 def _interrupted(self:Trainer):
     self.interrupted = True

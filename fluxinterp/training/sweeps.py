@@ -137,7 +137,7 @@ def _row(path, out): # row of the table, from the file of an evaluation
     values = {name: float('nan') if v is None else v for name,v in values.items()}
     keys = {'site': about['site'], 'architecture': config['architecture']}
     keys |= {k: config[k] for k in ('num_latents', 'k', 'seed', *about['varied'])}
-    return keys|values|{'folder': str(path.parent.relative_to(out))}
+    return keys|values|{'folder': path.parent.relative_to(out).as_posix()}
 
 def read_sweep(out:str|Path,    # folder of a sweep
               )->pd.DataFrame:  # a row per finished entry: site, fields of its configuration, FVU, L0, folder
