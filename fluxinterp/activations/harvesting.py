@@ -6,7 +6,7 @@
 __all__ = ['harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
-import hashlib, inspect, json, re, shutil
+import hashlib, inspect, json, os, re, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..core import user_path
 from .batching import check_call
 from .recording import record_batches
 from ..models.identity import model_difference
@@ -151,15 +152,11 @@ def parts(self:_Harvest,
 def _is_prompt_file(prompts): # a path, or text that names a file
     if isinstance(prompts, Path): return True
     if not isinstance(prompts, str): return False
-    return prompts.endswith('.txt') or (len(prompts)<1000 and '\n' not in prompts and Path(prompts).is_file())
+    return prompts.endswith('.txt') or os.path.isfile(user_path(prompts))
 
 def _prompts_of(prompts): # a `PromptFile` of captions or of a text file
     if _is_prompt_file(prompts): return read_prompts(prompts)
-    prompts = check_prompts(prompts)
-    for i,p in enumerate(prompts):
-        try: p.encode()
-        except UnicodeEncodeError: raise ValueError(f'prompt {i} is no valid text: {p[:60]!r}') from None
-    return PromptFile(prompts, [])
+    return PromptFile(check_prompts(prompts), [])
 
 def _lines(values): return ''.join(json.dumps(v, ensure_ascii=False)+'\n' for v in values).encode()
 

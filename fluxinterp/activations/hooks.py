@@ -49,15 +49,13 @@ def _eager(networks:dict)->Iterator[None]: # name -> network
             if not _eager_runs['open']: _eager_runs['stance'].__exit__(None, None, None)
 
 @contextmanager
-def _own_attention(pipe, network)->Iterator[None]:
-    "Attention processors as before afterwards, though a call with perturbed attention is left early"
-    perturbing = getattr(pipe, '_pag_attn_processors', None) or ()
-    attention = [m for m in network.modules() if perturbing and hasattr(m, 'processor')]
-    before = [m.processor for m in attention]
+def _own_attention(network)->Iterator[None]:
+    "Attention processors as before afterwards, though a call that has put in others is left early"
+    before = [(m, m.processor) for m in network.modules() if hasattr(m, 'processor')]
     try: yield
     finally:
-        for m,processor in zip(attention, before):
-            if any(m.processor is p for p in perturbing): m.processor = processor
+        for m,processor in before:
+            if m.processor is not processor: m.processor = processor
 
 _cache_hooks = ('cache', 'fbc', 'broadcast', 'skip') # parts of the names of diffusers' caching hooks
 
@@ -139,7 +137,7 @@ def hooked(pipe,              # diffusers pipeline
     if denoising: _check_not_cached(pipe, network)
     with described.lock, ExitStack() as stack: # one thread at a time
         stack.enter_context(_eager(_networks(pipe)))
-        stack.enter_context(_own_attention(pipe, network))
+        stack.enter_context(_own_attention(network))
         clock = stack.enter_context(count_steps(pipe))
         if denoising: # a cache may have been switched on since
             clock.schedule_callbacks.append(lambda: _check_not_cached(pipe, network))

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
+from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
     shard_name, store_dtypes, store_folder)
@@ -110,8 +111,9 @@ def verify_shard(self:Store,
     self._verified.add((shard, site))
 
 @patch
-def site(self:Store, name:str)->'StoreData': # site's name, one of `sites`
+def site(self:Store, name:str)->'StoreData': # name, one of `sites`; without its end where one fits
     "The activations of one site; raises `KeyError` with the sites there are"
+    name = short_name(name, self.sites)
     if name not in self.sites:
         raise KeyError(f'{name!r} is not in this store; there are: {", ".join(self.sites)}')
     return StoreData(self, self.sites.index(name))

@@ -212,6 +212,12 @@ def _load_state(file): # name -> tensor; raises `AtlasError` where it is damaged
     if not sound: raise AtlasError(f'{file} is damaged: its checksum does not fit')
     return t
 
+def _go_on(part): # from the last checkpoint of a `_Part`, if it is whole
+    try: t = _load_state(part.file)
+    except AtlasError as e: return print(f'{e}; its prompts are scanned anew')
+    part.done = int(t.pop('done'))
+    part.features.load_state(t)
+
 # %% ../../nbs/50_atlases/10_building.ipynb #prt00001
 class _Part:
     "The scan of some prompts: what it has done, and the block it has not written yet"
@@ -228,17 +234,11 @@ class _Part:
         self.file = self.folder/'parts'/f'{number:03d}-of-{of:03d}.safetensors'
         self.done = self.first
         self.features = new_pass(about, device)
-        if self.file.exists(): self._go_on()
+        if self.file.exists(): _go_on(self)
         for name in ('blocks', 'samples'): # those after the last checkpoint are written again
             for p in self.folder.glob(f'{name}/[0-9]*.safetensors'):
                 if self.done<=int(p.stem)<self.last: p.unlink()
         self.block = _Block(self.done)
-
-    def _go_on(self): # from the last checkpoint, if it is whole
-        try: t = _load_state(self.file)
-        except AtlasError as e: return print(f'{e}; its prompts are scanned anew')
-        self.done = int(t.pop('done'))
-        self.features.load_state(t)
 
     @property
     def unwritten(self): # images

@@ -2,6 +2,7 @@
 from typing import Any
 __all__ = ['example_prompt', 'unread_text', 'token_texts', 'read_prompt', 'name_dictionaries', 'atlas_dictionary', 'check_atlas_pipeline', 'LiveRun', 'LiveView']
 import inspect, threading
+from pathlib import Path
 import ipywidgets as widgets
 import torch
 from fastcore.basics import patch

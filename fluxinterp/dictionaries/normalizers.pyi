@@ -49,6 +49,9 @@ normalizers = ('none', 'mean', 'mean-norm', 'standardize', 'whiten')
 class Normalizer(nn.Module):
     floor = 0.0001
     kind: Any
+    mean: Any
+    rotation: Any
+    scale: Any
 
     def __init__(self, d: int, kind: str='mean-norm'):
         ...

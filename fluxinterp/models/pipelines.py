@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..arguments import check_text
 from ..core import prompt_generator
 from .families import family_of, image_unit, patch_of
 from .loading import check_checkpoint, check_placement, named_parts, place
@@ -145,6 +146,7 @@ def check_prompts(prompts:str|list, # a prompt or several
     if not prompts: raise ValueError('no prompts: give a caption or a list of captions')
     wrong = [p for p in prompts if not isinstance(p, str)]
     if wrong: raise ValueError(f'a prompt must be text, got {type(wrong[0]).__name__}')
+    for i,p in enumerate(prompts): check_text(p, f'prompt {i}')
     return prompts
 
 def token_pixels(pipe, # a diffusers pipeline

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, plain_torch, uninterrupted
+from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
@@ -339,7 +339,7 @@ def fit_itda(config:ITDAConfig,        # how it grows and encodes
              again:bool=False,         # whether to grow anew where `out` has a run or a dictionary
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass; Ctrl-C keeps what was found, the same call with the same `out` goes on"
-    out = None if out is None else Path(out)
+    out = None if out is None else user_path(out)
     folder = None if out is None else out/'checkpoints'
     start,mark = starting_dictionary(init, ITDA)
     new = again or out is None or has_checkpoint(folder)

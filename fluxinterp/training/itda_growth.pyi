@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..core import default_device, plain_torch, uninterrupted
+from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
