@@ -97,7 +97,7 @@ def _check_database(text, key): # raises `AtlasError` unless it is the sound fil
     try:
         application = text.db.execute('pragma application_id').fetchone()[0]
         about = dict(text.db.execute('select key, value from about')) if application==_application_id else {}
-        bad = [r[0] for r in text.db.execute('pragma quick_check(1)')]
+        bad = [r[0] for r in text.db.execute('pragma integrity_check(1)')]
     except sqlite3.OperationalError as e:
         raise AtlasError(f'{path} cannot be opened now ({e}): another process may be writing to it; '
                          'try again') from None
