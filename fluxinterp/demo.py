@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic_path, peak_memory
+from .core import atomic_path, peak_memory, user_path
 from .worlds.scenes import concepts, make_scene
 
 # %% ../nbs/91_demo.ipynb #2b35375d
@@ -33,7 +33,7 @@ class Report:
                  out:str|Path, # folder of the page and its images
                  title:str,    # title of the page
                 ):
-        self.out = Path(out)
+        self.out = user_path(out)
         self.title = title
         self.parts = []
         self.out.mkdir(parents=True, exist_ok=True)

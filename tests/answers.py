@@ -27,7 +27,7 @@ def odd_answers(good):
         'deep notes': ('parse_error', completion(with_notes('['*500+']'*500))), 'deep JSON': ('parse_error', completion('{"pattern": '+'['*5000)), 'a long number': ('parse_error', completion(with_notes('1'*5000))), 'a long text': ('parse_error', completion(good+' '*150_000)),
         'content is a number': ('error', completion(7)), 'message null': ('error', b'{"choices": [{"message": null}]}'), 'no choices': ('error', b'{"choices": []}'),
         'an error with status 200': ('error', b'{"error": {"message": "loading"}}'), 'deep body': ('error', b'{"choices": '+b'['*100_000), 'no JSON': ('error', b'<html>Bad gateway</html>'), 'no UTF-8': ('error', completion(good).replace(b'pattern', b'p\xff')+b'\xff'),
-        'a key in an error': ('error', f'{{"error": "Bearer {api_key}"}}'.encode()), 'a key in an answer': ('parse_error', completion(f'Bearer {api_key}')),
+        'a key in an error': ('error', f'{{"error": "{"x"*270} Bearer {api_key}"}}'.encode()), 'a key in an answer': ('parse_error', completion(f'Bearer {api_key}')),
         'drip': ('error', 'drip'), 'no end': ('error', 'no end'), 'unpacks to 100 MB': ('error', pack(b'0'*10**8), zipped)}
 
 class AnswerServer:

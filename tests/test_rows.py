@@ -119,6 +119,20 @@ def test_skip_layer_guidance():
     with fi.steer(pipe, [fi.Add(directions, 3, strength=5., site='blocks.0.image', guidance=c, steps=1)]): seen = by_hook(pipe, 'transformer_blocks.0', call, n, 4, images_second)
     assert torch.equal(seen[2], raw[2]) and torch.equal(seen[1][:n], raw[1][:n]) and not torch.equal(seen[1][n:], raw[1][n:])
 
+@pytest.mark.parametrize('guidance', [False, True])
+def test_self_attention_guidance(guidance):
+    "A call more on a blurred image, with the text of the negative prompts where there are any"
+    n,pipe = 2,miniature('sd', pipeline='StableDiffusionSAGPipeline')
+    call = dict(miniature_call('sd', n, guidance), sag_scale=.75)
+    raw = by_hook(pipe, 'up_blocks.1.attentions.2', call, n)
+    assert [len(x) for x in raw]==[2*n if guidance else n, n]*steps
+    kinds = [u, c] if guidance else [c]
+    rec = fi.record(pipe, None, 'up.1.2.output', num_inference_steps=steps, guidance=[*kinds, p], batch_size=n, **call)['up.1.2.output']
+    for i,k in enumerate(kinds): assert torch.equal(rec.select(guidance=k).x, torch.stack([x.split(n)[i] for x in raw[::2]], 1))
+    assert torch.equal(rec.select(guidance=p).x, torch.stack(raw[1::2], 1))
+    fi.record(pipe, None, 'up.1.2.output', num_inference_steps=steps, steps=0, **call) # left early: the attention that it reads is taken out
+    assert len({type(m) for m in pipe.unet.attn_processors.values()})==1
+
 # denoisers without an entry
 
 @pytest.mark.parametrize('kind', ['aura', 'cogview4'])

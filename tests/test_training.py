@@ -80,6 +80,25 @@ def test_torchrun(acts, alone, tmp_path, options):
     rows = [Path(f'{f}.csv').read_text().splitlines() for f in (one, two)]
     assert len(rows[0])==len(rows[1])==2 and rows[0][0]==rows[1][0]
 
+def test_a_finished_folder_on_the_command_line(acts, alone, tmp_path):
+    "The same command says that it is finished and touches nothing; another configuration ends with 1 and names what differs; --again replaces"
+    from typer.testing import CliRunner
+    from fluxinterp.cli import app
+    out = shutil.copytree(alone[0], tmp_path/'sae')
+    def command(*more):
+        r = CliRunner().invoke(app, ['train', str(acts), str(out), *'--site single.0.image --num-latents 128 --k 4 --batch-size 512 --dead-after 4000 --device cpu'.split(), *more])
+        return r.exit_code,' '.join(r.output.split())
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()}
+    code,said = command('--steps', '80')
+    assert code==0 and 'is finished, since' in said and 'FVU 0.' in said and 'TopKSAE' not in said, said
+    code,said = command('--steps', '80', '--k', '8', '--lr', '.001')
+    assert code==1 and 'k=4, here 8; lr=0.002, here 0.001' in said and 'again' in said, said
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()}==before
+    code,said = command('--steps', '90')
+    assert code==0 and 'goes on from its 80 steps' in said and fi.load_dictionary(out).config.steps==90, said
+    code,said = command('--steps', '10', '--k', '8', '--again')
+    assert code==0 and fi.load_dictionary(out).config.k==8 and 'FVU' in said, said
+
 # Bad input: a clear error, and nothing lost
 
 g = torch.Generator().manual_seed(0)
@@ -88,10 +107,13 @@ config = fi.SAEConfig(num_latents=32, k=3, steps=60, batch_size=256, precision='
 def train(c=config, data=x, **options): return fi.train(c, data, progress=False, **options)
 def checkpoints(folder): return sorted(p.name for p in (Path(folder)/'checkpoints').iterdir())
 
-def stopping(at, error=KeyboardInterrupt):
+signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background may have it ignored
+
+def stopping(at, error=None): # an error at a step, or Ctrl-C while the step before it is taken
     class Stopping(TrainingRun):
         def update(self, x):
-            if self.step==at: raise error
+            if error is None and self.step==at-1: signal.raise_signal(signal.SIGINT)
+            if error is not None and self.step==at: raise error
             super().update(x)
     return Stopping
 

@@ -53,12 +53,12 @@ def tidy_up(pipe): # diffusers pipeline
     pipe.maybe_free_model_hooks()
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #093edf97
-def _check_encoders(missing, texts): # (site, kind) pairs that were not computed; names of text encoders' sites
+def _check_encoders(missing, texts): # (site, kind) pairs that are not there; sites of text encoders
     if not missing: return
     name,kind = min(missing)
     if name not in texts:
-        why = 'has no rows of negative prompts' if kind=='unconditional' else 'does not run before the first step'
-        raise ValueError(f'{name} {why} in this call')
+        absent = 'has no rows of negative prompts' if kind=='unconditional' else 'does not run'
+        raise ValueError(f'{name} {absent} before the first step of this call')
     if kind=='unconditional':
         raise ValueError(f'{name} saw no negative prompt in this call: without guidance there is none, '
                          'and SDXL puts zeros in the place of a missing one')

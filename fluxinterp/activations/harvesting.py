@@ -6,7 +6,7 @@
 __all__ = ['harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
-import hashlib, inspect, json, re, shutil
+import hashlib, inspect, json, os, re, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..core import user_path
 from .batching import check_call
 from .recording import record_batches
+from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
@@ -150,15 +152,11 @@ def parts(self:_Harvest,
 def _is_prompt_file(prompts): # a path, or text that names a file
     if isinstance(prompts, Path): return True
     if not isinstance(prompts, str): return False
-    return prompts.endswith('.txt') or (len(prompts)<1000 and '\n' not in prompts and Path(prompts).is_file())
+    return prompts.endswith('.txt') or os.path.isfile(user_path(prompts))
 
 def _prompts_of(prompts): # a `PromptFile` of captions or of a text file
     if _is_prompt_file(prompts): return read_prompts(prompts)
-    prompts = check_prompts(prompts)
-    for i,p in enumerate(prompts):
-        try: p.encode()
-        except UnicodeEncodeError: raise ValueError(f'prompt {i} is no valid text: {p[:60]!r}') from None
-    return PromptFile(prompts, [])
+    return PromptFile(check_prompts(prompts), [])
 
 def _lines(values): return ''.join(json.dumps(v, ensure_ascii=False)+'\n' for v in values).encode()
 
@@ -312,7 +310,8 @@ def _check_empty(folder, sizes): # a folder without a manifest holds nothing els
 def _check_continues(folder, old, model, settings): # the store is of this model and these arguments
     if old['model']!=model:
         raise StoreError(f'{folder.root} holds activations of another model: '
-                         f'its fingerprint is {old["model"]}, that of this pipeline {model}')
+                         f'its fingerprint is {old["model"]}, that of this pipeline {model}: '
+                         f'{model_difference(old["model"], model)}')
     if old['settings']!=settings:
         changed = '; '.join(_differences(old['settings'], settings))
         raise StoreError(f'{folder.root} was made with other arguments: {changed}. '
@@ -340,7 +339,7 @@ def _good_files(folder, manifest, verify, progress): # (shard, site) positions
 # %% ../../nbs/20_activations/40_harvesting.ipynb #0108111a
 def harvest(pipe,                               # diffusers pipeline
             prompts,                            # captions, or a text file with one a line
-            sites:list,                         # names or `Site`s
+            sites:list|str|Site,                # names or `Site`s
             out,                                # folder or fsspec URL; the same one again to continue
             num_inference_steps:int|None=None,  # denoising steps; the pipeline's default when None
             steps=None,                         # kept steps: None for all, index, slice, list or `noise(...)`

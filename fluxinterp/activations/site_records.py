@@ -6,7 +6,7 @@
 __all__ = ['splits', 'prompt_split', 'TokenBatch', 'SiteRecord', 'token_batches', 'Recording']
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #4dd5ca98
-import json
+import json, os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import is_sealed, save_tensors, seal, tensors_checksum
+from ..arguments import no_attribute, short_name
+from ..core import is_sealed, save_tensors, seal, tensors_checksum, user_path
 from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
 
@@ -36,6 +37,11 @@ class TokenBatch(NamedTuple):
     coords:dict
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #ea4875da
+# what people try on records -> what to write
+_of_records = dict(numpy='`record.x.numpy()`', shape='`record.x.shape`', mean='`record.x.mean(...)`',
+                   acts='`record.x`, (row, step, token, width)', values='`record.x`',
+                   activations='`record.x`, (row, step, token, width)', flatten='`record.tokens`')
+
 @dataclass
 class SiteRecord:
     "Activations of one site, with coordinates"
@@ -63,6 +69,8 @@ class SiteRecord:
         return dict(zip(self.rows.prompt.tolist(), self.rows.caption))
 
     def __len__(self): return len(self.x)
+
+    def __getattr__(self, name): raise no_attribute(self, name, _of_records)
 
     def __repr__(self):
         rows,steps,tokens,width = self.x.shape
@@ -215,8 +223,9 @@ def load(cls:SiteRecord,
         )->SiteRecord:
     "Read a record; raises `ValueError` when the file holds something else"
     from safetensors import safe_open
+    if not os.path.isfile(user_path(path)): raise FileNotFoundError(f'no record {str(path)!r}: no such file')
     try:
-        with safe_open(path, 'pt') as f:
+        with safe_open(user_path(path), 'pt') as f:
             about = json.loads((f.metadata() or {})['site_record'])
             tensors = {k: f.get_tensor(k) for k in ('x', 'timesteps')}
         _check_record(about, tensors)
@@ -232,8 +241,9 @@ class Recording(dict):
     images:list|None = None   # PIL image of each generated image
     previews:list|None = None # for each image, PIL images of the predicted clean image (x0) at kept steps
     def __getitem__(self,
-                    name, # name of a recorded site
+                    name, # name of a recorded site; 'double.1' for 'double.1.image' where one fits
                    ):
+        name = short_name(name, self)
         if name not in self: raise KeyError(f'{name!r} was not recorded; recorded are: {", ".join(self)}')
         return super().__getitem__(name)
     def __repr__(self): return '\n'.join(map(repr, self.values())) or 'Recording of no site'

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import Moments, SiteStatistics, StoreError, load_manifest, load_moments, shard_name, store_dtypes, store_folder
+from ..models.identity import model_difference
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader

@@ -6,8 +6,8 @@
 __all__ = ['Atlas']
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00003
+import os
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from .annotations import (AtlasError, AtlasText, find_features, find_images, kept_notes,
-    nothing_said, search_words, set_label, set_note)
-from fluxinterp.atlases.atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
-    read_about, read_tensor)
+    nothing_said, only_features, search_words, set_label, set_note)
+from .atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
+                                            read_about, read_tensor)
 from .feature_cards import Example, FeatureCard
-from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
-from ..core import weights_path
+from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
+                                                shape_statistics)
+from ..arguments import check_count, opened_folder
+from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00001
@@ -30,9 +32,10 @@ class Atlas:
     "What the features of one dictionary fire on; raises `AtlasError` when missing, unfinished or damaged"
     def __init__(self,
                  path): # folder `build_atlas` wrote, or name of a packaged one: 'tiny-flux/double.1.image'
-        self.path,readonly = Path(path),False
-        packaged = weights_path()/'atlases'/str(path)
-        if not self.path.exists() and packaged.exists(): self.path,readonly = packaged,True
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError('an atlas is given as fi.Atlas(folder), by its folder or its packaged name, '
+                            f'not as {type(path).__name__}')
+        self.path,packaged = opened_folder(path, 'atlases')
         self.about = read_about(self.path, path)
         self.files = AtlasFiles(self.path, self.about)
         self.num_features = self.about['num_features']
@@ -40,7 +43,7 @@ class Atlas:
         self.site = self.about['site']
         self.grid = self.about['grid']
         self.levels = self.about['levels']
-        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'], readonly)
+        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'], bool(packaged))
 
     def array(self,
               name:str, # name of the array: 'largest', 'totals/counts', ..., from `FeaturePass.state`
@@ -119,7 +122,7 @@ def copy(self:Atlas,
          folder, # folder to be made
         )->Atlas:
     "A copy of one's own, to label and explain: a packaged atlas is read only"
-    copy_atlas(self.path, self.text, Path(folder))
+    copy_atlas(self.path, self.text, user_path(folder))
     return Atlas(folder)
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00011
@@ -169,11 +172,6 @@ def _example(self:Atlas, i, image):
     return Example(i, image, row.caption, halves[row.half], values, peak, mean, self.thumbnail(image))
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00008
-def _check_list(kind, half):
-    if kind not in example_lists or half not in (*halves, None):
-        raise ValueError(f'examples by {kind!r} of the half {half!r}: choose from '
-                         f'{", ".join(example_lists)}; {", ".join(halves)} or None')
-
 @patch
 def examples(self:Atlas,
              i:int,                   # number of the feature
@@ -183,7 +181,8 @@ def examples(self:Atlas,
             )->list:                  # `Example`s
     "Images a feature fires in, with its maps: max-activating or sampled examples"
     i = self.check(i)
-    _check_list(kind, half)
+    check_list(kind, half)
+    if n is not None: check_count(n)
     which = self._which[kind][i] if half is None else self._which[kind][i,halves.index(half)]
     res = [self._example(i, int(p)) for p in which.flatten() if p>=0]
     res.sort(key=lambda e: (-(e.mean if kind=='mean' else e.peak), e.picture))
@@ -230,16 +229,13 @@ def non_activating_images(self:Atlas,
                          )->list:           # numbers of images
     "Random images in which a feature does not fire (non-activating examples)"
     some = np.flatnonzero(~self.fires(i)&(self.pictures.half.to_numpy()==halves.index(half)))
-    return np.random.default_rng([seed, i]).permutation(some)[:n].tolist()
+    return np.random.default_rng([seed, i]).permutation(some)[:check_count(n)].tolist()
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00014
 @patch
 def _index(self:Atlas, features):
     if features is None: return pd.RangeIndex(self.num_features, name='feature')
     return pd.Index([self.check(f) for f in features], dtype=np.int64, name='feature')
-
-def _only(features): # the end of a SQL condition
-    return '' if features is None else f" and feature in ({', '.join(str(int(f)) for f in features)})"
 
 @patch
 def _statistics(self:Atlas, index, rows): # the columns of the table that are counted
@@ -262,7 +258,7 @@ def table(self:Atlas,
          )->pd.DataFrame:
     "One line per feature: firing rates, activations, map shapes, label, explanation, note"
     index = self._index(features)
-    only = _only(features)
+    only = only_features(features)
     frame = self._statistics(index, slice(None) if features is None else index.to_numpy())
     labels = self.text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
     last = self.text.frame(f"select feature, text as explanation from explanations where status='ok'{only} "
@@ -275,7 +271,7 @@ def names(self:Atlas,
           features:list|None=None, # numbers of features; all when None
          )->pd.Series:             # feature -> text, '' where there is none
     "What features are called: their label, else the last explanation that says something"
-    only = _only(features)
+    only = only_features(features)
     explained = self.text.frame(f"select feature, text from explanations where status='ok' and text!='' "
                                 f'{only} order by id')
     labels = self.text.frame(f'select feature, label from labels where 1{only}')
@@ -386,7 +382,7 @@ def search(self:Atlas,
            n:int=20,      # features at most
           )->pd.DataFrame: # a line per feature: label, explanation, rates, z, words
     "Features that have to do with some words, the best first; raises `ValueError` without a word"
-    words = search_words(query)
+    n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
     scores = self._caption_scores(words)
     z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
@@ -407,3 +403,9 @@ def feature(self:Atlas,
     "What is known of a feature"
     i = self.check(i)
     return FeatureCard(self, i, self.table([i]).loc[i])
+
+@patch
+def __getitem__(self:Atlas, i:int)->FeatureCard: # number of the feature
+    "The card of a feature, as `feature(i)`; raises `IndexError` where there is none"
+    try: return self.feature(i)
+    except ValueError as e: raise IndexError(str(e)) from None

@@ -7,7 +7,7 @@ __all__ = ['atlas_format', 'text_digest', 'atlas_key', 'read_about', 'read_tenso
            'check_pictures', 'open_thumbnail', 'copy_atlas']
 
 # %% ../../nbs/50_atlases/08_atlas_files.ipynb #afl00004
-import hashlib, io, json, math, re, shutil, tempfile
+import hashlib, io, json, math, os, re, shutil, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .annotations import AtlasError, AtlasText
 from .scan_statistics import example_lists, halves, histogram_bins, shape_statistics
-from ..core import file_checksum, is_sealed, writing
+from ..arguments import did_you_mean
+from ..core import file_checksum, is_sealed, packaged_names, writing
 
 # %% ../../nbs/50_atlases/08_atlas_files.ipynb #afl00007
 atlas_format = 2 # 1 had no checksums of its files
@@ -73,9 +74,10 @@ _about_checks = ( # (what is named in the error, condition on the content a of a
 _again = 'restore it from a copy, or build the atlas again into another folder'
 
 def _check_folder(path, given): # raises `AtlasError` unless an atlas was finished there
-    if not path.is_dir():
-        raise AtlasError(f'{given} is no folder: build an atlas with '
-                         f'fi.build_atlas(dictionary, store, {str(given)!r})')
+    if not os.path.isdir(path):
+        packaged = packaged_names('atlases')
+        raise AtlasError(f'{given} is no folder, and packaged are {", ".join(packaged)}; build an atlas with '
+                         f'fi.build_atlas(dictionary, store, {str(given)!r}){did_you_mean(given, packaged)}')
     if (path/'atlas.json').is_file(): return
     if (path/'plan.json').is_file():
         raise AtlasError(f'{given} is not finished: call build_atlas again with the same arguments, it goes '

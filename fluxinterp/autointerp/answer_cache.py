@@ -9,8 +9,9 @@ __all__ = ['AnswerCache']
 import json, sqlite3, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from zlib import crc32
+
+from ..core import user_path
 
 # %% ../../nbs/55_explaining/02_answer_cache.ipynb #ans00006
 def _checksum(key, reply): # text, bytes
@@ -20,7 +21,7 @@ class AnswerCache:
     "Answers in a SQLite file, by their key, each with a checksum; used from several threads"
     def __init__(self,
                  path): # the file, or ':memory:'
-        self.path = path if path==':memory:' else Path(path).expanduser()
+        self.path = path if path==':memory:' else user_path(path)
         self.lock = threading.Lock()
         with self._clear_errors():
             if path!=':memory:': self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -151,9 +151,10 @@ def _guess_usage(self:Endpoint, messages, text): # tokens read and written
 
 @patch
 def _reply(self:Endpoint, data, messages): # what is kept of a server's answer; counts the call
-    reply,usage = read_completion(data)
+    text = hide_secrets(data.decode('latin-1'), self.secrets, 8) # every byte a character, and back
+    reply,usage = read_completion(text.encode('latin-1'))
     self._count(usage, self._guess_usage(messages, reply['text']))
-    return {k: v and hide_secrets(v, self.secrets, 8) for k,v in reply.items()}
+    return {k: v and hide_secrets(v, self.secrets, 8) for k,v in reply.items()} # they may have been escaped
 
 @patch
 async def _call(self:Endpoint, client, body): # -> response, its body

@@ -6,22 +6,21 @@
 __all__ = ['HumanVerdicts', 'Asked', 'task_images', 'HumanJudge']
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00003
-import hashlib, io, json, time
+import hashlib, json, time
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import traitlets
-from PIL import Image
 from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError, forget_score, nothing_said
 from ..autointerp.questions import Answer
 from ..autointerp.explainers import explanations
-from ..overlays import image_grid
+from ..overlays import image_grid, spotlight
 from ..autointerp.scorers import Detection, Scorer, score, scores, shuffled_explanations
-from ..autointerp.judges import Task, marked
+from ..autointerp.judges import Task
 from ..widgets.base import View, tile_images
 from ..widgets.figures import strip_figure
 from ..widgets.page import css_text, js_text, page_style, view_script
@@ -133,11 +132,12 @@ def _answers(t): # of a task: word -> (key, value)
     return answers|{'Cannot say': ('u', None)}
 
 def task_images(t:Task,       # question
-                size:int=360, # width of one image, pixels, at most
+                size:int=360, # width of one image, pixels, at least
                )->dict:       # caption -> PIL image
     "Images of a question as a person is shown them: unmarked beside marked"
-    bare = [Image.open(io.BytesIO(marked(im, None, size))).convert('RGB') for im,_ in t.pictures]
-    lit = [Image.open(io.BytesIO(marked(*p, size))).convert('RGB') for p in t.pictures]
+    scale = max(1, -(-size//max(t.pictures[0][0].size)))
+    bare = [image_grid([im.convert('RGB')], 1, scale=scale) for im,_ in t.pictures]
+    lit = [b if m is None else spotlight(b, m, dark=.4) for b,(_,m) in zip(bare, t.pictures)]
     if t.kind=='intruder': return {f'Image {i+1}': image_grid([*b], 1) for i,b in enumerate(zip(bare, lit))}
     if t.kind=='detect': return {'the image': bare[0], 'the marked part': lit[0]}
     sides = dict(zip(('Left', 'Right'), lit))

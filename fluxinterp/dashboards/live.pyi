@@ -2,6 +2,7 @@
 from typing import Any
 __all__ = ['example_prompt', 'unread_text', 'token_texts', 'read_prompt', 'name_dictionaries', 'atlas_dictionary', 'check_atlas_pipeline', 'LiveRun', 'LiveView']
 import inspect, threading
+from pathlib import Path
 import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
@@ -14,6 +15,7 @@ from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary
 from ..widgets.worker import WorkDashboard
+from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
 from ..activations.site_records import Recording, SiteRecord

@@ -17,7 +17,7 @@ from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
 from ..atlases.atlas_files import read_tensor
 from ..autointerp.endpoint import Answerer
-from ..core import error_text
+from ..core import error_text, user_path
 from ..models.guidance_rows import asked_kinds
 from .run_progress import RunStatus, newest_marks, running_marks, number_text
 
@@ -208,7 +208,6 @@ def _training_status(name, folder, logs, seen): # a folder, or None where there 
     finished = [c for c in configs if c.is_file()]
     s.complete = bool(finished) and not checkpoints
     _read_finished(s, finished)
-    if s.complete and not s.total and not logs: s.kind = 'dictionary' # that was not trained, or not here
     logged,bad = _read_logs(s, logs)
     own = sorted(own+logged)
     s.done = max((n for _,n in own), default=0)
@@ -336,12 +335,16 @@ def _is_store(there): # names in a folder: whether a harvest writes there
     return bool(_manifests&there) or prompts or there=={'.lock'}
 
 def run_kind(path:Path, # folder
-            )->str:     # 'harvest', 'atlas', 'training', or '' where no run has written into it
-    "Which run writes into a folder, by the names in it"
+            )->str:     # 'harvest', 'atlas', 'training', 'dictionary', or '' where no run has written into it
+    "Which run writes into a folder, by its files; a dictionary that was not trained here is one itself"
     there = {p.name for p in path.iterdir()}
     if _is_store(there): return 'harvest'
     if {'atlas.json', 'plan.json'}&there: return 'atlas'
-    return 'training' if 'cfg.json' in there or any(path.glob('checkpoints*')) else ''
+    if any(path.glob('checkpoints*')): return 'training'
+    if 'cfg.json' not in there: return ''
+    try: config = _config(json.loads((path/'cfg.json').read_text(encoding='utf-8')))
+    except _damage: return 'training'
+    return 'training' if config else 'dictionary'
 
 def log_files(folder:Path, # folder
              )->list:      # paths
@@ -353,7 +356,10 @@ def _folder_status(path, name, more, seen): # logs that belong to it
     if kind=='harvest': return _harvest_status(name, store_folder(path), seen)
     if kind=='atlas': return _atlas_status(name, path, seen)
     logs = [*log_files(path), *more]
-    if kind or logs or any(path.glob('*/cfg.json')): return _training_status(name, path, logs, seen)
+    if kind or logs or any(path.glob('*/cfg.json')):
+        s = _training_status(name, path, logs, seen)
+        if kind=='dictionary' and not logs: s.kind = kind
+        return s
     there = sorted(p.name for p in path.iterdir())
     if not there: return RunStatus('run', name, problem=f'{path} is empty so far')
     why = f'{path} holds no store, no dictionary and no atlas: it has {", ".join(there[:4])}'
@@ -372,9 +378,9 @@ def _path_status(path, more, seen): # a folder or file, logs that belong to it
 
 def _unread_status(path, e): # where a damaged file led to an error
     kind = 'run'
-    if (path/'plan.json').exists(): kind = 'atlas'
-    if any((path/n).exists() for n in _manifests): kind = 'harvest'
-    changed = _newest(path) if path.is_dir() else None
+    if os.path.exists(path/'plan.json'): kind = 'atlas' # not Path's, which raises for a long name
+    if any(os.path.exists(path/n) for n in _manifests): kind = 'harvest'
+    changed = _newest(path) if os.path.isdir(path) else None
     return RunStatus(kind, str(Path(*path.parts[-2:])), problem=error_text(e), changed=changed)
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #d7d6b1e3
@@ -387,6 +393,6 @@ def run_status(what,        # folder or URL of a run, CSV log, both as a tuple, 
     if isinstance(first, Atlas): first = first.path
     try:
         if '://' in str(first): return _harvest_status(str(first), store_folder(first), seen)
-        return _path_status(Path(first), [Path(m) for m in more], seen)
+        return _path_status(user_path(first), [user_path(m) for m in more], seen)
     except Exception as e: # whatever a damaged file leads to
-        return _unread_status(Path(first), e)
+        return _unread_status(user_path(first), e)

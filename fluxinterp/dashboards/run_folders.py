@@ -9,6 +9,7 @@ __all__ = ['find_runs', 'runs_of']
 import os
 from pathlib import Path
 
+from ..core import user_path
 from .run_files import log_files, run_kind
 
 # %% ../../nbs/65_dashboards/36_run_folders.ipynb #rfo00006
@@ -28,7 +29,7 @@ def find_runs(folder:str|Path,       # folder to look through
               most:int=200,          # folders looked through in each of them, at most
              )->list:                # folders, logs, (folder, log) tuples, as `run_status` takes them
     "Runs below a folder, or the folder where it is a run itself"
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         if run_kind(folder): return [folder]
         below = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.'))
@@ -43,5 +44,5 @@ def find_runs(folder:str|Path,       # folder to look through
 def runs_of(what,   # folder, URL, CSV log, a tuple of a folder and logs, `Atlas` or `Endpoint`
            )->list: # runs, as `run_status` takes them
     "What a folder stands for: the runs below it, where there are some; anything else is itself"
-    is_folder = isinstance(what, (str, Path)) and '://' not in str(what) and Path(what).is_dir()
+    is_folder = isinstance(what, (str, Path)) and '://' not in str(what) and os.path.isdir(user_path(what))
     return (find_runs(what) if is_folder else None) or [what]

@@ -16,10 +16,12 @@ from typing import Iterator, NamedTuple
 
 from safetensors import SafetensorError
 
+from ..core import user_path
 from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
+from ..models.identity import model_difference
 from ..models.pipelines import load_pipeline
 from .run_files import run_status
 from ..models.description import describe
@@ -55,7 +57,7 @@ def free_port(port:int=0)->int: # port wanted; 0 for any
         return s.getsockname()[1]
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #200e53de
-def _begun(atlas): return any((Path(atlas)/n).is_file() for n in ('plan.json', 'atlas.json'))
+def _begun(atlas): return any(os.path.isfile(user_path(atlas)/n) for n in ('plan.json', 'atlas.json'))
 
 def _check_view(view, pipeline): # -> `DashboardView`
     import fluxinterp as fi
@@ -92,7 +94,8 @@ def _check_pipeline(a, name, pipeline, dictionary): # a: atlas
         raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
     if model!=a.about['model']:
         raise DashboardError(f"{name} is of another model than {pipeline}: the fingerprint of its denoiser "
-                             f"is {a.about['model']}, that of {pipeline} is {model}")
+                             f"is {a.about['model']}, that of {pipeline} is {model}: "
+                             f"{model_difference(a.about['model'], model)}")
     try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)
     except AtlasError as e: raise DashboardError(f'{e} (--dictionary)') from None
 
@@ -103,7 +106,7 @@ def check_dashboard(atlas:str,           # folder or packaged name
                    )->Atlas:             # a `RunStatus` where the view also shows what is not finished
     "The atlas, once all is there and belongs together; raises `DashboardError` or `AtlasError`"
     found = _check_view(view, pipeline)
-    if not found.finished: return run_status(Path(atlas) if _begun(atlas) else Atlas(atlas))
+    if not found.finished: return run_status(user_path(atlas) if _begun(atlas) else Atlas(atlas))
     a = Atlas(atlas)
     if view=='browser' and pipeline and a.signed:
         raise DashboardError('features of a signed dictionary are its two sides, of which a viewer shows '
@@ -115,7 +118,9 @@ def check_dashboard(atlas:str,           # folder or packaged name
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00010
 def _checkout(): return str(Path(__file__).parents[2]) if '__file__' in globals() else os.getcwd()
 
-def _there(name): return str(Path(name).absolute()) if Path(name).exists() else str(name)
+def _there(name): # a folder's path for another working directory; names as they are
+    path = user_path(name)
+    return str(path.absolute()) if os.path.exists(path) else str(name)
 
 _first_cell = """import os, sys
 os.chdir({folder!r})
@@ -138,9 +143,10 @@ def dashboard_notebook(atlas:str,           # folder or packaged name
         on = f', device={device!r}' if device else ''
         pipe = f'fi.load_pipeline({_there(pipeline)!r}{on})'
         given = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
-        d = f'fi.atlas_dictionary(atlas, {given})'
+        d = f'live.atlas_dictionary(atlas, {given})'
     a = repr(_there(atlas)) if _begun(atlas) and not wanted.finished else f'fi.Atlas({_there(atlas)!r})'
     first = _first_cell.format(folder=os.getcwd(), root=_checkout())
+    if d!='None': first += '\nfrom fluxinterp.dashboards import live'
     sources = [first, f'atlas = {a}\npipe = {pipe}\ndictionary = {d}', wanted.call]
     kernel = dict(name='fluxinterp', display_name='fluxinterp', language='python')
     return dict(cells=[_code_cell(i, s) for i,s in enumerate(sources)], metadata=dict(kernelspec=kernel),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fluxinterp.dictionaries.dictionary import (Dictionary, DictionaryMeta, SparseCode, data_site, meta_of,
     sparse_decode)
 from ..core import plain_torch
-from .normalizers import moments
+from .normalizers import as_float64, moments
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #bd483373
 def _check_linear(directions, mean, k, refit):
@@ -64,8 +64,8 @@ class LinearDictionary(Dictionary):
         else: i = p.abs().topk(self.k, dim=-1).indices
         v = p.gather(-1, i)
         if self.gram is not None:
-            gram = self.gram[i[...,None],i[...,None,:]].double() # (..., k, k)
-            v = torch.linalg.solve(gram, v[...,None].double())[...,0].float()
+            gram = as_float64(self.gram[i[...,None],i[...,None,:]]) # (..., k, k)
+            v = torch.linalg.solve(gram, as_float64(v)[...,None])[...,0].to(v)
         return SparseCode(v, i, self.num_latents)
 
     def sums(self, code:SparseCode)->torch.Tensor: # code of each vector

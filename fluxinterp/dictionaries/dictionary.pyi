@@ -10,10 +10,13 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
+from ..arguments import no_attribute
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
 from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
 from ..models.guidance_rows import guidance_kinds
+from ..models.identity import model_difference
+_of_codes = dict(topk='`code.values.topk(k)` gives the strongest, and their latents are in `code.indices`', numpy='`code.to_dense().numpy()`', dense='`code.to_dense()`', nonzero='`code.to_dense().nonzero()`')
 @dataclass
 class SparseCode:
     values: torch.Tensor
@@ -43,7 +46,13 @@ class SparseCode:
     def __getitem__(self, i) -> 'SparseCode':
         ...
 
+    def reshape(self, *shape: int) -> 'SparseCode':
+        ...
+
     def to(self, device) -> 'SparseCode':
+        ...
+
+    def __getattr__(self, name):
         ...
 
     def __repr__(self):
@@ -66,12 +75,20 @@ class DictionaryMeta:
     guidance: list = field(default_factory=list)
     data: str = ''
     init: str = ''
+_of_dictionaries = dict(cfg='`config` holds its configuration', d_sae='`num_latents`', d_in='`width`', hook_name='`meta.site`', save_model='`fi.save_dictionary(dictionary, folder)`', save_pretrained='`fi.save_dictionary(dictionary, folder)`', encoder='`read_directions`, (num_latents, width), reads in raw space', decoder='`write_directions`, (num_latents, width), writes in raw space', from_pretrained='`fi.load_dictionary(name)` opens a packaged or published name, a folder or a hub id')
 class Dictionary(nn.Module):
     meta: DictionaryMeta
     num_latents: int
     signed: bool = False
     k: int | None = None
     mean_activations: torch.Tensor | None = None
+
+    def __getattr__(self, name):
+        ...
+
+    @classmethod
+    def from_pretrained(cls, *name, **options):
+        ...
 
     def normalized(self, x: torch.Tensor) -> torch.Tensor:
         ...

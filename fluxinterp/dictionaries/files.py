@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import file_checksum, plain_torch, save_json, save_tensors, writing
+from ..core import file_checksum, plain_torch, save_json, save_tensors, user_path, writing
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -57,7 +57,7 @@ def read_cfg(path:str|Path, # JSON file
 def read_tensors(path:str|Path, # safetensors file
                 )->dict:        # name -> tensor
     "The tensors a safetensors file holds; raises `DictionaryFileError` where it is missing or damaged"
-    if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
+    if not os.path.isfile(path): raise DictionaryFileError(f'{path} is missing')
     try:
         with safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
             return {k: f.get_tensor(k).clone() for k in f.keys()}
@@ -223,12 +223,13 @@ def _sweep(folder): # what a process that was killed an hour ago or more has lef
     for old in folder.glob('.saving-*'):
         if time.time()-old.stat().st_mtime>3600: shutil.rmtree(old, ignore_errors=True)
 
+@plain_torch()
 def save_dictionary(dictionary:Dictionary, # dictionary to save
                     folder:str|Path,       # folder, which is made; files of another dictionary are replaced
                     dtype:torch.dtype|None=None, # type of the matrices: float32, float16 or bfloat16
                    )->Path:                # the folder
     "Write a dictionary as a folder that `load_dictionary` and SAELens open, bit-exact in float32"
-    folder = Path(folder)
+    folder = user_path(folder)
     half = None if dtype==torch.float32 else dtype
     if half not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f'dtype={dtype}: choose torch.float32, torch.float16 or torch.bfloat16')
@@ -304,7 +305,7 @@ def _read_parts(folder, cfg, where): # -> Parts
 def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
                       )->Dictionary:    # dictionary on the CPU, in eval mode
     "Open a folder that `save_dictionary` wrote; raises `DictionaryFileError` where its files are damaged"
-    folder = Path(folder)
+    folder = user_path(folder)
     where = folder/'cfg.json'
     cfg = read_cfg(where)
     ours = cfg.get('fluxinterp')

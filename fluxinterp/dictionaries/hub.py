@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..core import atomic_path, plain_torch, save_json, weights_path
+from ..arguments import did_you_mean, short_name
+from ..core import (atomic_path, packaged_names, plain_torch, save_json, user_path,
+                             weights_path)
 from .dictionary import Dictionary
 from .interop import foreign_formats, load_foreign, means_file
 from .itda import ITDA, saelens_codes
@@ -74,8 +76,7 @@ known_files = sorted(_own_files|{f for files,_ in foreign_formats.values() for f
 
 def packaged_dictionaries()->list: # such as 'tiny-flux/double.1.image'
     "Names of the dictionaries that come with the library"
-    root = weights_path('dictionaries')
-    return sorted(p.parent.relative_to(root).as_posix() for p in root.rglob('cfg.json'))
+    return packaged_names('dictionaries')
 
 def _open(folder): # a folder of any of the formats
     cfg = folder/'cfg.json'
@@ -142,11 +143,11 @@ def load_dictionary(name:str|Path,          # packaged or published name, folder
                     api=None,               # `huggingface_hub.HfApi` with a token or an endpoint of its own
                    )->Dictionary:           # on the CPU, in eval mode
     "Open a dictionary; raises `FileNotFoundError` where there is none, `DictionaryFileError` where damaged"
-    folder,text = Path(name),str(name)
-    about = None # entry of `published`
     packaged = packaged_dictionaries()
+    folder,text = user_path(name),short_name(str(name), packaged)
+    about = None # entry of `published`
     _check_no_file(folder)
-    if any(os.path.isfile(folder/f) for f in known_files): pass # not Path's, which raises for a long name
+    if any(os.path.isfile(folder/f) for f in known_files): text = str(name)
     elif text in packaged: folder = weights_path('dictionaries')/text
     elif text and os.path.isdir(folder):
         raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}'
@@ -158,7 +159,7 @@ def load_dictionary(name:str|Path,          # packaged or published name, folder
         folder = _download(where, revision, api or HfApi())
     else:
         raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: '
-                                f'{", ".join(packaged) or "none"}')
+                                f'{", ".join(packaged) or "none"}{did_you_mean(text, packaged)}')
     d = _open(folder)
     if about: d = _as_published(d, about)
     d.source = text # where a recipe finds it again
@@ -312,7 +313,7 @@ def _image_of(picture): # path, bytes, PIL image, array of 0 to 255, matplotlib 
         b = io.BytesIO()
         picture.savefig(b, format='png', bbox_inches='tight')
         picture = b.getvalue()
-    if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
+    if isinstance(picture, (str, Path)): picture = user_path(picture).read_bytes()
     try:
         if isinstance(picture, bytes): return Image.open(io.BytesIO(picture))
         return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

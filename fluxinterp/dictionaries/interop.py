@@ -6,12 +6,13 @@
 __all__ = ['means_file', 'foreign_formats', 'raw_sae', 'read_pickle', 'load_foreign']
 
 # %% ../../nbs/25_dictionaries/55_interop.ipynb #27b573fb
-import re, warnings
+import os, re, warnings
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
+from ..core import user_path
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 from .itda import ITDA, ITDAConfig
@@ -187,7 +188,7 @@ def _check_archive(path): # a zip file that unpacks to more than its size is no 
                                   'writes no such file, and it is refused')
 
 def _unpickled(path): # anything made of tensors and plain containers
-    if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
+    if not os.path.isfile(path): raise DictionaryFileError(f'{path} is missing')
     _check_archive(path)
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
@@ -313,8 +314,8 @@ foreign_formats = { # library -> its files, reader of a folder
 
 def load_foreign(folder:str|Path)->Dictionary: # folder with the files of one library
     "Open an SAE that SAELens, sparsify, dictionary_learning or sdxl-unbox wrote, on the CPU, in eval mode"
-    folder = Path(folder)
+    folder = user_path(folder)
     for files,read in foreign_formats.values():
-        if all((folder/f).is_file() for f in files): return read(folder)
+        if all(os.path.isfile(folder/f) for f in files): return read(folder)
     known = ', '.join(f'{" + ".join(files)} ({name})' for name,(files,_) in foreign_formats.items())
     raise DictionaryFileError(f'{folder} holds no dictionary: looked for {known}')

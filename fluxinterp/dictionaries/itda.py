@@ -18,7 +18,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
@@ -39,6 +40,8 @@ def cosine_of_loss(loss:float, # mean squared difference per coordinate of two v
 growth_rules = ('fvu', 'cosine')
 starts = ('first', 'frequent', 'kmeans')
 
+@checked_fields(d_sae='max_atoms=', num_latents='max_atoms=: atoms are added as the data asks', l0='k=',
+                num_atoms='max_atoms=', threshold='fvu_threshold= or cosine_threshold=, by rule=')
 @dataclass
 class ITDAConfig:
     "A dictionary of activations, and how it grows"

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
@@ -21,6 +22,7 @@ def cosine_of_loss(loss: float, d: int) -> float:
     ...
 growth_rules = ('fvu', 'cosine')
 starts = ('first', 'frequent', 'kmeans')
+@checked_fields(d_sae='max_atoms=', num_latents='max_atoms=: atoms are added as the data asks', l0='k=', num_atoms='max_atoms=', threshold='fvu_threshold= or cosine_threshold=, by rule=')
 @dataclass
 class ITDAConfig:
     k: int = 16

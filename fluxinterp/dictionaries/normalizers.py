@@ -15,13 +15,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..activations.site_records import TokenBatch, token_batches
-from ..core import plain_torch
+from ..core import float64_device, plain_torch
 
 # %% ../../nbs/25_dictionaries/00_normalizers.ipynb #5d0a1b04
 def as_float64(x:torch.Tensor, # numbers of any type, on any device
-              )->torch.Tensor: # the same in float64, on the CPU if they were on an Apple GPU
+              )->torch.Tensor: # the same in float64, on the CPU if their device has no float64
     "A tensor in float64, which Apple's GPUs do not have"
-    return (x.cpu() if x.device.type=='mps' else x).double()
+    return x.to(float64_device(x.device)).double()
 
 rounding = 1e-24 # squared deviations up to this share of the mean square are rounding, in float64
 
@@ -42,7 +42,7 @@ class RunningMoments:
               )->'RunningMoments': # these moments
         "Merge a batch into the moments"
         if not len(x): return self
-        x = as_float64(x)
+        x = as_float64(x.detach())
         if self.mean.device!=x.device:
             self.mean = self.mean.to(x.device)
             self._m2 = self._m2.to(x.device)
@@ -107,6 +107,7 @@ def empty_data(split:str|None=None, # name of the empty split; None where all of
     return ValueError(f'no prompt of this data falls into split {split!r}: '
                       'splits are by prompt, record more of them or take another split')
 
+# %% ../../nbs/25_dictionaries/00_normalizers.ipynb #f0split1
 @plain_torch()
 def stream_moments(batches:Iterable[TokenBatch], # activation vectors and their coordinates
                    full:bool=False,              # whether the covariance is kept, or only the variances
@@ -219,10 +220,10 @@ def fit(self:Normalizer,
     scale = torch.ones_like(m.mean)
     if self.kind=='whiten':
         values,vectors = torch.linalg.eigh(m.covariance)
-        self.rotation.copy_(vectors.flip(1))
+        self.rotation = vectors.flip(1).to(self.rotation)
         scale = values.flip(0).clamp_min(0).sqrt()
     if self.kind=='standardize': scale = m.variance.sqrt()
     if self.kind=='mean-norm': scale = rms.expand_as(scale)
-    self.mean.copy_(m.mean)
-    self.scale.copy_(scale.clamp_min(self.floor*rms) if m.varies else torch.ones_like(scale))
+    self.mean = m.mean.to(self.mean) # assigned: buffers made in inference mode cannot be written to
+    self.scale = (scale.clamp_min(self.floor*rms) if m.varies else torch.ones_like(scale)).to(self.scale)
     return self

@@ -7,7 +7,7 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..activations.site_records import TokenBatch, token_batches
-from ..core import plain_torch
+from ..core import float64_device, plain_torch
 def as_float64(x: torch.Tensor) -> torch.Tensor:
     ...
 rounding = 1e-24
@@ -49,6 +49,9 @@ normalizers = ('none', 'mean', 'mean-norm', 'standardize', 'whiten')
 class Normalizer(nn.Module):
     floor = 0.0001
     kind: Any
+    mean: Any
+    rotation: Any
+    scale: Any
 
     def __init__(self, d: int, kind: str='mean-norm'):
         ...

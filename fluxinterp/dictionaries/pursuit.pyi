@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from ..core import plain_torch
+from ..core import float64_device, plain_torch
 from .normalizers import check_finite
 from .sparse_ops import dots, weighted_rows
 class _ByProducts:

@@ -8,13 +8,15 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from .sparse_ops import sparse_autoencode, tile_bytes, topk_pre_acts
 from .thresholds import codes_above, Jump
 architectures = ('topk', 'batchtopk', 'jumprelu')
+@checked_fields(d_sae='num_latents=', dict_size='num_latents=', n_features='num_latents=', num_features='num_latents=', expansion_factor='num_latents=, a multiple of the width', d_in='the width of the activations, which `train` reads from the data', topk='k=', l0='k=, the active latents per token', activation='architecture=', learning_rate='lr=', l1_coefficient="k=; for architecture='jumprelu' also sparsity=", train_batch_size_tokens='batch_size=', normalize_activations='normalizer=')
 @dataclass
 class SAEConfig:
     num_latents: int = 2048

@@ -54,6 +54,7 @@ class Clock:
         self.layout = Layout()  # token layout of the denoiser call now running
         self.grid = None        # rows and columns of the image tokens at the site that is being looked at
         self.encoding = None    # (name, earlier runs, rows) of the text encoder now running, or None
+        self.first_batch = 0    # rows of the first call of the denoiser in this step
         self.schedule_callbacks = [] # functions called when the schedule is known
         self.step_callbacks = []     # functions called when a step is over
         self._forget_prompts()
@@ -88,15 +89,15 @@ def guidance(self:Clock)->list: # one of `guidance_kinds` per batch row
 
 @patch
 def _guided_call(self:Clock): # what is known of the call now running
-    batch,given = self.layout.batch,self._arguments
+    batch = self.layout.batch
     n = self.num_images or self.texts.count or batch # some pipelines prepare latents in another way
     order = self.family.guidance if self.family else 'unknown'
     if self.step<0: return GuidedCall(batch, n, order=order) # the denoiser was called by hand
-    return GuidedCall(batch, n, max(self.call, 0), order,
-                      guided=getattr(self.pipe, 'do_classifier_free_guidance', None),
+    guided = getattr(self.pipe, 'do_classifier_free_guidance', None)
+    return GuidedCall(batch, n, max(self.call, 0), order, guided,
                       perturbed=getattr(self.pipe, 'do_perturbed_attention_guidance', False),
-                      skipping=given.get('skip_layers') is not None,
-                      texts=self.texts.kinds(given, batch, n))
+                      further=self.call>0 and (self.first_batch>n or guided is False),
+                      texts=self.texts.kinds(self._arguments, batch, n))
 
 @patch
 def guidance_of(self:Clock,
@@ -168,7 +169,7 @@ def on_get_timesteps(self:Clock,
 
 @patch
 def on_loop(self:Clock,
-            n:int|None, # steps that a call of the pipeline runs; None where it does not say: all that are left
+            n:int|None, # steps that a call of the pipeline runs; all that are left when None
            ):
     "The loop over the steps begins, at step 0: now the whole schedule is known"
     if not self._schedule_due: return
@@ -178,6 +179,7 @@ def on_loop(self:Clock,
     self.timesteps = self.timesteps[:len(self.levels)] # Sana Sprint's scheduler has a timestep more
     for f in self.schedule_callbacks: f()
 
+# %% ../../nbs/15_models/25_clock.ipynb #clk00004
 @patch
 def on_denoiser(self:Clock,
                 net:nn.Module, # the denoiser
@@ -192,6 +194,7 @@ def on_denoiser(self:Clock,
     self._arguments = call_arguments(net, args, kwargs)
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
+    if not self.call: self.first_batch = self.layout.batch
 
 @patch
 def on_control(self:Clock,
@@ -199,8 +202,10 @@ def on_control(self:Clock,
                args:tuple,    # positional arguments of the control network's call
                kwargs:dict,   # named arguments of the control network's call
               ):
-    "A control network runs, in front of the denoiser: its latents are the same"
+    "A control network runs, in front of the denoiser: its latents and its text are the same"
     self.encoding = None
+    self._forget_call()
+    self._arguments = call_arguments(net, args, kwargs)
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
 
@@ -212,8 +217,8 @@ def on_timestep(self:Clock,
     if self.step!=0 or not len(self.timesteps): return
     asked,known = float(torch.as_tensor(timestep).flatten()[0]),float(self.timesteps[0])
     if abs(asked-known)<=5e-3*max(abs(known), 1e-3): return
-    raise RuntimeError(f'{type(self.pipe).__name__} begins at timestep {asked:.4g}, but its schedule at {known:.4g}: '
-                       'which of its steps this pipeline runs is not known, so they cannot be told apart')
+    raise RuntimeError(f'the first step is made at timestep {asked:.4g}, but the schedule begins at '
+                       f'{known:.4g}: set those that are run, scheduler.set_timesteps(timesteps=[...])')
 
 @patch
 def on_step(self:Clock):
@@ -235,7 +240,7 @@ def on_end(self:Clock):
 # %% ../../nbs/15_models/25_clock.ipynb #5157da52
 def runs_once(path:str, # path of a module below the pipeline
              )->bool:   # False for the denoiser and a control network, which run in every step
-    "Whether a module runs once in a call of the pipeline, outside of the loop over the steps: encoders, decoders"
+    "Whether a module runs once in a call of the pipeline, outside of its steps: an encoder, a decoder"
     return bool(path) and not path.startswith(('transformer', 'unet', 'controlnet'))
 
 def text_encoders(pipe, # a diffusers pipeline

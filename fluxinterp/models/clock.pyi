@@ -20,6 +20,7 @@ class Clock:
     encoding: Any
     family: Any
     first: Any
+    first_batch: Any
     forwards: Any
     grid: Any
     layout: Any

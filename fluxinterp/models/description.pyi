@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 from fastcore.basics import patch
 from .clock import text_encoders
 from .families import Family, family_of
-from .pipelines import denoiser_of, fingerprint, pipeline_lock
-from .pipelines import size_unit, token_grid, token_pixels
+from .identity import Fingerprint, fingerprint
+from .pipelines import denoiser_of, pipeline_lock, size_unit, token_grid, token_pixels
 from .sites import named_sites
 @dataclass(frozen=True, eq=False, repr=False)
 class Description:
@@ -37,7 +37,7 @@ class Description:
         ...
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
         ...
 
     @property

@@ -95,7 +95,7 @@ class GuidedCall(NamedTuple):
     order:str='unknown'     # order of the family, see `Family.guidance`
     guided:bool|None=None   # whether guidance is classifier-free; None where the pipeline does not say
     perturbed:bool=False    # whether the last block is the prompts with perturbed attention
-    skipping:bool=False     # whether this call leaves layers out
+    further:bool=False      # whether an earlier call of this step had the rows of all kinds
     texts:list|None=None    # kinds that each block may be of by its text; None where no text is recognized
 
 _halves = {'negative first': ['unconditional', 'conditional'],
@@ -107,8 +107,7 @@ def _by_text(c): # kinds of the blocks; None where the texts do not tell
     return [next(iter(t)) for t in c.texts]
 
 def _of_one_block(c): # kind of the rows of a call with one for each image; None where nothing tells
-    # Stable Diffusion 3 leaves layers out for the prompts; Z-Image can switch guidance off on the way
-    if c.skipping or c.order=='prompt first': return 'conditional'
+    if c.order=='prompt first': return 'conditional' # Z-Image can switch guidance off on the way
     known = c.order=='two calls' or c.texts is not None
     if not known and (c.call or c.guided): return None
     if c.order in _halves: return 'conditional'
@@ -122,9 +121,10 @@ def _by_order(c, blocks): # kinds of the blocks by the family's order; None wher
     # the same text twice: which block is called what makes no difference, and most put the negative one first
     return _halves.get(c.order, None if c.texts is None else _halves['negative first'])
 
-def _with_perturbed(c, kinds): # the last block of a perturbing pipeline, or a call that leaves layers out
-    if not c.perturbed and not c.skipping: return kinds
-    if kinds[-1]!='conditional' or (len(kinds)==1)!=c.skipping: return None
+def _with_perturbed(c, kinds): # the last block of a perturbing pipeline, or the prompts' rows once more
+    again = c.call>0 and c.order!='unknown' and kinds==['conditional'] # these families begin with the prompts
+    if not c.perturbed and not again: return kinds
+    if kinds[-1]!='conditional' or (len(kinds)==1)!=again: return None
     return [*kinds[:-1], 'perturbed']
 
 def row_kinds(c:GuidedCall, # the call
@@ -133,7 +133,8 @@ def row_kinds(c:GuidedCall, # the call
     "Kind of each row of a batch; raises `NotImplementedError` where that is not certain"
     blocks,rest = divmod(c.batch, c.images)
     kinds = None if rest else _by_text(c) or _by_order(c, blocks)
-    if kinds: kinds = _with_perturbed(c, kinds)
+    if c.further: kinds = ['perturbed'] if c.batch==c.images else None
+    elif kinds: kinds = _with_perturbed(c, kinds)
     if not kinds or len(set(kinds))<len(kinds):
         raise NotImplementedError(
             f'{name or "the pipeline"} calls its denoiser with {c.batch} rows for {c.images} images '

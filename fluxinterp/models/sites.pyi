@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from torch.nn import functional as F
 from .clock import text_encoders
 from .families import Layout, block_lists, family_of, find_attribute, put_span
 from .families import stack_parts, take_span, unet_stacks, usual_parts

@@ -3,13 +3,14 @@ from typing import Any
 __all__ = ['EditTooStrong', 'clean_range', 'Guard', 'Steering', 'steer']
 import reprlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from ..models.clock import runs_once
+from ..models.identity import model_difference
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -53,6 +54,6 @@ class Steering:
     def report(self) -> pd.DataFrame:
         ...
 _switch = dict(unconditional='switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.)', perturbed='switch perturbed-attention guidance on (pag_scale=3., in a pipeline that has it)')
-@contextmanager
-def steer(pipe, edits: list, force: bool=False, guard: Guard | None=None) -> Iterator[Steering]:
+_example = 'fi.steer(pipe, [fi.Add(dictionary, 17, strength=5.)])'
+def steer(pipe, edits: list | Edit, force: bool=False, guard: Guard | None=None) -> AbstractContextManager[Steering]:
     ...

@@ -9,14 +9,13 @@ __all__ = ['recipe_version', 'RecipeError', 'recipe_json', 'parse_recipe', 'save
 import json, os, reprlib
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
-from pathlib import Path
 
 import numpy as np
 
-from ..core import atomic_path
+from ..core import atomic_path, user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
 from ..models.regions import Box, TextTokens, ActivationMask
-from .edits import edit_kinds
+from .edits import Edit, edit_kinds
 from ..dictionaries.hub import load_dictionary
 from ..models.steps import Noise
 from ..models.sites import Site
@@ -69,7 +68,7 @@ def _dictionary_to_json(d, name):
 def _json_lines(items): # of a list, one item a line
     return ''.join(('\n  ' if i==0 else ',\n  ')+json.dumps(v, allow_nan=False) for i,v in enumerate(items))
 
-def recipe_json(edits:list,                  # edits, `Add`, `Scale`, ..., one or a list
+def recipe_json(edits:list|Edit,             # edits, `Add`, `Scale`, ..., one or a list
                 dictionaries:dict|None=None, # folder or hub id -> dictionary, of those opened otherwise
                )->str:                       # JSON text
     "A recipe as JSON, one line per edit"
@@ -248,7 +247,7 @@ def parse_recipe(text:str|bytes,    # JSON text of `recipe_json`
         except (ValueError, TypeError) as err: raise RecipeError(f'edit {i}: {err}') from err
     return res
 
-def save_recipe(edits:list,                  # edits, one or a list
+def save_recipe(edits:list|Edit,             # edits, one or a list
                 path:str|os.PathLike,        # JSON file to write
                 dictionaries:dict|None=None, # folder or hub id -> dictionary, see `recipe_json`
                ):
@@ -260,5 +259,5 @@ def load_recipe(path:str|os.PathLike, # JSON file of `save_recipe`
                 dictionaries=None,    # dictionaries it is for; opened by name when None
                )->list:               # edits
     "Read a recipe; raises `RecipeError` when the file holds something else"
-    try: return parse_recipe(Path(path).read_bytes(), dictionaries)
+    try: return parse_recipe(user_path(path).read_bytes(), dictionaries)
     except RecipeError as e: raise RecipeError(f'{path}: {e}') from e

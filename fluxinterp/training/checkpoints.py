@@ -67,7 +67,7 @@ def _about_run(run): # a `TrainingRun` -> what JSON keeps of it
 def save_checkpoint(folder:Path, # folder of the run's checkpoints
                     runs:list,   # dictionaries in training, each a `sae_training.TrainingRun`
                     step:int,    # step of the run
-                    stream:dict, # where the stream stands: epoch, taken, seed; and `logged`, the last step reported
+                    stream:dict, # where the stream stands (epoch, taken, seed), the last step `logged`
                     keep:int,    # number of checkpoints that stay
                    ):
     "Write a checkpoint of training; raises `WriteError` when that fails, and leaves the older ones"
@@ -82,7 +82,7 @@ def _differences(stored, runs, stream, seed, origin): # between a checkpoint and
     if stream['seed']!=seed: other.append(f'order of the data {stream["seed"]}, here {seed}')
     return other+origin_differences(stored[0]['meta'], origin)
 
-def _check_steps(stored, runs, step, folder): # more steps than a run was to make, or fewer: from where it stands
+def _check_steps(stored, runs, step, folder): # another number of steps than before: possible from here?
     for old,run in zip(stored, runs):
         steps = run.asked.steps
         if steps<old['step']:

@@ -6,7 +6,7 @@
 __all__ = ['fit_itda']
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2500003
-import json, math, shutil
+import json, math
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, plain_torch, uninterrupted
+from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
-from ..dictionaries.normalizers import Normalizer, RunningMoments, check_finite, stream_moments
+from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -65,10 +65,11 @@ class _Growing:
         "Set the variance of the normalized data"
         n = self.normalizer
         if n.kind=='whiten':
-            rotation = n.rotation.double()
+            rotation = as_float64(n.rotation)
             v = (rotation.T@m.covariance.to(rotation.device)@rotation).diagonal()
-        else: v = m.variance.to(n.scale.device)
-        self.variance = float((v/n.scale.double().square()).sum())
+        else: v = m.variance
+        scale = as_float64(n.scale)
+        self.variance = float((v.to(scale)/scale.square()).sum())
 
     @property
     def full(self)->bool: return bool(self.config.max_atoms) and self.at.atoms>=self.config.max_atoms
@@ -338,7 +339,7 @@ def fit_itda(config:ITDAConfig,        # how it grows and encodes
              again:bool=False,         # whether to grow anew where `out` has a run or a dictionary
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass; Ctrl-C keeps what was found, the same call with the same `out` goes on"
-    out = None if out is None else Path(out)
+    out = None if out is None else user_path(out)
     folder = None if out is None else out/'checkpoints'
     start,mark = starting_dictionary(init, ITDA)
     new = again or out is None or has_checkpoint(folder)

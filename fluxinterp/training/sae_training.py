@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from ..core import default_device, plain_torch, uninterrupted
+from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
 from ..activations.site_records import token_batches
 
 from ..dictionaries.metrics import evaluate
 from ..activations.site_records import SiteRecord
+from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
@@ -59,8 +60,9 @@ def _width(data, split)->int: # of activations of which there is at least one
 def _check_configs(configs):
     if not configs: raise ValueError('no configuration to train')
     for c in configs:
-        if not isinstance(c, SAEConfig):
-            raise TypeError(f'config is {c!r:.60}: give an SAEConfig, or a list of them')
+        if isinstance(c, SAEConfig): continue
+        other = '; an ITDA is grown with fi.fit_itda(config, data)' if isinstance(c, ITDAConfig) else ''
+        raise TypeError(f'config is {c!r:.60}: give an SAEConfig, or a list of them{other}')
     shared = {(c.batch_size, c.seed if len(configs)==1 else 0) for c in configs}
     if len(shared)!=1:
         raise ValueError('dictionaries trained on one stream share its batches: batch_size differs, '
@@ -316,6 +318,7 @@ def fit(self:Trainer):
         for l in self.loggers:
             if hasattr(l, 'close'): l.close()
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #f0split6
 @patch
 def _interrupted(self:Trainer):
     self.interrupted = True
@@ -360,7 +363,7 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
     "Train SAEs; Ctrl-C keeps what was learnt, the same call with the same `out` goes on from its checkpoint"
     several = isinstance(config, (list, tuple))
     configs = list(config) if several else [config]
-    out = Path(out) if out is not None else None
+    out = user_path(out) if out is not None else None
     loggers = [loggers] if callable(loggers) else list(loggers)
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
     held_split = 'validation' if validation is None else None

@@ -10,12 +10,13 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from .checkpoints import load_checkpoint, save_checkpoint
-from ..core import default_device, plain_torch, uninterrupted
+from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
 from ..activations.site_records import token_batches
 from ..dictionaries.metrics import evaluate
 from ..activations.site_records import SiteRecord
+from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import is_sealed, load_json, save_json, seal, uninterrupted
+from ..core import is_sealed, load_json, save_json, seal, uninterrupted, user_path
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -137,12 +137,12 @@ def _row(path, out): # row of the table, from the file of an evaluation
     values = {name: float('nan') if v is None else v for name,v in values.items()}
     keys = {'site': about['site'], 'architecture': config['architecture']}
     keys |= {k: config[k] for k in ('num_latents', 'k', 'seed', *about['varied'])}
-    return keys|values|{'folder': str(path.parent.relative_to(out))}
+    return keys|values|{'folder': path.parent.relative_to(out).as_posix()}
 
 def read_sweep(out:str|Path,    # folder of a sweep
               )->pd.DataFrame:  # a row per finished entry: site, fields of its configuration, FVU, L0, folder
     "Evaluations of all finished entries of a sweep; raises FileNotFoundError where there are none"
-    out = Path(out)
+    out = user_path(out)
     rows = [_row(p, out) for p in sorted(out.glob('*/*/evaluation.json'))]
     if not rows: raise FileNotFoundError(f'{out} holds no finished entry of a sweep')
     return pd.DataFrame(rows)
@@ -272,7 +272,7 @@ def sweep(data,                       # activations: `Recording` or dict by site
           **vary,                     # fields of `SAEConfig`, each a value or a list of values
          )->pd.DataFrame:             # a row per finished entry of this call: FVU, cosine, L0, dead, folder
     "Train and evaluate an SAE per combination of values; after Ctrl-C the same call goes on"
-    out = Path(out)
+    out = user_path(out)
     configs = _grid(base or SAEConfig(), vary)
     varied = _extra_fields(vary)
     plans = [_plan_site(out, site, x, split, held_out, configs, varied) for site,x in _sites_of(data, sites)]

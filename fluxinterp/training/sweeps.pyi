@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from ..core import is_sealed, load_json, save_json, seal, uninterrupted
+from ..core import is_sealed, load_json, save_json, seal, uninterrupted, user_path
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary

@@ -76,7 +76,7 @@ def data_origin(data,    # activations, see `token_stream`
     return dict(site=data_site(data), model=getattr(data, 'model', ''), tokens=tokens, init=mark)
 
 def origin_differences(meta:dict,   # fields of a `DictionaryMeta` that a folder holds
-                       origin:dict, # see `data_origin`
+                       origin:dict, # known origin of the data at hand, from `data_origin`
                       )->list:      # texts such as 'site mid.0, here double.1.image'
     "What differs between the data of a run and the data at hand, and between what they begin from"
     other = [f'{k} {meta[k]}, here {v}' for k,v in origin.items()
@@ -91,7 +91,7 @@ def another_run(folder:Path,  # folder that holds it
                )->ValueError: # to be raised
     "The error for a folder whose run or dictionary is not the one asked for"
     return ValueError(f'{folder} holds {what} of another configuration or of other data '
-                      f'({"; ".join(other)}): give another folder, or again=True to train anew')
+                      f'({"; ".join(other)}): give another folder, or again=True (--again) to train anew')
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold13
 def finished_dictionaries(folders:list,         # where the dictionaries of a run would be
@@ -102,9 +102,9 @@ def finished_dictionaries(folders:list,         # where the dictionaries of a ru
     if not there: return None
     missing = [f.name for f in folders if f not in there]
     if missing:
-        raise ValueError(f'{folders[0].parent} has finished dictionaries, but not {", ".join(missing)}, which '
-                         'was never asked for there or diverged: leave it out, give another folder, or '
-                         'again=True to train all anew')
+        raise ValueError(f'{folders[0].parent} has finished dictionaries, but not {", ".join(missing)}, '
+                         'which was never asked for there or diverged: leave it out, give another folder, '
+                         'or again=True (--again) to train all anew')
     found = [restore_dictionary(f) for f in folders]
     for f,d in zip(folders, found):
         if not isinstance(d, kind): raise another_run(f, 'a dictionary', [f'{d!r}, here {kind.__name__}'])
@@ -121,7 +121,7 @@ def say_finished(folder:Path,           # folder of the dictionary
     fvu = evaluate(dictionary, x.to(dictionary.device), spaces=('raw',), by=()).fvu
     day = time.strftime('%Y-%m-%d %H:%M', time.localtime((folder/'cfg.json').stat().st_mtime))
     print(f'{folder} is finished, since {day}: FVU {fvu:.3f} on {len(x)} vectors. Nothing was trained; '
-          f'{more}= with a larger number goes on, again=True begins anew')
+          f'{more}= with a larger number goes on, again=True (--again) begins anew')
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold16
 def starting_dictionary(init,      # dictionary, its folder or name; None for none

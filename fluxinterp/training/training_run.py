@@ -208,6 +208,7 @@ def finished(self:TrainingRun)->SAE:
     sae.meta = self.sae.meta
     return sae.eval().requires_grad_(False)
 
+# %% ../../nbs/30_training/12_training_run.ipynb #f0split5
 @patch
 def tensors(self:TrainingRun)->dict:
     "Tensors of a checkpoint by name: weights, averages, optimizer, tokens since each latent fired, report"

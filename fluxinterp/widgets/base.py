@@ -254,7 +254,7 @@ def write_page(view,          # a `View` or a box of some
                path:str|Path, # file to write
               ):
     "Write `page_of` a widget to a file"
-    with atomic_path(Path(path)) as p: p.write_text(page_of(view), encoding='utf-8')
+    with atomic_path(path) as p: p.write_text(page_of(view), encoding='utf-8')
 
 class Dashboard(Fallback, widgets.VBox):
     "Widgets and fields together; displays itself in a notebook"
