@@ -2,6 +2,7 @@
 # make test   everything that must hold; the views too where Chromium is on PATH (or named in CHROMIUM), pictures of them in FLUXINTERP_SHOTS
 # make lab    JupyterLab on the notebooks
 # make interop  SAELens opens our dictionaries, and we open what it, sparsify and dictionary_learning write (in an environment of their own)
+# make types   pyright on README, tutorials and how-tos
 # make bench  SAE training beside four other libraries, in an environment of its own
 # Each sets up .venv by itself when it is missing or older than what it is made from.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lab bench interop readme export
+.PHONY: setup demo test lab bench interop readme export types
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py constraints.txt
@@ -65,3 +66,7 @@ interop: $(STAMP) $(PEERS)/.installed
 	$(PEERS)/bin/python tests/peers/theirs.py open runs/interop/ours
 	$(PEERS)/bin/python tests/peers/theirs.py write runs/interop/theirs
 	$(BIN)/python tests/peers/ours.py read runs/interop/theirs
+
+# what a type checker says of README, tutorials and how-tos (pyright, from npm)
+types: $(STAMP)
+	$(BIN)/python tests/scripts/user_types.py

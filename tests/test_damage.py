@@ -24,9 +24,10 @@ def made(tmp_path_factory):
 def test_damaged_files(made, name):
     "A sample of what `scripts/damage_files.py` does 500 times a reader"
     from damage_files import check
-    count,faults = check(made, name, 25, seed=1)
+    n = 10 if name.startswith('atlas') else 30
+    count,faults = check(made, name, n, seed=1)
     assert not faults, '\n'.join(faults)
-    assert sum(count.values())>15, count
+    assert sum(count.values())>n/2, count
 
 def test_every_reader_is_tried(made):
     assert len(made.readers)==14

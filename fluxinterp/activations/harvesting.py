@@ -339,7 +339,7 @@ def _good_files(folder, manifest, verify, progress): # (shard, site) positions
 # %% ../../nbs/20_activations/40_harvesting.ipynb #0108111a
 def harvest(pipe,                               # diffusers pipeline
             prompts,                            # captions, or a text file with one a line
-            sites:list,                         # names or `Site`s
+            sites:list|str|Site,                # names or `Site`s
             out,                                # folder or fsspec URL; the same one again to continue
             num_inference_steps:int|None=None,  # denoising steps; the pipeline's default when None
             steps=None,                         # kept steps: None for all, index, slice, list or `noise(...)`

@@ -148,7 +148,7 @@ def _in_turn(lock, batches): # each batch is generated while no other thread has
 
 def record_batches(pipe,                              # diffusers pipeline
                    prompts:str|list|None,             # captions; None with `prompt_embeds`
-                   sites:list,                        # names or `Site`s
+                   sites:list|str|Site,               # names or `Site`s
                    num_inference_steps:int|None=None, # denoising steps; the pipeline's default when None
                    steps=None,                        # steps to keep, all when None; see `step_window`
                    seed:int=0,                        # noise seed; `(seed, i, j)` for image j of prompt i
@@ -195,7 +195,7 @@ def _joined(parts, name): # the records of a site in several recordings, as one
 @delegates(record_batches)
 def record(pipe,                  # diffusers pipeline
            prompts:str|list|None, # captions; None with `prompt_embeds`
-           sites:list,            # names or `Site`s
+           sites:list|str|Site,   # names or `Site`s
            **kwargs,              # further arguments of `record_batches`
           )->Recording:           # one `SiteRecord` per site
     "Generate images and keep the activations of sites, all in memory; arguments of `record_batches`"

@@ -48,8 +48,8 @@ class _Generator:
 
     def __call__(self, part: list) -> Recording:
         ...
-def record_batches(pipe, prompts: str | list | None, sites: list, num_inference_steps: int | None=None, steps=None, seed: int=0, images=False, previews: bool=False, batch_size: int | str=16, dtype: torch.dtype | None=None, progress: bool | None=None, guidance: str | list='conditional', num_images_per_prompt: int=1, noise_levels=None, indices=None, **call) -> Iterator[Recording]:
+def record_batches(pipe, prompts: str | list | None, sites: list | str | Site, num_inference_steps: int | None=None, steps=None, seed: int=0, images=False, previews: bool=False, batch_size: int | str=16, dtype: torch.dtype | None=None, progress: bool | None=None, guidance: str | list='conditional', num_images_per_prompt: int=1, noise_levels=None, indices=None, **call) -> Iterator[Recording]:
     ...
 @delegates(record_batches)
-def record(pipe, prompts: str | list | None, sites: list, **kwargs) -> Recording:
+def record(pipe, prompts: str | list | None, sites: list | str | Site, **kwargs) -> Recording:
     ...

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['nothing_said', 'statuses', 'unfinished', 'detail_field', 'AtlasError', 'read_uri', 'AtlasText', 'set_label',
-           'set_note', 'only_features', 'kept_notes', 'read_detail', 'add_explanations', 'forget_score', 'add_scores',
-           'keep_shown', 'shown_images', 'search_words', 'find_images', 'find_features']
+           'set_note', 'kept_notes', 'read_detail', 'add_explanations', 'forget_score', 'add_scores', 'keep_shown',
+           'shown_images', 'search_words', 'find_images', 'find_features']
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00003
 import errno, json, math, os, re, sqlite3, threading
@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..arguments import check_text
 from ..core import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
@@ -98,7 +97,7 @@ def _check_database(text, key): # raises `AtlasError` unless it is the sound fil
     try:
         application = text.db.execute('pragma application_id').fetchone()[0]
         about = dict(text.db.execute('select key, value from about')) if application==_application_id else {}
-        bad = [r[0] for r in text.db.execute('pragma quick_check(1)')]
+        bad = [r[0] for r in text.db.execute('pragma integrity_check(1)')]
     except sqlite3.OperationalError as e:
         raise AtlasError(f'{path} cannot be opened now ({e}): another process may be writing to it; '
                          'try again') from None
@@ -211,7 +210,6 @@ def set_label(text:AtlasText, # file of the atlas
               label:str,      # the label; '' takes it away
              ):
     "Label a feature"
-    check_text(label, 'a label')
     with text.writing():
         text.db.execute('delete from labels where feature=?', (int(feature),))
         if label.strip(): text.db.execute('insert into labels values (?, ?)', (int(feature), label.strip()))
@@ -223,7 +221,6 @@ def set_note(text:AtlasText,         # file of the atlas
             ):
     "Keep a note on a feature, or flag it"
     key = int(feature)
-    if note is not None: check_text(note, 'a note')
     with text.writing():
         text.db.execute('create table if not exists notes(feature integer primary key, '
                         "note text not null default '', flagged integer not null default 0)")
@@ -232,11 +229,6 @@ def set_note(text:AtlasText,         # file of the atlas
         if flagged is not None:
             text.db.execute('update notes set flagged=? where feature=?', (int(flagged), key))
         text.db.execute("delete from notes where note='' and not flagged")
-
-def only_features(features, # numbers of features; None for all
-                 )->str:    # empty for all
-    "The end of an SQL condition that chooses features"
-    return '' if features is None else f" and feature in ({', '.join(str(int(f)) for f in features)})"
 
 def kept_notes(text:AtlasText, # file of the atlas
               )->pd.DataFrame: # feature -> note, flagged

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from .feature_neighbors import firing_together, nearest_directions

@@ -8,6 +8,7 @@ __all__ = ['spaces', 'fvu', 'explained_variance_variants', 'Evaluation', 'GroupS
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #691b0df6
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, che
     empty_data, rounding)
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
 from ..models.guidance_rows import guidance_kinds
+
+if TYPE_CHECKING: from matplotlib.figure import Figure # imported when a figure is made
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #11ed51e5
 def _check_shapes(x, xhat): # activations, their reconstruction

@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['spaces', 'fvu', 'explained_variance_variants', 'Evaluation', 'GroupStatistics', 'evaluate', 'compare']
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
@@ -14,6 +15,8 @@ from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import RunningMoments, Normalizer, check_finite, as_float64, empty_data, rounding
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
 from ..models.guidance_rows import guidance_kinds
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 def fvu(x: torch.Tensor, xhat: torch.Tensor, mean: torch.Tensor) -> float:
     ...
 def explained_variance_variants(x: torch.Tensor, xhat: torch.Tensor, batch_size: int=2048) -> pd.Series:

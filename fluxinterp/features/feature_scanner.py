@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..activations.batching import PromptBatches, check_call
+from ..activations.batching import PromptBatches
 from ..activations.recording import record_batches
 from ..dictionaries.dictionary import Dictionary, check_belongs, two_sided
 from ..models.description import describe

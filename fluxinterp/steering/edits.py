@@ -56,7 +56,7 @@ def _check_guidance(policy):
 class Edit:
     "A change of latents, where and when"
     dictionary:Dictionary    # dictionary whose latents change
-    feature:int              # index of a latent, or a list of indices
+    feature:int|list         # index of a latent, or a list of indices
     _:KW_ONLY
     region:object=None       # tokens to edit: None, an array, `Box`, 'map', `ActivationMask` or `TextTokens`
     steps:object=None        # denoising steps to edit, see `step_window`
@@ -156,13 +156,12 @@ class MeasuredEdit(Edit):
         self._set(mean_activations=_check_means(means, self.dictionary, self.latents))
 
 # %% ../../nbs/45_steering/00_edits.ipynb #18fb505a
-_edit = dataclass(frozen=True, eq=False, repr=False)
 _none = torch.zeros(1) # a tensor on the CPU
 
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Add(MeasuredEdit):
     "Activation steering: add `strength` to latents' activations"
-    strength:float=1. # number of units to add, one or one for each feature
+    strength:float|list|torch.Tensor=1. # number of units to add, one or one for each feature
     amounts = ('strength',)
     @property
     def reads(self): return isinstance(self.region, ActivationMask)
@@ -175,10 +174,10 @@ class Add(MeasuredEdit):
         "`strength` units"
         return self._vector('strength', unit)*unit
 
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Scale(Edit):
     "Multiply latents' activations by `factor`"
-    factor:float # new activation over old, one or one for each feature
+    factor:float|list|torch.Tensor # new activation over old, one or one for each feature
     amounts = ('factor',)
     @property
     def null(self): return all(self._vector('factor', _none)==1)
@@ -189,10 +188,10 @@ class Scale(Edit):
         "`(factor - 1) * old`"
         return (self._vector('factor', old)-1)*old
 
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablate(Edit):
     "Scale activations by `1 - strength`; 1 is zero ablation"
-    strength:float=1. # share taken away, one or one for each feature
+    strength:float|list|torch.Tensor=1. # share taken away, one or one for each feature
     amounts = ('strength',)
     @property
     def null(self): return not any(self._vector('strength', _none))
@@ -203,7 +202,7 @@ class Ablate(Edit):
         "`-strength * old`"
         return -self._vector('strength', old)*old
 
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Negate(Ablate):
     "Flip the sign of activations; `strength` interpolates from unchanged (0) to flipped (1)"
     def change(self,
@@ -214,11 +213,11 @@ class Negate(Ablate):
         return 2*super().change(old, unit)
 
 # %% ../../nbs/45_steering/00_edits.ipynb #24eb21e0
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Clamp(MeasuredEdit):
     "Clamp latents' activations between `low` and `high`; inactive latents are treated as 0"
-    low:float|None=None  # lower bound in units, one or one for each feature
-    high:float|None=None # upper bound in units, one or one for each feature
+    low:float|list|torch.Tensor|None=None  # lower bound in units, one or one for each feature
+    high:float|list|torch.Tensor|None=None # upper bound in units, one or one for each feature
     amounts = ('low', 'high')
     optional = True
     def __post_init__(self):
@@ -236,11 +235,11 @@ class Clamp(MeasuredEdit):
         "The way from `old` to the nearer bound"
         return old.clamp(self._bound('low', old, unit), self._bound('high', old, unit))-old
 
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Replace(MeasuredEdit):
     "Zero-ablate latents and give `strength` times their activations to others"
-    by:int             # index of the latent that takes its place, or one for each feature
-    strength:float=1.  # share carried over, one or one for each feature
+    by:int|list        # index of the latent that takes its place, or one for each feature
+    strength:float|list|torch.Tensor=1. # share carried over, one or one for each feature
     amounts = ('strength',)
     def __post_init__(self):
         self._set(feature=items_of(self.feature) or self.feature)

@@ -17,7 +17,7 @@ edit_units = ('activation', 'mean', 'norm')
 @dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     dictionary: Dictionary
-    feature: int
+    feature: int | list
     _: KW_ONLY
     region: object = None
     steps: object = None
@@ -55,11 +55,10 @@ class MeasuredEdit(Edit):
 
     def __post_init__(self):
         ...
-_edit = dataclass(frozen=True, eq=False, repr=False)
 _none = torch.zeros(1)
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Add(MeasuredEdit):
-    strength: float = 1.0
+    strength: float | list | torch.Tensor = 1.0
     amounts = ('strength',)
 
     @property
@@ -72,9 +71,9 @@ class Add(MeasuredEdit):
 
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Scale(Edit):
-    factor: float
+    factor: float | list | torch.Tensor
     amounts = ('factor',)
 
     @property
@@ -83,9 +82,9 @@ class Scale(Edit):
 
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablate(Edit):
-    strength: float = 1.0
+    strength: float | list | torch.Tensor = 1.0
     amounts = ('strength',)
 
     @property
@@ -94,15 +93,15 @@ class Ablate(Edit):
 
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Negate(Ablate):
 
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Clamp(MeasuredEdit):
-    low: float | None = None
-    high: float | None = None
+    low: float | list | torch.Tensor | None = None
+    high: float | list | torch.Tensor | None = None
     amounts = ('low', 'high')
     optional = True
 
@@ -111,10 +110,10 @@ class Clamp(MeasuredEdit):
 
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
-@_edit
+@dataclass(frozen=True, eq=False, repr=False)
 class Replace(MeasuredEdit):
-    by: int
-    strength: float = 1.0
+    by: int | list
+    strength: float | list | torch.Tensor = 1.0
     amounts = ('strength',)
 
     def __post_init__(self):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .edits import Edit
 from .interventions import Guard, steer
 from ..overlays import image_bytes, image_grid
 from ..activations.batching import PromptBatches, check_call
@@ -48,7 +49,7 @@ class Generated:
 
 def generate(pipe,                  # diffusers pipeline
              prompts:str|list|None, # prompt, or several; None with `prompt_embeds`
-             edits:list=(),         # edits, `Add`, `Scale`, ..., one or a list
+             edits:list|Edit=(),    # edits, `Add`, `Scale`, ..., one or a list
              seed:int=0,            # noise seed; `(seed, i, j)` for image j of prompt i
              batch_size:int|str=16, # prompts at a time; 'auto': halved when memory runs out
              force:bool=False,      # accept dictionaries of another model or site, with a warning

@@ -291,7 +291,7 @@ def _steering(pipe, edits, force, guard): # the open context of `steer`, whose a
             warnings.warn(f'{e} never came to a {e.guidance} row: the call ended before')
 
 def steer(pipe,                  # diffusers pipeline
-          edits:list,            # edits, `Add`, `Scale`, ..., one or a list; [] changes nothing
+          edits:list|Edit,       # edits, `Add`, `Scale`, ..., one or a list; [] changes nothing
           force:bool=False,      # accept dictionaries of another model or site, with a warning
           guard:Guard|None=None, # what to watch; True for `Guard()`; None watches nothing and costs nothing
          )->AbstractContextManager[Steering]: # for `with`: edits, clock and the guard's report

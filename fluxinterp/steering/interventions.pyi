@@ -55,5 +55,5 @@ class Steering:
         ...
 _switch = dict(unconditional='switch guidance on (for FLUX negative_prompt="" and true_cfg_scale=2.)', perturbed='switch perturbed-attention guidance on (pag_scale=3., in a pipeline that has it)')
 _example = 'fi.steer(pipe, [fi.Add(dictionary, 17, strength=5.)])'
-def steer(pipe, edits: list, force: bool=False, guard: Guard | None=None) -> AbstractContextManager[Steering]:
+def steer(pipe, edits: list | Edit, force: bool=False, guard: Guard | None=None) -> AbstractContextManager[Steering]:
     ...

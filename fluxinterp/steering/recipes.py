@@ -15,7 +15,7 @@ import numpy as np
 from ..core import atomic_path, user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
 from ..models.regions import Box, TextTokens, ActivationMask
-from .edits import edit_kinds
+from .edits import Edit, edit_kinds
 from ..dictionaries.hub import load_dictionary
 from ..models.steps import Noise
 from ..models.sites import Site
@@ -68,7 +68,7 @@ def _dictionary_to_json(d, name):
 def _json_lines(items): # of a list, one item a line
     return ''.join(('\n  ' if i==0 else ',\n  ')+json.dumps(v, allow_nan=False) for i,v in enumerate(items))
 
-def recipe_json(edits:list,                  # edits, `Add`, `Scale`, ..., one or a list
+def recipe_json(edits:list|Edit,             # edits, `Add`, `Scale`, ..., one or a list
                 dictionaries:dict|None=None, # folder or hub id -> dictionary, of those opened otherwise
                )->str:                       # JSON text
     "A recipe as JSON, one line per edit"
@@ -247,7 +247,7 @@ def parse_recipe(text:str|bytes,    # JSON text of `recipe_json`
         except (ValueError, TypeError) as err: raise RecipeError(f'edit {i}: {err}') from err
     return res
 
-def save_recipe(edits:list,                  # edits, one or a list
+def save_recipe(edits:list|Edit,             # edits, one or a list
                 path:str|os.PathLike,        # JSON file to write
                 dictionaries:dict|None=None, # folder or hub id -> dictionary, see `recipe_json`
                ):

@@ -6,7 +6,7 @@
 __all__ = ['fit_itda']
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2500003
-import json, math, shutil
+import json, math
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
