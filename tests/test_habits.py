@@ -85,7 +85,7 @@ fi.Atlas('~/atlas').copy('~/copy')
 rec = fi.record(pipe, 'a red circle', sae.meta.site, num_inference_steps=1)[sae.meta.site]
 rec.save('~/rec.safetensors'); fi.SiteRecord.load('~/rec.safetensors')
 fi.save_recipe(fi.Add(sae, 3), '~/recipe.json'); fi.load_recipe('~/recipe.json', sae)
-fi.train(fi.SAEConfig(num_latents=32, k=2, steps=2, batch_size=64), rec, out='~/trained', progress=False, loggers=CSVLogger('~/log.csv'))
+fi.train(fi.SAEConfig(num_latents=32, k=2, steps=2, batch_size=64), rec, out='~/trained', progress=False); CSVLogger('~/log.csv')(1, dict(loss=1.))
 fi.fit_itda(fi.ITDAConfig(k=2, batch_size=64), rec, out='~/itda', progress=False)
 fi.sweep(torch.randn(256, 8), '~/sweep', fi.SAEConfig(num_latents=16, k=2, steps=1, batch_size=64), held_out=torch.randn(64, 8), baseline=False, progress=False)
 save_transcoder(fi.fit_transcoder(fi.ITDAConfig(k=2, batch_size=64), torch.randn(256, 8), torch.randn(256, 8), progress=False), '~/transcoder'); load_transcoder('~/transcoder')
