@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['nothing_said', 'statuses', 'unfinished', 'detail_field', 'AtlasError', 'read_uri', 'AtlasText', 'set_label',
-           'set_note', 'kept_notes', 'read_detail', 'add_explanations', 'forget_score', 'add_scores', 'keep_shown',
-           'shown_images', 'search_words', 'find_images', 'find_features']
+           'set_note', 'only_features', 'kept_notes', 'read_detail', 'add_explanations', 'forget_score', 'add_scores',
+           'keep_shown', 'shown_images', 'search_words', 'find_images', 'find_features']
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00003
 import errno, json, math, os, re, sqlite3, threading
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..arguments import check_text
 from ..core import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
@@ -210,6 +211,7 @@ def set_label(text:AtlasText, # file of the atlas
               label:str,      # the label; '' takes it away
              ):
     "Label a feature"
+    check_text(label, 'a label')
     with text.writing():
         text.db.execute('delete from labels where feature=?', (int(feature),))
         if label.strip(): text.db.execute('insert into labels values (?, ?)', (int(feature), label.strip()))
@@ -221,6 +223,7 @@ def set_note(text:AtlasText,         # file of the atlas
             ):
     "Keep a note on a feature, or flag it"
     key = int(feature)
+    if note is not None: check_text(note, 'a note')
     with text.writing():
         text.db.execute('create table if not exists notes(feature integer primary key, '
                         "note text not null default '', flagged integer not null default 0)")
@@ -229,6 +232,11 @@ def set_note(text:AtlasText,         # file of the atlas
         if flagged is not None:
             text.db.execute('update notes set flagged=? where feature=?', (int(flagged), key))
         text.db.execute("delete from notes where note='' and not flagged")
+
+def only_features(features, # numbers of features; None for all
+                 )->str:    # empty for all
+    "The end of an SQL condition that chooses features"
+    return '' if features is None else f" and feature in ({', '.join(str(int(f)) for f in features)})"
 
 def kept_notes(text:AtlasText, # file of the atlas
               )->pd.DataFrame: # feature -> note, flagged
