@@ -61,7 +61,8 @@ surface = {
         'normalizers': ('Normalizer', 'moments'),
         'dictionary': ('Dictionary', 'SparseCode', 'reconstruct'),
         'baselines': ('LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions'),
-        'metrics': ('code_overlap', 'compare', 'evaluate', 'explained_variance_variants', 'fvu'),
+        'metrics': ('compare', 'evaluate', 'explained_variance_variants', 'fvu'),
+        'step_overlap': ('code_overlap',),
         'files': ('DictionaryFileError', 'save_dictionary'),
         'sparse_ops': ('bf16_pays', 'weighted_rows'),
         'sae': ('SAE', 'SAEConfig'),
@@ -158,10 +159,16 @@ def _elsewhere(name):
 def __getattr__(name):
     from importlib import import_module
     if name not in _where:
-        hint = '' if name.startswith('_') else _elsewhere(name)
+        from fluxinterp.arguments import did_you_mean
+        hint = '' if name.startswith('_') else _elsewhere(name) or did_you_mean(name, _where)
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')
     obj = globals()[name] = getattr(import_module(_where[name]), name)
     return obj
 
 def __dir__():
     return sorted({*_where, '__version__', 'surface', 'wings'})
+
+# %% ../nbs/93_init.ipynb #ini00002
+import logging
+_fallback = 'falling back to' # of an image processor
+logging.getLogger('transformers.utils.import_utils').addFilter(lambda r: _fallback not in r.getMessage())

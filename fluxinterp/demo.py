@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic_path, peak_memory
+from .core import atomic_path, peak_memory, user_path
 from .worlds.scenes import concepts, make_scene
 
 # %% ../nbs/91_demo.ipynb #2b35375d
@@ -33,7 +33,7 @@ class Report:
                  out:str|Path, # folder of the page and its images
                  title:str,    # title of the page
                 ):
-        self.out = Path(out)
+        self.out = user_path(out)
         self.title = title
         self.parts = []
         self.out.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     run.held = record(run.pipe, held_out, [run.site], seed=seed+1, batch_size=32)[run.site]
 
     run.say(3, f'train an SAE on {run.rec.tokens.shape[0]:,} activation vectors')
-    run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae')
+    run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae', again=True)
     pcs = _explained_chapter(run)
 
     run.say(4, f'match features with {len(concepts)} known concepts')

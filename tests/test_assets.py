@@ -10,7 +10,7 @@ sources = sorted((root/'fluxinterp/widgets/js').glob('*.js'))
 def generated(of):
     "Relative path -> text of everything `make export` writes beside the modules"
     lib = of/'fluxinterp'
-    found = [*lib.rglob('*.js'), *lib.rglob('*.css'), lib/'__init__.pyi', of/'nbs/index.ipynb']
+    found = [*lib.rglob('*.js'), *lib.rglob('*.css'), *lib.rglob('*.pyi'), of/'nbs/index.ipynb']
     return {p.relative_to(of): p.read_text(encoding='utf-8') for p in found}
 
 def test_assets_are_in_sync(tmp_path):

@@ -1,5 +1,5 @@
 "`fluxinterp dashboard` as a user meets it: a real server, asked over HTTP with and without its token, ended by Ctrl-C"
-import os, re, signal, subprocess, sys, time, urllib.error, urllib.request
+import json, os, re, signal, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 
 import pytest
@@ -8,15 +8,21 @@ psutil = pytest.importorskip('psutil')
 pytest.importorskip('voila')
 root = Path(__file__).resolve().parents[1]
 
-def ask(url): # -> status, text; being sent to the login page is an answer
+def ask(url, **headers): # -> status, text; being sent to the login page is an answer
     class Stay(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *args): return None
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=60) as r: return r.status,r.read().decode()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(urllib.request.Request(url, headers=headers), timeout=60) as r: return r.status,r.read().decode()
     except urllib.error.HTTPError as e: return e.code,''
 
+def machine(tmp): # settings of a machine on which Voila hands out every file
+    folder = tmp/'machine'
+    folder.mkdir(exist_ok=True)
+    (folder/'voila.json').write_text(json.dumps(dict(VoilaConfiguration=dict(file_allowlist=['.*'], file_denylist=[]))))
+    return folder
+
 def start(tmp, *args, atlas='tiny-flux/double.1.image'):
-    env = os.environ|dict(TMPDIR=str(tmp), PYTHONPATH=str(root), OMP_NUM_THREADS='1')
+    env = os.environ|dict(TMPDIR=str(tmp), PYTHONPATH=str(root), OMP_NUM_THREADS='1', JUPYTER_CONFIG_PATH=str(machine(tmp)))
     log = tmp/'said.txt'
     with log.open('w') as f: p = subprocess.Popen([sys.executable, '-m', 'fluxinterp.cli', 'dashboard', str(atlas), '--view', 'monitor', '--port', '0', *args], cwd=tmp, env=env, stdout=f, stderr=f)
     p.said,end = log.read_text,time.time()+120
@@ -46,6 +52,11 @@ def test_served_to_the_token_alone_and_ended(tmp_path):
             assert status!=200 or refused.startswith('/login'), refused
             assert 'widget-view' not in text and 'fluxinterp as fi' not in text
         assert ask(f'{base}/api/kernels')[0] in (302, 403, 404, 405)
+        for inside in ('fluxinterp.ipynb', 'voila.json', 'server.log', '../config/voila.json', '%2e%2e/config/voila.json', '../server.log'):
+            assert ask(f'{base}/voila/files/{inside}')[0] in (403, 404), inside # files are asked for without a token
+        for known in ('/login', '/voila/static/voila.js', url.removeprefix(base)):
+            assert [ask(base+known, Host=h)[0] for h in ('elsewhere.example', f'elsewhere.example:{port}')]==[403, 403], known
+        assert [ask(f'{base}/login', Host=h)[0] for h in (f'localhost:{port}', f'127.0.0.1:{port}')]==[200, 200]
         status,page = ask(url)
         assert status==200 and 'application/vnd.jupyter.widget-view+json' in page and 'Traceback' not in page, page[-2000:]
         assert 'data-jp-theme-light="false"' in page

@@ -119,6 +119,7 @@ def reference(folder): # what SAELens' and sparsify's files say, computed densel
         length = t['W_dec'].norm(dim=1) if cfg.get('rescale_acts_by_decoder_norm') else 1.
         if lens and cfg['architecture']=='jumprelu': code = pre.relu()*(pre>t['threshold'])
         elif lens and cfg['architecture']=='standard': code = pre.relu()
+        elif lens and cfg['architecture']=='abstopk': code = torch.zeros_like(pre).scatter(1, pre.abs().topk(cfg['k']).indices, pre.gather(1, pre.abs().topk(cfg['k']).indices))
         else: code = torch.zeros_like(pre).scatter(1, (pre*length).topk(cfg['k']).indices, (pre*length).topk(cfg['k']).values.relu())/length
         return code@t['W_dec']+t['b_dec']
     return f
@@ -136,6 +137,7 @@ def folders(tmp): # name -> (folder, files to damage)
         made[name] = tmp/name,('cfg.json', 'sae.safetensors' if 'sparsify' in name else 'sae_weights.safetensors')
     return made
 
+@pytest.mark.filterwarnings('ignore:.*settings that no known version')
 def test_damaged_dictionaries(tmp_path):
     "900 mutations of configurations and weight files: an error that is a ValueError, or the right answer, within two seconds"
     made = folders(tmp_path)
@@ -259,7 +261,8 @@ def test_published_dictionaries_through_the_hubs_client(tmp_path, monkeypatch):
             top = pre.topk(p.k)
             code = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
             assert torch.allclose(sae(x), code@t['decoder.weight'].T+t['pre_bias'], atol=1e-3)
-        assert not list((tmp_path/'cache').rglob('mean.pt'))
+            assert sae.mean_activations.shape==(200,) and fi.Add(sae, 7, unit='mean').mean_activations=={7: pytest.approx(float(sae.mean_activations[7]))} # their unit
+        assert list((tmp_path/'cache').rglob('mean.pt')) and not list((tmp_path/'cache').rglob('std.pt'))
         sdxl = fi.miniature('sdxl')
         assert fi.resolve_site(sdxl, fi.load_dictionary('sdxl-unbox/up.0.1', api=api).meta.site).read=='update'
         assert published['sdxl-unbox-flux/double.18'].site.endswith('.update') and fi.resolve_site(fi.miniature('flux'), 'double.1.image.update').read=='update'

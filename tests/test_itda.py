@@ -1,24 +1,15 @@
-"ITDA dictionaries whose growth is killed and resumed: what a notebook cannot do to itself"
+"ITDA dictionaries whose growth is killed, interrupted and resumed: what a notebook cannot do to itself"
 import os, subprocess, sys
 from pathlib import Path
 
-import pytest, torch
-from safetensors.torch import load_file
+import pytest
 
 repo = Path(__file__).resolve().parents[1]
 
-@pytest.mark.parametrize('kind', ('tensor', 'store'))
+@pytest.mark.parametrize('kind', ('itda', 'itda-store'))
 def test_kill_and_resume(tmp_path, kind):
-    "kill -9 at random moments, six times over; the dictionary is that of a run left alone, file by file"
+    "kill -9 and Ctrl-C at random moments; the dictionary is that of a run left alone, file by file"
     env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(repo))
-    p = subprocess.run([sys.executable, repo/'tests/scripts/kill_itda_growth.py', kind, tmp_path],
+    p = subprocess.run([sys.executable, repo/'tests/scripts/kill_runs.py', tmp_path, kind, '--times', '4'],
                        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert p.returncode==0, p.stdout
-    assert int(p.stdout.split('kills')[1].split()[0])>=3, p.stdout
-    files = lambda d: sorted(q.relative_to(d).as_posix() for q in Path(d).rglob('*') if q.is_file())
-    assert files(tmp_path/'alone')==files(tmp_path/'torn')!=[]
-    for f in files(tmp_path/'alone'):
-        if f.endswith('.safetensors'):
-            a,b = (load_file(tmp_path/n/f) for n in ('alone', 'torn'))
-            assert a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a), f
-        assert (tmp_path/'alone'/f).read_bytes()==(tmp_path/'torn'/f).read_bytes(), f
+    assert p.returncode==0 and f'{kind}: kills ' in p.stdout, p.stdout

@@ -10,7 +10,8 @@ import fluxinterp as fi
 from fluxinterp.activations.hooks import hooked
 from fluxinterp.models.loading import offloads, place
 from fluxinterp.models.miniatures import miniature, miniature_call
-from fluxinterp.models.pipelines import denoiser_of, fingerprint, image_generators
+from fluxinterp.models.identity import fingerprint
+from fluxinterp.models.pipelines import denoiser_of, image_generators
 
 def draw(pipe, call): return pipe(**call, num_inference_steps=2, generator=image_generators(0, range(1)), output_type='latent').images
 def hooks_of(pipe): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for p in pipe.components.values() if isinstance(p, torch.nn.Module) for m in p.modules())

@@ -1,5 +1,5 @@
 "Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,38 +24,10 @@ configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(em
 def run(code, *args, **env):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=os.environ|dict(OMP_NUM_THREADS='1')|env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def weights(folder):
-    from safetensors.torch import load_file
-    return {f'{p.parent.name}/{k}': v for p in sorted(Path(folder).rglob('*.safetensors')) for k,v in load_file(p).items()}
-
-def same(a, b):
-    assert a.keys()==b.keys() and len(a)>0
-    for k in a: assert torch.equal(a[k], b[k]), k
-
 def test_kill_and_resume(tmp_path):
-    "kill -9 at random moments, five times over; the weights are those of a run left alone"
-    code = WORKER.replace('STEPS', '700').replace('KINDS', '3')+"train(configs, x, out=sys.argv[1], checkpoint_every=35, progress=False)\nprint('whole')"
-    p = run(code, tmp_path/'alone')
-    out,_ = p.communicate(timeout=240)
-    assert p.returncode==0 and 'whole' in out, out
-    rng,kills = random.Random(0),0
-    for attempt in range(40):
-        p = run(code, tmp_path/'torn')
-        folder = tmp_path/'torn'/'checkpoints'
-        if kills<5: # wait for work to be done, then a random moment more
-            had = len(list(folder.glob('step-*'))) and max(folder.glob('step-*')).name
-            deadline = time.time()+120
-            while p.poll() is None and time.time()<deadline and (not folder.exists() or not list(folder.glob('step-*')) or max(folder.glob('step-*')).name==had): time.sleep(.005)
-            time.sleep(rng.random()*.3)
-            if p.poll() is None:
-                p.send_signal(signal.SIGKILL); kills += 1
-                p.communicate()
-                continue
-        out,_ = p.communicate(timeout=240)
-        assert p.returncode==0, out
-        break
-    assert kills>=3, kills
-    same(weights(tmp_path/'alone'), weights(tmp_path/'torn'))
+    "kill -9 and Ctrl-C at random moments of three kinds on one stream; weights and log are those of a run left alone"
+    p = subprocess.run([sys.executable, here/'scripts/kill_runs.py', tmp_path, 'several', '--times', '4'], env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
+    assert p.returncode==0 and 'several: kills ' in p.stdout, p.stdout+p.stderr
 
 @pytest.mark.parametrize('shard', (False, True))
 def test_two_processes(tmp_path, shard):
@@ -108,6 +80,25 @@ def test_torchrun(acts, alone, tmp_path, options):
     rows = [Path(f'{f}.csv').read_text().splitlines() for f in (one, two)]
     assert len(rows[0])==len(rows[1])==2 and rows[0][0]==rows[1][0]
 
+def test_a_finished_folder_on_the_command_line(acts, alone, tmp_path):
+    "The same command says that it is finished and touches nothing; another configuration ends with 1 and names what differs; --again replaces"
+    from typer.testing import CliRunner
+    from fluxinterp.cli import app
+    out = shutil.copytree(alone[0], tmp_path/'sae')
+    def command(*more):
+        r = CliRunner().invoke(app, ['train', str(acts), str(out), *'--site single.0.image --num-latents 128 --k 4 --batch-size 512 --dead-after 4000 --device cpu'.split(), *more])
+        return r.exit_code,' '.join(r.output.split())
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()}
+    code,said = command('--steps', '80')
+    assert code==0 and 'is finished, since' in said and 'FVU 0.' in said and 'TopKSAE' not in said, said
+    code,said = command('--steps', '80', '--k', '8', '--lr', '.001')
+    assert code==1 and 'k=4, here 8; lr=0.002, here 0.001' in said and 'again' in said, said
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()}==before
+    code,said = command('--steps', '90')
+    assert code==0 and 'goes on from its 80 steps' in said and fi.load_dictionary(out).config.steps==90, said
+    code,said = command('--steps', '10', '--k', '8', '--again')
+    assert code==0 and fi.load_dictionary(out).config.k==8 and 'FVU' in said, said
+
 # Bad input: a clear error, and nothing lost
 
 g = torch.Generator().manual_seed(0)
@@ -116,10 +107,13 @@ config = fi.SAEConfig(num_latents=32, k=3, steps=60, batch_size=256, precision='
 def train(c=config, data=x, **options): return fi.train(c, data, progress=False, **options)
 def checkpoints(folder): return sorted(p.name for p in (Path(folder)/'checkpoints').iterdir())
 
-def stopping(at, error=KeyboardInterrupt):
+signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background may have it ignored
+
+def stopping(at, error=None): # an error at a step, or Ctrl-C while the step before it is taken
     class Stopping(TrainingRun):
         def update(self, x):
-            if self.step==at: raise error
+            if error is None and self.step==at-1: signal.raise_signal(signal.SIGINT)
+            if error is not None and self.step==at: raise error
             super().update(x)
     return Stopping
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from ..models.clock import runs_once
 from ..models.description import Description
 from .site_records import Recording, SiteRecord
 from ..models.steps import step_window
@@ -52,9 +53,12 @@ def tidy_up(pipe): # diffusers pipeline
     pipe.maybe_free_model_hooks()
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #093edf97
-def _check_encoders(missing): # (site, kind) pairs that no text was encoded for
+def _check_encoders(missing, texts): # (site, kind) pairs that are not there; sites of text encoders
     if not missing: return
     name,kind = min(missing)
+    if name not in texts:
+        absent = 'has no rows of negative prompts' if kind=='unconditional' else 'does not run'
+        raise ValueError(f'{name} {absent} before the first step of this call')
     if kind=='unconditional':
         raise ValueError(f'{name} saw no negative prompt in this call: without guidance there is none, '
                          'and SDXL puts zeros in the place of a missing one')
@@ -67,6 +71,16 @@ _come_with = dict(
                   '(FLUX.1 and Qwen-Image: true_cfg_scale) above 1',
     perturbed='perturbed-attention guidance, pag_scale above 0 in a pipeline that has it, but for the maps '
               'of its layers; and with skip_guidance_layers of Stable Diffusion 3, in some of its steps')
+
+def _check_window(steps, wanted, levels): # what was asked for, the steps it means, all noise levels
+    if wanted: return
+    shown = ', '.join(f'{l:.2f}' for l in levels)
+    raise ValueError(f'steps={steps} holds none of the steps of this call, whose noise levels are {shown}')
+
+def _check_all_made(missing, made): # keys that the whole call did not bring; number of steps that were made
+    if not any(step>=made for _,step,_ in missing): return
+    raise RuntimeError(f'this call ended after {made} steps of its schedule: ask for those, '
+                       f'steps=slice(0, {made})')
 
 def _check_computed(missing): # (site, step, kind) keys that a step did not bring
     if not missing: return
@@ -88,15 +102,16 @@ class Collector:
         self.names = [s.name for s in plan.sites]
         self.kinds,self.dtype = plan.kinds,plan.dtype
         self.steps,self.stop = steps,stop
-        self.sites = [s for s in plan.sites if not s.encoder]
-        # text encoders run once, before the first step
-        self.encoder_sites = [s for s in plan.sites if s.encoder]
+        self.sites = [s for s in plan.sites if not runs_once(s.path)]
+        # text encoders run once, before the first step, as does the encoder of a given image
+        self.encoder_sites = [s for s in plan.sites if runs_once(s.path)]
         self.prompts = []              # prompt of each image of the batch
         self.wanted_steps = set()      # steps to keep, known with the schedule
+        self.steps_made = 0            # steps of the batch that are over
         self.schedule = [],torch.zeros(0),[] # kept steps, their timesteps and noise levels
         self.acts = {}                 # (site, step, kind) -> activations, (image, token, width)
         self.pending = set()           # keys of `acts` that are still to come
-        self.encoder_acts = {}         # (site, kind) -> activations of a text encoder
+        self.encoder_acts = {}         # (site, kind) -> activations of what runs before the first step
         self.missing_encoders = set()  # keys of `encoder_acts` that are still to come
         self.grids = {}                # site -> token grid, None for text
 
@@ -107,6 +122,7 @@ def start_batch(self:Collector,
                ):
     "A batch begins: nothing is there yet"
     self.prompts = prompts
+    self.steps_made = 0
     self.encoder_acts = {}
     self.pending = set()
     self.missing_encoders = {(s.name, k) for s in self.encoder_sites for k in self.kinds}
@@ -116,8 +132,9 @@ def start_steps(self:Collector,
                 clock, # `Clock` with the schedule of the call
                ):
     "The schedule is known and prompts are encoded: raises `ValueError` when an encoder did not run"
-    _check_encoders(self.missing_encoders)
+    _check_encoders(self.missing_encoders, [s.name for s in self.encoder_sites if s.encoder])
     self.wanted_steps = step_window(self.steps, clock.levels)
+    if self.sites: _check_window(self.steps, self.wanted_steps, clock.levels)
     self.acts.clear()
     self.pending = {(s.name, i, k) for s in self.sites for i in self.wanted_steps for k in self.kinds}
     steps = sorted(self.wanted_steps)
@@ -128,11 +145,13 @@ def end_step(self:Collector,
              clock, # `Clock` of the call, already at the next step
             ):
     "A step is over: raises `ValueError` or `RuntimeError` when it did not bring what it should"
+    self.steps_made = clock.step
     _check_computed([key for key in self.pending if key[1]<clock.step])
 
 @patch
 def end_batch(self:Collector):
     "The batch is over: raises when anything is still missing"
+    _check_all_made(self.pending, self.steps_made)
     _check_computed(self.pending)
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #4465bbb7
@@ -150,12 +169,14 @@ def _rows_of(self:Collector, kind, x, guidance, where, repeated=1): # the rows o
     return x.to('cpu', self.dtype or x.dtype, copy=True)
 
 @patch
-def _collect_encoder(self:Collector, site, clock, x): # activations of a text encoder
+def _collect_encoder(self:Collector, site, clock, x): # activations of what runs before the first step
+    guidance = clock.guidance if site.encoder else ['conditional']*len(x)
     for kind in self.kinds:
         key = site.name,kind
-        if key in self.missing_encoders and kind in clock.guidance:
+        if key in self.missing_encoders and kind in guidance:
             images = len(self.prompts)//len(x) or 1 # of each text
-            self.encoder_acts[key] = self._rows_of(kind, x, clock.guidance, site.name, images)
+            self.encoder_acts[key] = self._rows_of(kind, x, guidance, site.name, images)
+            self.grids[site.name] = clock.grid if site.stream=='image' else None
             self.missing_encoders.discard(key)
     if self.stop and not self.sites and not self.missing_encoders: raise PassEnd
 
@@ -174,7 +195,7 @@ def _collect(self:Collector, site, clock, x): # activations of the denoiser
 @patch
 def callbacks(self:Collector)->list: # (site, f) pairs for `hooked`
     "A function for each site that keeps its activations; raises `PassEnd` once everything is there"
-    def _function(site): return self._collect_encoder if site.encoder else self._collect
+    def _function(site): return self._collect_encoder if runs_once(site.path) else self._collect
     sites = {s.name: s for s in self.sites+self.encoder_sites}
     return [(sites[n], partial(_function(sites[n]), sites[n])) for n in self.names]
 
@@ -194,7 +215,8 @@ def recording(self:Collector,
         xs = [self.encoder_acts[s.name, k] for k in self.kinds]
         xs = [x.repeat_interleave(n//len(x), 0) for x in xs]
         x = torch.stack(xs, 1).flatten(0, 1) # (image and kind, token, width)
-        records[s.name] = SiteRecord(s, x[:,None], table, [0], torch.tensor([1000.]), [1.], None, model)
+        only = [0],torch.tensor([1000.]),[1.] # step, timestep, noise level
+        records[s.name] = SiteRecord(s, x[:,None], table, *only, self.grids[s.name], model)
     for s in self.sites:
         xs = [torch.stack([self.acts[s.name, i, k] for i in steps], 1) for k in self.kinds]
         x = torch.stack(xs, 1).flatten(0, 1) # (image and kind, step, token, width)

@@ -6,7 +6,7 @@
 __all__ = ['harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
-import hashlib, inspect, json, re, shutil
+import hashlib, inspect, json, os, re, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +18,14 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..core import user_path
 from .batching import check_call
 from .recording import record_batches
+from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
+from ..models.clock import runs_once
 from .store_files import (StoreError, StoreFolder, kept_tokens, load_manifest,
     plan_shards, row_bytes, save_manifest, store_dtypes, store_format)
 from ..models.sites import Site, resolve_site
@@ -149,15 +152,11 @@ def parts(self:_Harvest,
 def _is_prompt_file(prompts): # a path, or text that names a file
     if isinstance(prompts, Path): return True
     if not isinstance(prompts, str): return False
-    return prompts.endswith('.txt') or (len(prompts)<1000 and '\n' not in prompts and Path(prompts).is_file())
+    return prompts.endswith('.txt') or os.path.isfile(user_path(prompts))
 
 def _prompts_of(prompts): # a `PromptFile` of captions or of a text file
     if _is_prompt_file(prompts): return read_prompts(prompts)
-    prompts = check_prompts(prompts)
-    for i,p in enumerate(prompts):
-        try: p.encode()
-        except UnicodeEncodeError: raise ValueError(f'prompt {i} is no valid text: {p[:60]!r}') from None
-    return PromptFile(prompts, [])
+    return PromptFile(check_prompts(prompts), [])
 
 def _lines(values): return ''.join(json.dumps(v, ensure_ascii=False)+'\n' for v in values).encode()
 
@@ -291,6 +290,10 @@ def _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, ap
     if seed<0: raise ValueError(f'seed {seed} is negative')
     if not sites or len({s.name for s in sites})<len(sites):
         raise ValueError(f'name each site once, and at least one: {[s.name for s in sites]}')
+    once = [s.name for s in sites if runs_once(s.path)]
+    if once and len(once)<len(sites): # a store has one schedule
+        raise ValueError(f'{", ".join(once)} runs once and the other sites in every step: '
+                         'harvest the two to folders of their own')
     if images is not None and num_images_per_prompt!=1:
         raise ValueError('a real image is one image: num_images_per_prompt does not go with images')
     if append and images is not None:
@@ -307,7 +310,8 @@ def _check_empty(folder, sizes): # a folder without a manifest holds nothing els
 def _check_continues(folder, old, model, settings): # the store is of this model and these arguments
     if old['model']!=model:
         raise StoreError(f'{folder.root} holds activations of another model: '
-                         f'its fingerprint is {old["model"]}, that of this pipeline {model}')
+                         f'its fingerprint is {old["model"]}, that of this pipeline {model}: '
+                         f'{model_difference(old["model"], model)}')
     if old['settings']!=settings:
         changed = '; '.join(_differences(old['settings'], settings))
         raise StoreError(f'{folder.root} was made with other arguments: {changed}. '

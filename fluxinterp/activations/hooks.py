@@ -6,36 +6,47 @@
 __all__ = ['hooked']
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #ef2819c4
-import warnings
+import threading, warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
+
 from .attention import AttentionWatch
-from ..models.clock import Clock, count_steps
+from ..models.clock import Clock, count_steps, text_encoders
 from ..models.description import describe
 from ..models.pipelines import check_pipeline
 from ..models.sites import ModuleCall, Site, resolve_site
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #21c35e3a
-@contextmanager
-def _eager(pipe, network)->Iterator[None]:
-    "The pipeline with its denoiser uncompiled while the context is open"
+_guard = threading.Lock()
+_eager_runs = dict(open=0, stance=None) # contexts that run uncompiled; torch has one stance for all threads
+
+def _is_compiled(network): # whether it or a module in it is, by any of the ways there are
+    return any(vars(m).get('_compiled_call_impl') is not None or '_orig_mod' in vars(m)['_modules']
+               or hasattr(m.forward, '_torchdynamo_orig_callable') for m in network.modules())
+
+def _networks(pipe): # name -> network as it is called, perhaps a compiled one around another
     part = next(n for n in ('transformer', 'unet') if getattr(pipe, n, None) is not None)
-    outer = getattr(pipe, part)
-    inside = [m for m in network.modules() if getattr(m, '_compiled_call_impl', None) is not None]
-    if outer is network and not inside:
+    return {part: getattr(pipe, part), **text_encoders(pipe)}
+
+@contextmanager
+def _eager(networks:dict)->Iterator[None]: # name -> network
+    "Compiled networks run uncompiled while the context is open, with a warning"
+    compiled = [name for name,m in networks.items() if _is_compiled(m)]
+    if not compiled:
         yield
         return
-    warnings.warn('the denoiser is compiled, and a compiled network passes over hooks: '
-                  'it runs uncompiled in here', stacklevel=4)
-    kept = [m._compiled_call_impl for m in inside]
-    try:
-        for m in inside: m._compiled_call_impl = None
-        if outer is not network: setattr(pipe, part, network)
-        yield
+    warnings.warn(f'{" and ".join(compiled)}: a compiled network passes over hooks, '
+                  'so it runs uncompiled in here', stacklevel=4)
+    with _guard:
+        if not _eager_runs['open']: _eager_runs['stance'] = torch.compiler.set_stance('force_eager')
+        _eager_runs['open'] += 1
+    try: yield
     finally:
-        if outer is not network: setattr(pipe, part, outer)
-        for m,compiled in zip(inside, kept): m._compiled_call_impl = compiled
+        with _guard:
+            _eager_runs['open'] -= 1
+            if not _eager_runs['open']: _eager_runs['stance'].__exit__(None, None, None)
 
 @contextmanager
 def _own_attention(network)->Iterator[None]:
@@ -125,7 +136,7 @@ def hooked(pipe,              # diffusers pipeline
     denoising = any(not s.encoder for s in sites)
     if denoising: _check_not_cached(pipe, network)
     with described.lock, ExitStack() as stack: # one thread at a time
-        stack.enter_context(_eager(pipe, network))
+        stack.enter_context(_eager(_networks(pipe)))
         stack.enter_context(_own_attention(network))
         clock = stack.enter_context(count_steps(pipe))
         if denoising: # a cache may have been switched on since

@@ -6,9 +6,10 @@
 __all__ = ['PromptFile', 'read_prompts']
 
 # %% ../../nbs/20_activations/38_prompt_files.ipynb #bb84e7c9
-import re
-from pathlib import Path
+import os, re
 from typing import NamedTuple
+
+from ..core import user_path
 
 # %% ../../nbs/20_activations/38_prompt_files.ipynb #5344c14c
 class PromptFile(NamedTuple):
@@ -32,7 +33,9 @@ def read_prompts(path,                    # text file, one prompt a line
                  max_characters:int=2000, # greatest length of a prompt; longer lines count as broken
                 )->PromptFile:            # good lines, and the broken ones with their numbers
     "The prompts of a text file; raises `ValueError` when no line is good"
-    lines = Path(path).read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')
+    if not os.path.isfile(user_path(path)):
+        raise FileNotFoundError(f'{path} is no file: give a text file, one prompt a line')
+    lines = user_path(path).read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')
     if lines and not lines[-1]: lines.pop()
     prompts,broken = [],[]
     for i,raw in enumerate(lines, 1):

@@ -55,9 +55,8 @@ class _PreviewCapture:
     def _scheduler_step(self, old):
         @wraps(old)
         def _step(output, timestep, sample, *args, **kwargs): # guidance has been applied to `output`
-            scheduler = self.plan.pipe.scheduler
-            index = len(scheduler.timesteps)-len(self.clock.levels)+self.clock.step
-            self._keep(predicted_clean(scheduler, output, sample, index))
+            index = self.clock.first+self.clock.step
+            self._keep(predicted_clean(self.plan.pipe.scheduler, output, sample, index))
             return old(output, timestep, sample, *args, **kwargs)
         return _step
 

@@ -6,7 +6,7 @@
 __all__ = ['only_writer', 'ShardWriter']
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #e7db63dd
-import hashlib, os, re, threading
+import hashlib, os, re, threading, time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Full, Queue
@@ -57,6 +57,7 @@ class ShardWriter:
                 ):
         self.folder,self.manifest,self.good = folder,manifest,good
         self.error,self.queue = None,Queue(1)
+        self.unsaved,self.next_save = False,0.
         try: self.moments,self.covered = load_moments(folder, manifest)
         except StoreError: self._reset_statistics()
         self.thread = threading.Thread(target=self._run, name='fluxinterp-write', daemon=True)
@@ -66,6 +67,8 @@ class ShardWriter:
         try:
             while (item := self.queue.get()) is not None: self._write(*item)
         except BaseException as e: self.error = e
+        try: self._save()
+        except BaseException as e: self.error = self.error or e # the first one says what is wrong
 
     def check(self):
         "Raise the error of the thread, if it had one"
@@ -115,13 +118,24 @@ def _write(self:ShardWriter, i, parts): # position of the shards; a list of (x, 
     if i<self.covered and m['shards'][i]['files']!=files: self.covered = -1
     if sums: self._count(sums)
     m['shards'][i]['files'] = files
-    save_manifest(m, self.folder)
+    self.unsaved = True
+    if time.monotonic()>=self.next_save: self._save()
+
+# %% ../../nbs/20_activations/36_shard_writer.ipynb #sav00001
+@patch
+def _save(self:ShardWriter): # manifest and statistics, as they are
+    if not self.unsaved: return
+    start = time.monotonic()
+    save_manifest(self.manifest, self.folder)
+    if self.covered>=0: save_moments(self.folder, self.moments, self.covered)
+    self.unsaved = False
+    now = time.monotonic()
+    self.next_save = now+20*(now-start)
 
 @patch
 def _count(self:ShardWriter, sums): # `Moments` of one more shard, by folder of the site
     for k,v in sums.items(): self.moments[k].merge(v)
     self.covered += 1
-    save_moments(self.folder, self.moments, self.covered)
 
 @patch
 def _reset_statistics(self:ShardWriter):
@@ -142,3 +156,6 @@ def complete_statistics(self:ShardWriter,
         for j,s in enumerate(m['sites']):
             sums[s['folder']] = _moments_of(safetensors_load(self.folder.read(shard_name(m, i, j))))
         self._count(sums)
+        self.unsaved = True
+        if time.monotonic()>=self.next_save: self._save()
+    self._save()

@@ -6,7 +6,7 @@
 __all__ = ['splits', 'prompt_split', 'TokenBatch', 'SiteRecord', 'token_batches', 'Recording']
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #4dd5ca98
-import json
+import json, os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import save_tensors
+from ..arguments import no_attribute, short_name
+from ..core import is_sealed, save_tensors, seal, tensors_checksum, user_path
 from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
 
@@ -36,6 +37,11 @@ class TokenBatch(NamedTuple):
     coords:dict
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #ea4875da
+# what people try on records -> what to write
+_of_records = dict(numpy='`record.x.numpy()`', shape='`record.x.shape`', mean='`record.x.mean(...)`',
+                   acts='`record.x`, (row, step, token, width)', values='`record.x`',
+                   activations='`record.x`, (row, step, token, width)', flatten='`record.tokens`')
+
 @dataclass
 class SiteRecord:
     "Activations of one site, with coordinates"
@@ -63,6 +69,8 @@ class SiteRecord:
         return dict(zip(self.rows.prompt.tolist(), self.rows.caption))
 
     def __len__(self): return len(self.x)
+
+    def __getattr__(self, name): raise no_attribute(self, name, _of_records)
 
     def __repr__(self):
         rows,steps,tokens,width = self.x.shape
@@ -199,34 +207,43 @@ def token_batches(data,                 # activations: a tensor (..., width), a 
 def save(self:SiteRecord,
          path, # path of the .safetensors file
         ):
-    "Write the record as one safetensors file"
+    "Write the record as one safetensors file, with checksums"
+    tensors = dict(x=self.x, timesteps=self.timesteps)
     about = dict(site=asdict(self.site), rows=self.rows.to_dict('list'), steps=self.steps, levels=self.levels,
-                 grid=self.grid, model=self.model)
-    save_tensors(dict(x=self.x, timesteps=self.timesteps), path, dict(site_record=json.dumps(about)))
+                 grid=self.grid, model=self.model, tensors=tensors_checksum(tensors))
+    save_tensors(tensors, path, dict(site_record=json.dumps(seal(about))))
+
+def _check_record(about, tensors): # of a file; those from before there were checksums have none
+    if 'crc32' not in about and 'tensors' not in about: return
+    if not is_sealed(about) or about['tensors']!=tensors_checksum(tensors): raise ValueError('its checksum')
 
 @patch(cls_method=True)
 def load(cls:SiteRecord,
          path, # path of a file that `save` wrote
         )->SiteRecord:
     "Read a record; raises `ValueError` when the file holds something else"
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+    if not os.path.isfile(user_path(path)): raise FileNotFoundError(f'no record {str(path)!r}: no such file')
     try:
-        with safe_open(path, 'pt') as f:
+        with safe_open(user_path(path), 'pt') as f:
             about = json.loads((f.metadata() or {})['site_record'])
-            x,timesteps = f.get_tensor('x'),f.get_tensor('timesteps')
-    except (SafetensorError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path} is no record written by SiteRecord.save: {e!r}') from None
-    grid = tuple(about['grid']) if about['grid'] else None
-    return cls(Site(**about['site']), x, pd.DataFrame(about['rows']), about['steps'], timesteps,
-               about['levels'], grid, about['model'])
+            tensors = {k: f.get_tensor(k) for k in ('x', 'timesteps')}
+        _check_record(about, tensors)
+        grid = tuple(about['grid']) if about['grid'] else None
+        return cls(Site(**about['site']), tensors['x'], pd.DataFrame(about['rows']), about['steps'],
+                   tensors['timesteps'], about['levels'], grid, about['model'])
+    except FileNotFoundError: raise
+    except Exception as e: # a damaged header can raise nearly anything
+        raise ValueError(f'{path} is damaged, or no record written by SiteRecord.save: {e!r}') from None
 
 class Recording(dict):
     "Site name -> `SiteRecord`; with `images` and `previews` when asked for"
     images:list|None = None   # PIL image of each generated image
     previews:list|None = None # for each image, PIL images of the predicted clean image (x0) at kept steps
     def __getitem__(self,
-                    name, # name of a recorded site
+                    name, # name of a recorded site; 'double.1' for 'double.1.image' where one fits
                    ):
+        name = short_name(name, self)
         if name not in self: raise KeyError(f'{name!r} was not recorded; recorded are: {", ".join(self)}')
         return super().__getitem__(name)
     def __repr__(self): return '\n'.join(map(repr, self.values())) or 'Recording of no site'

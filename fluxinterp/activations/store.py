@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
+from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
     shard_name, store_dtypes, store_folder)
+from ..models.identity import model_difference
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
@@ -49,7 +51,8 @@ class Store:
         model = model if isinstance(model, str) else describe(model).fingerprint
         if model!=self.model:
             raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
-                             f'{self.model}, that of this pipeline {model}')
+                             f'{self.model}, that of this pipeline {model}: '
+                             f'{model_difference(self.model, model)}')
 
     @property
     def sites(self)->list:
@@ -108,8 +111,9 @@ def verify_shard(self:Store,
     self._verified.add((shard, site))
 
 @patch
-def site(self:Store, name:str)->'StoreData': # site's name, one of `sites`
+def site(self:Store, name:str)->'StoreData': # name, one of `sites`; without its end where one fits
     "The activations of one site; raises `KeyError` with the sites there are"
+    name = short_name(name, self.sites)
     if name not in self.sites:
         raise KeyError(f'{name!r} is not in this store; there are: {", ".join(self.sites)}')
     return StoreData(self, self.sites.index(name))

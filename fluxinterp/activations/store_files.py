@@ -18,19 +18,14 @@ from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
-from ..core import atomic_path
+from ..core import atomic_path, write_advice
 from ..models.sites import Site
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #605a7af1
 class StoreError(ValueError):
     "A store that cannot be read or written as asked; says what is wrong, what is still good, what to do"
 
-_advice = {errno.ENOSPC: 'the disk is full: make room',
-           errno.EDQUOT: 'the quota is used up: make room',
-           errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb',
-           errno.EROFS: 'the folder is read-only: choose another',
-           errno.EACCES: 'you may not write there: choose another folder',
-           errno.EPERM: 'you may not write there: choose another folder'}
+_advice = write_advice|{errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb'}
 
 class StoreFolder:
     "A folder of files, local or behind any fsspec URL; errors are `StoreError`s that name the file"

@@ -6,9 +6,8 @@
 __all__ = ['Atlas']
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00003
-import io, shutil, sqlite3
+import os
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,59 +17,44 @@ from PIL import Image
 from safetensors import safe_open
 
 from .annotations import (AtlasError, AtlasText, find_features, find_images, kept_notes,
-    nothing_said, search_words, set_label, set_note)
-from .building import block_files, read_tensor
+    nothing_said, only_features, search_words, set_label, set_note)
+from .atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
+                                            read_about, read_tensor)
 from .feature_cards import Example, FeatureCard
-from .scan_statistics import example_lists, halves, histogram_edges, shape_statistics
-from ..core import load_json, weights_path
+from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
+                                                shape_statistics)
+from ..arguments import check_count, opened_folder
+from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
-
-# %% ../../nbs/50_atlases/15_atlas.ipynb #afc00001
-def _check_folder(path, given): # raises `AtlasError` unless an atlas was finished there
-    if not path.is_dir():
-        raise AtlasError(f'{given} is no folder: build an atlas with '
-                         f'fi.build_atlas(dictionary, store, {str(given)!r})')
-    if (path/'atlas.json').is_file(): return
-    if (path/'plan.json').is_file():
-        raise AtlasError(f'{given} is not finished: call build_atlas again with the same arguments, it goes '
-                         'on from where it was')
-    raise AtlasError(f'{given} holds no atlas: it has no atlas.json')
-
-def _read_about(path, given): # the plan the atlas was built by
-    try: about = load_json(path/'atlas.json')
-    except ValueError as e: raise AtlasError(f'{path}/atlas.json is damaged ({e})') from None
-    if not isinstance(about, dict) or about.get('kind')!='fluxinterp atlas':
-        raise AtlasError(f'{path}/atlas.json is not that of an atlas')
-    if about['format']>1: raise AtlasError(f'{given} was written by a later version: upgrade fluxinterp')
-    return about
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00001
 class Atlas:
     "What the features of one dictionary fire on; raises `AtlasError` when missing, unfinished or damaged"
     def __init__(self,
                  path): # folder `build_atlas` wrote, or name of a packaged one: 'tiny-flux/double.1.image'
-        self.path,readonly = Path(path),False
-        packaged = weights_path()/'atlases'/str(path)
-        if not self.path.exists() and packaged.exists(): self.path,readonly = packaged,True
-        _check_folder(self.path, path)
-        self.about = _read_about(self.path, path)
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError('an atlas is given as fi.Atlas(folder), by its folder or its packaged name, '
+                            f'not as {type(path).__name__}')
+        self.path,packaged = opened_folder(path, 'atlases')
+        self.about = read_about(self.path, path)
+        self.files = AtlasFiles(self.path, self.about)
         self.num_features = self.about['num_features']
         self.signed = self.about['signed']
         self.site = self.about['site']
         self.grid = self.about['grid']
         self.levels = self.about['levels']
-        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'], readonly)
+        self.text = AtlasText(self.path/'atlas.sqlite', self.about['key'], bool(packaged))
 
     def array(self,
               name:str, # name of the array: 'largest', 'totals/counts', ..., from `FeaturePass.state`
              )->torch.Tensor:
         "One of the arrays of `features.safetensors`"
-        return read_tensor(self.path/'features.safetensors', name)
+        return self.files.tensor('features.safetensors', name)
 
     @cached_property
     def _pool(self): # maps of the examples
         names = ('key', 'peak', 'mean', 'length', 'at', 'value')
-        return {k: read_tensor(self.path/'examples.safetensors', f'pool/{k}') for k in names}
+        return {k: self.files.tensor('examples.safetensors', f'pool/{k}') for k in names}
 
     @cached_property
     def _ends(self): # where each example's map ends in the pool
@@ -83,7 +67,15 @@ class Atlas:
     @cached_property
     def pictures(self)->pd.DataFrame:
         "Prompt, image, seed, half and caption of each image, by its number"
-        return self.text.frame('select * from pictures order by id').set_index('id')
+        table = self.text.frame('select * from pictures order by id').set_index('id')
+        rows = torch.cat([read_tensor(self.path/f, 'rows') for f,_,_ in self.block_rows()])
+        check_pictures(table, rows[:,1:].numpy(), self.about, self.text.path)
+        return table
+
+    @property
+    def num_images(self)->int:
+        "Images it was built from"
+        return self.about['prompts']*self.about['images']
 
     @property
     def grid_shape(self)->tuple:
@@ -93,8 +85,7 @@ class Atlas:
     def __len__(self): return self.num_features
 
     def __repr__(self):
-        images = self.about['prompts']*self.about['images']
-        return (f'Atlas of {self.num_features} features at {self.site}, over {images} images, '
+        return (f'Atlas of {self.num_features} features at {self.site}, over {self.num_images} images, '
                 f'{len(self.levels)} steps')
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00002
@@ -131,25 +122,22 @@ def copy(self:Atlas,
          folder, # folder to be made
         )->Atlas:
     "A copy of one's own, to label and explain: a packaged atlas is read only"
-    shutil.copytree(self.path, folder, ignore=shutil.ignore_patterns('parts', 'samples', '*.sqlite*'))
-    db = sqlite3.connect(Path(folder)/'atlas.sqlite')
-    self.text.db.backup(db) # with what another connection has written and not yet put into the file
-    db.execute('pragma journal_mode=wal')
-    db.close()
+    copy_atlas(self.path, self.text, user_path(folder))
     return Atlas(folder)
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00011
 @patch
-def block_rows(self:Atlas)->list: # (file, first image, one after the last, ends of its thumbnails or None)
+def block_rows(self:Atlas)->list: # (file, first image, one after the last) of each block
     "The files of what fired, with the images they hold"
     if not hasattr(self, '_blocks'):
         n,blocks = 0,[]
-        for f in block_files(self.path):
-            k,ends = len(read_tensor(f, 'lengths')),None
-            with safe_open(f, 'pt') as t:
-                if 'jpeg_lengths' in t.keys(): ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()]
-            blocks.append((f, n, n+k, ends))
+        for name in self.files.blocks():
+            k = len(read_tensor(self.path/name, 'lengths'))
+            blocks.append((name, n, n+k))
             n += k
+        if n!=self.num_images:
+            raise AtlasError(f'{self.path}/blocks have {n} images of {self.num_images}: restore them from a '
+                             'copy, or build the atlas again into another folder')
         self._blocks = blocks # not before it is whole: a page's questions come in another thread
     return self._blocks
 
@@ -159,17 +147,23 @@ def thumbnail(self:Atlas,
              )->Image.Image|None:
     "An image's thumbnail; None where the atlas was built without images"
     block = next((b for b in self.block_rows() if b[1]<=picture<b[2]), None)
-    if block is None: raise ValueError(f'image {picture}: this atlas has {len(self.pictures)}')
-    f,first,_,ends = block
-    if ends is None: return None
-    start,end = ends[picture-first],ends[picture-first+1]
-    with safe_open(f, 'pt') as t: jpeg = t.get_slice('jpegs')[start:end].numpy().tobytes()
-    return Image.open(io.BytesIO(jpeg)).convert('RGB')
+    if block is None: raise ValueError(f'image {picture}: this atlas has {self.num_images}')
+    name,first,_ = block
+    self.files.check(name)
+    with safe_open(self.path/name, 'pt') as t:
+        if 'jpegs' not in t.keys(): return None
+        ends = [0, *t.get_tensor('jpeg_lengths').cumsum(0).tolist()]
+        start,end = ends[picture-first],ends[picture-first+1]
+        jpeg = t.get_slice('jpegs')[start:end].numpy().tobytes()
+    return open_thumbnail(jpeg, self.about['thumbnail'], self.path/name)
 
 @patch
 def _example(self:Atlas, i, image):
     pool = self._pool
     j = int(torch.searchsorted(pool['key'], (i<<31)|image))
+    if j==len(pool['key']) or int(pool['key'][j])!=(i<<31)|image:
+        raise AtlasError(f'{self.path}/examples.safetensors lacks feature {i} in image {image}, which '
+                         'features.safetensors names: restore both from a copy')
     end,n = int(self._ends[j]),int(pool['length'][j])
     values = np.zeros((len(self.levels), *self.grid_shape), np.float32)
     values.reshape(-1)[pool['at'][end-n:end].numpy()] = pool['value'][end-n:end].float().numpy()
@@ -178,11 +172,6 @@ def _example(self:Atlas, i, image):
     return Example(i, image, row.caption, halves[row.half], values, peak, mean, self.thumbnail(image))
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00008
-def _check_list(kind, half):
-    if kind not in example_lists or half not in (*halves, None):
-        raise ValueError(f'examples by {kind!r} of the half {half!r}: choose from '
-                         f'{", ".join(example_lists)}; {", ".join(halves)} or None')
-
 @patch
 def examples(self:Atlas,
              i:int,                   # number of the feature
@@ -192,7 +181,8 @@ def examples(self:Atlas,
             )->list:                  # `Example`s
     "Images a feature fires in, with its maps: max-activating or sampled examples"
     i = self.check(i)
-    _check_list(kind, half)
+    check_list(kind, half)
+    if n is not None: check_count(n)
     which = self._which[kind][i] if half is None else self._which[kind][i,halves.index(half)]
     res = [self._example(i, int(p)) for p in which.flatten() if p>=0]
     res.sort(key=lambda e: (-(e.mean if kind=='mean' else e.peak), e.picture))
@@ -210,11 +200,11 @@ def peaks(self:Atlas,
     column = torch.full((self.num_features,), -1)
     column[features] = torch.arange(len(features))
     res = torch.zeros(len(self.pictures), len(features), dtype=torch.float16)
-    for f,first,last,_ in self.block_rows():
-        row = torch.arange(first, last).repeat_interleave(read_tensor(f, 'lengths'))
-        at = column[read_tensor(f, 'features').long()]
+    for f,first,last in self.block_rows():
+        row = torch.arange(first, last).repeat_interleave(self.files.tensor(f, 'lengths'))
+        at = column[self.files.tensor(f, 'features').long()]
         some = at>=0
-        res[row[some],at[some]] = read_tensor(f, 'peaks')[some]
+        res[row[some],at[some]] = self.files.tensor(f, 'peaks')[some]
     return res.numpy()
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00023
@@ -239,16 +229,13 @@ def non_activating_images(self:Atlas,
                          )->list:           # numbers of images
     "Random images in which a feature does not fire (non-activating examples)"
     some = np.flatnonzero(~self.fires(i)&(self.pictures.half.to_numpy()==halves.index(half)))
-    return np.random.default_rng([seed, i]).permutation(some)[:n].tolist()
+    return np.random.default_rng([seed, i]).permutation(some)[:check_count(n)].tolist()
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00014
 @patch
 def _index(self:Atlas, features):
     if features is None: return pd.RangeIndex(self.num_features, name='feature')
     return pd.Index([self.check(f) for f in features], dtype=np.int64, name='feature')
-
-def _only(features): # the end of a SQL condition
-    return '' if features is None else f" and feature in ({', '.join(str(int(f)) for f in features)})"
 
 @patch
 def _statistics(self:Atlas, index, rows): # the columns of the table that are counted
@@ -271,7 +258,7 @@ def table(self:Atlas,
          )->pd.DataFrame:
     "One line per feature: firing rates, activations, map shapes, label, explanation, note"
     index = self._index(features)
-    only = _only(features)
+    only = only_features(features)
     frame = self._statistics(index, slice(None) if features is None else index.to_numpy())
     labels = self.text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
     last = self.text.frame(f"select feature, text as explanation from explanations where status='ok'{only} "
@@ -284,7 +271,7 @@ def names(self:Atlas,
           features:list|None=None, # numbers of features; all when None
          )->pd.Series:             # feature -> text, '' where there is none
     "What features are called: their label, else the last explanation that says something"
-    only = _only(features)
+    only = only_features(features)
     explained = self.text.frame(f"select feature, text from explanations where status='ok' and text!='' "
                                 f'{only} order by id')
     labels = self.text.frame(f'select feature, label from labels where 1{only}')
@@ -352,9 +339,10 @@ def flag(self:Atlas,
 @patch
 def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of peaks (n, feature), of squares in the first
     sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
-    for f,first,last,_ in self.block_rows(): # a block at a time
-        row = np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())
-        feature,peak = read_tensor(f, 'features').long().numpy(),read_tensor(f, 'peaks').double().numpy()
+    for f,first,last in self.block_rows(): # a block at a time
+        row = np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())
+        feature = self.files.tensor(f, 'features').long().numpy()
+        peak = self.files.tensor(f, 'peaks').double().numpy()
         for i,m in enumerate(masks):
             some = m[row]
             sums[i] += np.bincount(feature[some], peak[some], self.num_features)
@@ -367,9 +355,9 @@ def firing_counts(self:Atlas,
                  )->np.ndarray: # (feature,) int
     "In how many images of a half each feature fires"
     chosen,count = self.pictures.half.to_numpy()==halves.index(half),np.zeros(self.num_features, int)
-    for f,first,last,_ in self.block_rows():
-        on = chosen[np.arange(first, last).repeat(read_tensor(f, 'lengths').numpy())]
-        count += np.bincount(read_tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
+    for f,first,last in self.block_rows():
+        on = chosen[np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())]
+        count += np.bincount(self.files.tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
     return count
 
 @patch
@@ -394,7 +382,7 @@ def search(self:Atlas,
            n:int=20,      # features at most
           )->pd.DataFrame: # a line per feature: label, explanation, rates, z, words
     "Features that have to do with some words, the best first; raises `ValueError` without a word"
-    words = search_words(query)
+    n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
     scores = self._caption_scores(words)
     z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
@@ -415,3 +403,9 @@ def feature(self:Atlas,
     "What is known of a feature"
     i = self.check(i)
     return FeatureCard(self, i, self.table([i]).loc[i])
+
+@patch
+def __getitem__(self:Atlas, i:int)->FeatureCard: # number of the feature
+    "The card of a feature, as `feature(i)`; raises `IndexError` where there is none"
+    try: return self.feature(i)
+    except ValueError as e: raise IndexError(str(e)) from None

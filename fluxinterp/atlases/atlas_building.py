@@ -9,36 +9,65 @@ __all__ = ['build_atlas']
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from inspect import signature
 
+from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 
 from .annotations import AtlasError
+from .atlas_files import read_about
 from .atlas import Atlas
 from .building import finish, image_source, plan_atlas, scan_part, write_text
-from ..core import load_json, save_json
+from .redrawing import redrawn
+from ..activations.store import Store, StoreData
+from ..arguments import did_you_mean
+from fluxinterp.core import (compute_device, float64_device, load_json, save_json, user_path, write_error,
+    writing)
 from ..dictionaries.dictionary import Dictionary, check_belongs
 
 # %% ../../nbs/50_atlases/20_atlas_building.ipynb #atl00008
 @contextmanager
 def _alone(file, wait)->Iterator[None]:
     "One process at a time; raises `AtlasError` when another has the lock and `wait` is False"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try: lock = FileLock(file).acquire(blocking=wait)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file).acquire(blocking=wait)
     except Timeout:
         raise AtlasError(f'{file.parent.parent} is being built by another process: wait for it') from None
+    except OSError as e: raise write_error(file, e) from None
     with lock: yield
+
+def _read_plan(path):
+    try: plan = load_json(path)
+    except (ValueError, RecursionError) as e: plan = e
+    if isinstance(plan, dict): return plan
+    raise AtlasError(f'{path} is damaged ({plan}): delete the folder, or choose another')
 
 def _is_complete(out, plan): # whether the planned atlas is finished; raises where another is
     for name in ('atlas.json', 'plan.json'):
         if not (out/name).is_file(): continue
-        old = load_json(out/name)
-        if old!=plan:
-            differ = ', '.join(k for k in plan if old.get(k)!=plan[k] and k!='key')
-            raise AtlasError(f'{out} holds an atlas made otherwise: {differ} differ. Choose another folder')
+        old = read_about(out) if name=='atlas.json' else _read_plan(out/name)
+        differ = [k for k in plan if old.get(k)!=plan[k] and k not in ('key', 'format')]
+        if differ:
+            raise AtlasError(f'{out} holds an atlas made otherwise: {", ".join(differ)} differ. Choose '
+                             'another folder')
         return name=='atlas.json'
-    if any(out.iterdir()): raise AtlasError(f'{out} is no atlas and not empty: choose another folder')
+    if out.is_dir() and any(out.iterdir()):
+        raise AtlasError(f'{out} is no atlas and not empty: choose another folder')
     return False
+
+def _check_call(call, data): # a misspelt argument of `build_atlas` itself
+    if isinstance(data, DiffusionPipeline): return
+    own = [n for n in signature(build_atlas).parameters if n not in ('data', 'call')]
+    for name in call:
+        near = did_you_mean(name, own)
+        if near: raise TypeError(f'build_atlas has no argument {name!r}{near}')
+
+def _stored(dictionary, data): # the site of a store that an atlas is built of
+    if isinstance(data, Store): data = data.site(dictionary.meta.site)
+    if not isinstance(data, StoreData):
+        raise TypeError(f'pipe= generates the pictures of a store anew; {type(data).__name__} is none')
+    return data
 
 def _check_part(part, prompts):
     if not 0<=part[0]<part[1] or part[1]>prompts:
@@ -56,25 +85,28 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
                 device=None,                 # device of what is kept meanwhile; the dictionary's when None
                 force:bool=False,            # whether another site or model is accepted, with a warning
                 progress:bool=True,          # progress bar over images, shown if True
+                pipe=None,                   # pipeline of a store, to generate its pictures anew
                 **call,                      # keyword arguments of `record`, with a pipeline: seed, ...
                )->Atlas|None:                # the atlas; None while parts are missing
     "Scan images once and keep what every feature fires on; raises `AtlasError` where `out` has another"
-    source,out = image_source(dictionary, data, prompts, **call),Path(out)
+    _check_call(call, data)
+    source,out = image_source(dictionary, data, prompts, **call),user_path(out)
+    if pipe is not None: source = redrawn(source, _stored(dictionary, data), pipe)
     check_belongs(dictionary, source.site.name, source.model, force)
-    if device is None and dictionary.device.type=='mps': device = 'cpu' # the sums are of float64
+    device = float64_device(compute_device(device or dictionary.device)) # of the sums
     part = part or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
     _check_part(part, len(source.captions))
     plan = plan_atlas(dictionary, source, examples)
-    out.mkdir(parents=True, exist_ok=True)
-    if not _is_complete(out, plan):
-        if not (out/'plan.json').is_file(): save_json(plan, out/'plan.json')
-        with _alone(out/'parts'/f'{part[0]:03d}.lock', False):
-            kept = scan_part(out, plan, dictionary, source, part, checkpoint_every, batch_tokens, device,
-                             progress)
-        with _alone(out/'parts'/'merge.lock', True):
-            whole = kept if part[1]==1 else None
-            complete = (out/'atlas.json').is_file()
-            complete = complete or finish(out, plan, source.captions, dictionary, part[1], whole)
-        if not complete: return None
-    if not (out/'atlas.sqlite').is_file(): write_text(out, plan, source.captions)
+    with writing('What was scanned before is kept', 'the same call goes on from there'):
+        if not _is_complete(out, plan):
+            if not (out/'plan.json').is_file(): save_json(plan, out/'plan.json')
+            with _alone(out/'parts'/f'{part[0]:03d}.lock', False):
+                kept = scan_part(out, plan, dictionary, source, part, checkpoint_every, batch_tokens, device,
+                                 progress)
+            with _alone(out/'parts'/'merge.lock', True):
+                whole = kept if part[1]==1 else None
+                complete = (out/'atlas.json').is_file()
+                complete = complete or finish(out, plan, source.captions, dictionary, part[1], whole)
+            if not complete: return None
+        if not (out/'atlas.sqlite').is_file(): write_text(out, read_about(out), source.captions)
     return Atlas(out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['halves', 'histogram_bins', 'shape_statistics', 'example_lists', 'prompt_half', 'image_priority', 'histogram_edges',
-           'activation_bins', 'FeaturePass']
+           'activation_bins', 'check_list', 'FeaturePass']
 
 # %% ../../nbs/50_atlases/00_scan_statistics.ipynb #atp00003
 from dataclasses import dataclass
@@ -49,6 +49,14 @@ def activation_bins(v:torch.Tensor, # activations above 0, (n,) float32
 # %% ../../nbs/50_atlases/00_scan_statistics.ipynb #atp00012
 shape_statistics = ('row', 'column', 'spread', 'entropy', 'contiguity', 'border')
 example_lists = ('peak', 'mean', 'sample')
+
+def check_list(kind:str,      # name of a list of examples
+               half:str|None, # half of the prompts; None for both
+              ):
+    "Raise `ValueError` for a list of examples or a half that is not there"
+    if kind not in example_lists or half not in (*halves, None):
+        raise ValueError(f'examples by {kind!r} of the half {half!r}: choose from '
+                         f'{", ".join(example_lists)}; {", ".join(halves)} or None')
 
 @dataclass
 class _Active:

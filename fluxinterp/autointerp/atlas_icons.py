@@ -23,7 +23,7 @@ def _jpeg(image, size): # bytes, `size` pixels on the longer side at most
     return image_bytes(image, 'JPEG')
 
 def _with_icon(atlas): # numbers of features
-    return {r[0] for r in atlas.text.db.execute("select feature from shown where kind='icon'")}
+    return {r[0] for r in atlas.text.rows("select feature from shown where kind='icon'")}
 
 def add_icons(atlas:Atlas,           # atlas in which the icons are kept
               pipe,                  # pipeline that generates

@@ -14,8 +14,9 @@ from fastcore.basics import patch
 
 from ..activations.batching import PromptBatches, check_call
 from ..activations.recording import record_batches
-from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
+from .endpoint import Answerer
 from .judges import Task, named_concepts
+from .questions import Answer, Question, fill_prompt, load_prompt, read_json
 from .scorers import Scorer, own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add

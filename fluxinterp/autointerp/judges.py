@@ -6,7 +6,7 @@
 __all__ = ['task_kinds', 'Task', 'marked', 'named_concepts', 'ReaderVerdicts', 'ModelVerdicts', 'interval', 'share_interval']
 
 # %% ../../nbs/55_explaining/05_judges.ipynb #ver00003
-import re
+import re, reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .endpoint import Answer, Answerer, Question, fill_prompt, load_prompt, read_json
+from .endpoint import Answerer
+from .questions import Answer, Question, fill_prompt, load_prompt, read_json
 from ..evaluation.concepts import auroc
 from ..overlays import image_bytes, spotlight
 from ..worlds.reader import read_images
@@ -88,14 +89,15 @@ _asks = dict(detect=('detect', ['description']), locate=('locate', ['description
 def _probability(field): # reads a number from 0 to 1
     def read(text): # text of the answer
         v = read_json(text, **{field: float})[field]
-        if not 0<=v<=1: raise ValueError(f'"{field}" must lie between 0 and 1, not {v}')
+        if not 0<=v<=1: raise ValueError(f'"{field}" must lie between 0 and 1, not {reprlib.repr(v)}')
         return float(v)
     return read
 
 def _number(n): # reads the number of the intruder, from 1 to n; returns it from 0
     def read(text): # text of the answer
         v = read_json(text, intruder=int)['intruder']
-        if not 1<=v<=n: raise ValueError(f'"intruder" must be a number from 1 to {n}, not {v}')
+        if not 1<=v<=n:
+            raise ValueError(f'"intruder" must be a number from 1 to {n}, not {reprlib.repr(v)}')
         return v-1
     return read
 

@@ -21,7 +21,7 @@ from ..worlds.scenes import concepts
 
 # %% ../../nbs/55_explaining/40_reader_server.ipynb #rsv00006
 def _usage(content, text): # as a server counts: four characters a token, 300 tokens an image
-    read = sum(len(p.get('text', ''))//4+300*('image_url' in p) for p in content)
+    read = sum(len(str(p.get('text', '')))//4+300*('image_url' in p) for p in content)
     return dict(prompt_tokens=read, completion_tokens=len(text)//4)
 
 def _completion(content, text): # body of a chat completion
@@ -31,15 +31,42 @@ def _completion(content, text): # body of a chat completion
 
 _bad_answers = dict(prose='It seems to be something red.', refuse="I'm sorry, but I can't help with that.")
 
+_most_bytes = 2**26 # of a request
+
+def _asked(body): # content of the first message of a request, in parts, the first a text
+    try:
+        content = body['messages'][0]['content']
+        parts = [dict(type='text', text=content)] if isinstance(content, str) else content
+        if all(isinstance(p, dict) for p in parts) and isinstance(parts[0]['text'], str): return parts
+    except (LookupError, TypeError): pass
+    raise ValueError('messages must be a list whose first has a content: a text, or a list of parts that '
+                     'begins with one')
+
+# %% ../../nbs/55_explaining/40_reader_server.ipynb #rsv00020
 class _Handler(BaseHTTPRequestHandler):
+    timeout = 10 # seconds for a request to come
+
     def log_message(self,
                     *args): # message and its values; nothing is logged
         pass
 
+    def _body(self): # of the request, as JSON
+        length = self.headers.get('Content-Length') or ''
+        if not length.isdecimal() or int(length)>_most_bytes:
+            raise ValueError(f'Content-Length must be a number up to {_most_bytes}')
+        try: data = self.rfile.read(int(length))
+        except TimeoutError: raise ValueError(f'they did not come within {self.timeout} s') from None
+        try: return json.loads(data)
+        except (ValueError, RecursionError): raise ValueError(f'{length} bytes that are no JSON') from None
+
     def do_POST(self):
         server = self.server.reader_server
-        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        content = body['messages'][0]['content']
+        try:
+            body = self._body()
+            content = _asked(body)
+        except ValueError as e:
+            self._send(400, f'this is no question: {e}')
+            return
         with server._lock:
             server.asked.append(json.dumps(body, sort_keys=True))
             n = len(server.asked)-1
@@ -51,7 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault=='hang': time.sleep(1.)
         else:
             time.sleep(server.pace)
-            self._send(200, _completion(content, _bad_answers.get(fault) or server.answer(content)))
+            self._answer(content, _bad_answers.get(fault))
+
+    def _answer(self, content, said): # parts of a question; what is said whatever they are, or None
+        try: text = said or self.server.reader_server.answer(content)
+        except (ValueError, LookupError, TypeError, OSError) as e: # no prompt of this library
+            self._send(400, f'this question cannot be answered: {type(e).__name__} {e}')
+        else: self._send(200, _completion(content, text))
 
     def _send(self, status, text, headers=None):
         data = text.encode()
@@ -157,7 +190,9 @@ def answer(self:ReaderServer,
     description = (re.findall(r'described as: "(.*)"', text) or [''])[0]
     if '"active"' in text: return self._captions(text, description)
     seen = [self.look(_image_of(p)) for p in parts if 'image_url' in p]
-    if '"pattern"' in text: return self._pattern([s for s in seen if s[1] is not None])
+    marked_ones = [s for s in seen if s[1] is not None]
+    if not (marked_ones if '"pattern"' in text else seen): raise ValueError('it shows no marked image')
+    if '"pattern"' in text: return self._pattern(marked_ones)
     if '"score"' in text: return json.dumps(dict(score=self._verdict('detect', description, seen)))
     if '"intruder"' in text: return json.dumps(dict(intruder=self._verdict('intruder', description, seen)+1))
     return json.dumps(dict(second=self._verdict('locate', description, seen)))

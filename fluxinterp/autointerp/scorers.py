@@ -7,7 +7,7 @@ __all__ = ['Scorer', 'shuffled_explanations', 'score', 'scores', 'move_map', 'De
            'Intruder']
 
 # %% ../../nbs/55_explaining/25_scorers.ipynb #sco00003
-import json
+import reprlib
 from collections import Counter
 
 import numpy as np
@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..atlases.annotations import add_scores, nothing_said
+from ..atlases.annotations import add_scores, detail_field, nothing_said, read_detail, unfinished
 from ..atlases.atlas import Atlas
-from .endpoint import Answer
-from .explainers import explanations
+from .explainers import chosen_features, explanations
 from .judges import ReaderVerdicts, Task, interval, share_interval
+from .questions import Answer
 from ..steering.image_judges import reader_judge
 
 # %% ../../nbs/55_explaining/25_scorers.ipynb #sco00006
@@ -107,6 +107,17 @@ def shuffled_explanations(said:pd.DataFrame, # table from `explanations`
     return res
 
 # %% ../../nbs/55_explaining/25_scorers.ipynb #wgj00005
+def _check_arguments(scorer, explainer, judge):
+    if isinstance(scorer, type) or not hasattr(scorer, 'measure'):
+        raise TypeError(f'{reprlib.repr(scorer)} is no scorer: give one such as fi.Detection(); numbers of '
+                        'features go by name, features=[17, 18]')
+    if not isinstance(explainer, str):
+        raise TypeError("explainer= is the name of one that has explained: explainer.name, or 'prompts'")
+    if isinstance(judge, type) or not callable(judge):
+        raise TypeError(f'{reprlib.repr(judge)} is no judge: give fi.ModelVerdicts(endpoint), or None for '
+                        'the reader of scenes')
+
+# %% ../../nbs/55_explaining/25_scorers.ipynb #sco00020
 def _check_explained(said, features, explainer): # table of explanations; numbers of features
     if not len(said): raise ValueError(f'no explanation by {explainer!r}: run fi.explain first')
     missing = [f for f in features if f not in said.index]
@@ -114,9 +125,11 @@ def _check_explained(said, features, explainer): # table of explanations; number
 
 def _to_score(atlas, explainer, name, features, settings, again): # features not scored with these settings
     if again: return features
-    old = atlas.text.frame("select feature, status, json_extract(detail, '$.settings') as settings "
-                           'from scores where explainer=? and scorer=?', (explainer, name))
-    done = set(old[(old.status!='error')&(old.settings==settings)].feature)
+    old = atlas.text.frame(f'select feature, status, {detail_field.format("settings")} as settings, '
+                           f'{detail_field.format("lost.error")} as failed from scores '
+                           'where explainer=? and scorer=?', (explainer, name))
+    left = old.status.isin(unfinished)|old.failed.notna() # a verdict the server failed to give counts too
+    done = set(old[~left&(old.settings==settings)].feature)
     return [f for f in features if f not in done]
 
 def _asked(said, features, other): # (key, feature, description) of explanations and their controls
@@ -130,7 +143,7 @@ def _asked(said, features, other): # (key, feature, description) of explanations
 def score(atlas:Atlas,              # atlas in which scores are kept
           scorer:Scorer|None=None,  # scorer; `Detection()` when None
           explainer:str='prompts',  # name of the explainer whose explanations are scored
-          features=None,            # numbers of features; all that have an explanation when None
+          features=None,            # numbers of features, or one; all that have an explanation when None
           judge=None,               # function of tasks that yields `Answer`s; `ReaderVerdicts()` when None
           again:bool=False,         # whether features scored before are scored anew
           every:int=32,             # features whose tasks are asked together
@@ -138,9 +151,11 @@ def score(atlas:Atlas,              # atlas in which scores are kept
           progress:bool=True,       # progress bar over features, shown if True
          )->pd.DataFrame:           # a line per feature: status, value, low, high, n, shuffled
     "Score explanations on held-out images, kept in the atlas; raises `ValueError` where there is none"
-    scorer,judge = scorer or Detection(),judge or ReaderVerdicts()
+    scorer = Detection() if scorer is None else scorer
+    judge = ReaderVerdicts() if judge is None else judge
+    _check_arguments(scorer, explainer, judge)
     said = explanations(atlas, explainer)
-    features = [int(f) for f in (said.index if features is None else features)]
+    features = chosen_features(atlas, said.index if features is None else features)
     _check_explained(said, features, explainer)
     name = f'{scorer.name}/{judge.name}' if scorer.asks else scorer.name
     settings = f'{scorer.settings}; {getattr(judge, "settings", "") if scorer.asks else ""}'
@@ -171,7 +186,7 @@ def scores(atlas:Atlas,    # the atlas
     "Scores that were kept: status, value, low, high, n, shuffled, and value against each kind of negatives"
     t = atlas.text.frame('select feature, status, value, detail from scores where explainer=? and scorer=? '
                          'order by feature', (explainer, scorer)).set_index('feature')
-    details = [json.loads(x) for x in t.pop('detail')]
+    details = [read_detail(d, f'{scorer} on feature {f} in {atlas.path}') for f,d in t.pop('detail').items()]
     for k in ('low', 'high', 'n', 'shuffled'):
         t[k] = [x.get(k) for x in details]
     for k in sorted({k for x in details for k in x.get('negatives') or ()}):

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 from ..atlases.atlas import Atlas
-from .endpoint import (Answer, Answerer, Question, fill_prompt, load_prompt,
-    message_content, read_json, refusal_pattern, repair_request)
+from .endpoint import Answerer
 from .explainers import Explainer
 from .judges import marked
+from .questions import (Answer, Question, fill_prompt, final_text, load_prompt,
+    message_content, read_json, read_value, refusal_pattern, repair_request)
+from .replies import excerpt
 
 # %% ../../nbs/55_explaining/15_vision_explainer.ipynb #vis00006
 def crop_peak(image:Image.Image, # the image
@@ -34,11 +36,15 @@ def crop_peak(image:Image.Image, # the image
     return image.crop((round((x-around)*w), round((y-around)*h), round((x+around)*w), round((y+around)*h)))
 
 views = ('marked', 'crop', 'both')
+_longest_pattern = 2000 # characters of an explanation, which goes into other prompts
 
 def _read_pattern(text): # text of the answer -> pattern, notes
     obj = read_json(text, pattern=str)
-    if not obj['pattern'].strip(): raise ValueError('"pattern" is empty')
-    return obj
+    n = len(obj['pattern'])
+    if n>_longest_pattern: raise ValueError(f'"pattern" has {n} characters, {_longest_pattern} are allowed')
+    pattern = excerpt(obj['pattern'], _longest_pattern)
+    if not pattern: raise ValueError('"pattern" is empty')
+    return obj|dict(pattern=pattern)
 
 # %% ../../nbs/55_explaining/15_vision_explainer.ipynb #wgh00004
 class VisionExplainer(Explainer):
@@ -95,7 +101,7 @@ class VisionExplainer(Explainer):
         for k in range(0, len(features), 256):
             for a in self.model.answers([self.question(atlas, f) for f in features[k:k+256]]):
                 if a.status!='ok': yield a.id,a.status,'',a.detail
-                else: yield a.id,a.status,a.value['pattern'].strip(),a.detail|{'notes': a.value.get('notes')}
+                else: yield a.id,a.status,a.value['pattern'],a.detail|{'notes': a.value.get('notes')}
 
 # %% ../../nbs/55_explaining/15_vision_explainer.ipynb #vis00010
 def _turns(parts, more): # parts of the first message, (role, text) of others -> messages of a chat template
@@ -143,9 +149,9 @@ class LocalModel(Answerer):
         for repair in (False, True):
             text,known = self._reply(q, more)
             detail |= dict(calls=detail['calls']+(not known), text=text)
-            try: return Answer(q.id, 'ok', q.read(text), detail)
+            try: return Answer(q.id, 'ok', read_value(q, text), detail)
             except ValueError as e: why = str(e)
-            if refusal_pattern.match(text): return Answer(q.id, 'refused', None, detail)
+            if refusal_pattern.match(final_text(text)): return Answer(q.id, 'refused', None, detail)
             more += [('assistant', text), ('user', repair_request(why))]
         return Answer(q.id, 'parse_error', None, detail|dict(why=why))
 

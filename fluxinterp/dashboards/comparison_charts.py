@@ -6,12 +6,11 @@
 __all__ = ['ComparisonCharts', 'correlation_chart', 'rate_chart', 'stored_scores', 'scores_by_scorer', 'score_charts']
 
 # %% ../../nbs/65_dashboards/28_comparison_charts.ipynb #3bd6dff3
-import json
-
 import numpy as np
 import pandas as pd
 import traitlets
 
+from ..atlases.annotations import read_detail
 from ..widgets.base import View
 from ..widgets.page import css_text, js_text, page_style, view_script
 
@@ -72,7 +71,8 @@ def stored_scores(atlases:dict,  # name of a dictionary -> its `Atlas`
     parts = [a.text.frame(_score_query).assign(dictionary=n) for n,a in atlases.items()]
     empty = pd.DataFrame(columns=['explainer', 'scorer', 'value', 'detail', 'dictionary'])
     f = pd.concat(parts, ignore_index=True) if parts else empty
-    details = [json.loads(d or '{}') for d in f.pop('detail')]
+    whose = f.explainer+' scored by '+f.scorer
+    details = [read_detail(d, w) or {} for d,w in zip(f.pop('detail'), whose)]
     for k in ('chance', 'shuffled'): f[k] = pd.Series([d.get(k) for d in details], index=f.index, dtype=float)
     return f
 

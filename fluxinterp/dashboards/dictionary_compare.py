@@ -108,36 +108,42 @@ def _check_types(dictionaries, recording):
         raise ValueError('a Recording is needed, fi.record(pipe, prompts, site, images=True, previews=True), '
                          f'not {type(recording).__name__}')
 
-def _compared_site(dictionaries, recording): # -> `SiteRecord` of their site
+def _compared_records(dictionaries, recording): # -> name: `SiteRecord` of its site
     sites = {n: d.meta.site for n,d in dictionaries.items() if d.meta.site}
-    if len(set(sites.values()))>1:
+    if len({s.removesuffix('.mlp') for s in sites.values()})>1:
         found = ', '.join(f'{s} ({n})' for n,s in sites.items())
-        raise ValueError(f'dictionaries of one site can be compared; these are of {found}: '
-                         'load or train those of one site')
+        raise ValueError(f'dictionaries of one site, and of its neurons, can be compared; '
+                         f'these are of {found}: load or train those of one site')
     if not sites and len(recording)!=1:
         raise ValueError('none of the dictionaries knows its site: give a recording of one site, '
                          f'this has {", ".join(recording)}')
-    return recording[next(iter(sites.values()), next(iter(recording), ''))]
+    known = next(iter(sites.values()), next(iter(recording), ''))
+    return {n: recording[sites.get(n, known)] for n in dictionaries}
 
-def _check_compared(dictionaries, recording, atlases): # -> `SiteRecord` of their site
+def _check_atlases(atlases, dictionaries):
+    for n,a in (atlases or {}).items():
+        if n not in dictionaries:
+            raise ValueError(f'an atlas for {n!r}, but the dictionaries are {", ".join(dictionaries)}')
+        a.check_dictionary(dictionaries[n])
+
+def _check_compared(dictionaries, recording, atlases): # -> name: `SiteRecord` of its site
     _check_types(dictionaries, recording)
-    r = _compared_site(dictionaries, recording)
+    records = _compared_records(dictionaries, recording)
     for n,d in dictionaries.items():
+        r = records[n]
         if d.meta.model and r.model and d.meta.model!=r.model:
             raise ValueError(f'{n} was made for model {d.meta.model}, the recording is of {r.model}: '
                              'record with the pipeline the dictionaries belong to')
         if d.width!=r.x.shape[-1]:
             raise ValueError(f'{n} reads activations of width {d.width}, '
                              f'the recording has width {r.x.shape[-1]}')
-    if r.grid is None:
-        raise ValueError(f'{r.site.name} has no image grid: the maps need dictionaries of an image stream')
+        if r.grid is None:
+            raise ValueError(f'{r.site.name} has no image grid: '
+                             'the maps need dictionaries of an image stream')
     if not (recording.previews or recording.images):
         raise ValueError('this recording has no images: record it with images=True, previews=True')
-    for n,a in (atlases or {}).items():
-        if n not in dictionaries:
-            raise ValueError(f'an atlas for {n!r}, but the dictionaries are {", ".join(dictionaries)}')
-        a.check_dictionary(dictionaries[n])
-    return r
+    _check_atlases(atlases, dictionaries)
+    return records
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00024
 def _image_rows(record, images): # rows of each image; guidance may have given it two
@@ -150,14 +156,15 @@ def _image_rows(record, images): # rows of each image; guidance may have given i
 
 class DictionaryCompare(WorkDashboard):
     "Several dictionaries of one site on the same images: matched features, L0 and FVU, scores"
-    def __init__(self, dictionaries:dict,  # name -> Dictionary, of one site and model; baselines among them
-                 recording:Recording,      # record of that site, with images or previews
+    def __init__(self, dictionaries:dict,  # name -> Dictionary, of one site or its neurons; baselines too
+                 recording:Recording,      # record of their sites, with images or previews
                  atlases:dict|None=None,   # name -> Atlas of that dictionary, for labels and scores
                  seed:int=0,               # seed of the shuffled tokens
                 ):
-        checked = _check_compared(dictionaries, recording, atlases)
+        records = _check_compared(dictionaries, recording, atlases)
         super().__init__()
-        self.record,self.recording = checked,recording
+        self.records,self.recording = records,recording
+        self.record = next(iter(records.values())) # whose images, steps and grid are those of all
         self.dictionaries,self.atlases = dict(dictionaries),atlases or {}
         self.seed = seed
         self.num_images = len(recording.previews or recording.images)
@@ -197,7 +204,10 @@ def _build_controls(self:DictionaryCompare, first): # first: scorer and explaine
     self.player = MapPlayer(title='maps of the chosen pair', empty='Choose a pair.')
     tokens = self.record.x[...,0].numel()
     score = ''.join(f'; score: {s} of {e}' for (s,e),_ in first)
-    self.charts.about = f'{self.record.site.name}, {self.num_images} images, {tokens} tokens{score}'
+    reads = ', '.join(f'{n}: {r.site.name}' for n,r in self.records.items())
+    several = len({r.site.name for r in self.records.values()})>1
+    apart = f'; each FVU is of what the dictionary reads ({reads})' if several else ''
+    self.charts.about = f'{self._place}, {self.num_images} images, {tokens} tokens{score}{apart}'
 
 @patch
 def _layout(self:DictionaryCompare):
@@ -215,15 +225,19 @@ def _wire(self:DictionaryCompare):
     self.pairs.observe(lambda _: self._load(), names='feature')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #872bfde0
+@patch(as_prop=True)
+def _place(self:DictionaryCompare): # name of the site all dictionaries are at
+    return self.record.site.name.removesuffix('.mlp')
+
 @patch
 def _prepare(self:DictionaryCompare, say): # in the thread: encodes and evaluates what is not there yet
     for n,d in self.dictionaries.items():
         if n in self.evaluations: continue
         say(f'encoding with {n}')
-        firing = record_firing(d, self.record, tick=lambda: say(f'encoding with {n}'))
+        firing = record_firing(d, self.records[n], tick=lambda: say(f'encoding with {n}'))
         self.codes[n],self.firing[n] = firing.code,firing
         say(f'evaluating {n}')
-        self.evaluations[n] = evaluate(d, self.record, by=(), spaces=('raw',))
+        self.evaluations[n] = evaluate(d, self.records[n], by=(), spaces=('raw',))
 
 @patch
 def match(self:DictionaryCompare):
@@ -302,7 +316,7 @@ def _side_maps(self:DictionaryCompare, name, feature, image): # `FeatureMaps`
     code = self.codes[name][row*steps*tokens:(row+1)*steps*tokens]
     values = (code.values*(code.indices==feature)).sum(-1).view(1, steps, *self.record.grid).numpy()
     previews,images = self.recording.previews,self.recording.images
-    return FeatureMaps(values, feature, self.record.site.name, self.record.levels,
+    return FeatureMaps(values, feature, self.records[name].site.name, self.record.levels,
                        [self.record.rows.caption[row]], previews and [previews[image]],
                        images and [images[image]])
 
@@ -356,7 +370,7 @@ def _page_maps(self:DictionaryCompare, feature): # for a page without a kernel
 @patch(as_prop=True)
 def alt(self:DictionaryCompare)->str:
     "Text alternative of the comparison"
-    what = f'dictionaries at {self.record.site.name}: {", ".join(self.dictionaries)}'
+    what = f'dictionaries at {self._place}: {", ".join(self.dictionaries)}'
     if self.matches is None: return f'{what}; nothing matched yet'
     return f'{what}. {self.pairs.left} matched in {self.pairs.right}: {self.pairs.summary}'
 
@@ -373,7 +387,7 @@ def _figure(self:DictionaryCompare):
         values = {n: scored.value[scored.dictionary==n] for n in self.dictionaries}
         chance = None if scored.chance.isna().all() else float(scored.chance.median())
         about = dict(what=scored.scorer.iloc[0], chance=chance)
-    return comparison_figure(points, correlations, values, title=self.record.site.name, **about)
+    return comparison_figure(points, correlations, values, title=self._place, **about)
 
 @patch
 def static(self:DictionaryCompare):

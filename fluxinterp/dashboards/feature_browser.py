@@ -61,11 +61,6 @@ class FeatureBrowser(Dashboard):
         viewer = [self.viewer] if self.viewer else []
         self.children = [widgets.HBox([self.search, self.clear]), self.table, self.sheet, *viewer]
 
-    def close(self):
-        "Close the view and that of the prompt"
-        if self.viewer: self.viewer.close()
-        super().close()
-
 # %% ../../nbs/65_dashboards/20_feature_browser.ipynb #e240efde
 @patch
 def _wire(self:FeatureBrowser):

@@ -8,6 +8,7 @@ __all__ = ['example_prompt', 'unread_text', 'token_texts', 'read_prompt', 'name_
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00003
 import inspect, threading
+from pathlib import Path
 
 import ipywidgets as widgets
 import torch
@@ -22,6 +23,7 @@ from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary
 from ..widgets.worker import WorkDashboard
+from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
 from ..activations.site_records import Recording, SiteRecord
@@ -81,9 +83,10 @@ def _named(dictionaries): # a list -> name -> dictionary, the name that of the s
         named[name if name not in named else f'{name} ({type(d).__name__} {len(named)})'] = d
     return named
 
-def name_dictionaries(dictionaries, # a dictionary, a list of some, or name -> dictionary
+def name_dictionaries(dictionaries, # a dictionary or its name, a list of some, or name -> dictionary
                      )->dict:       # name -> dictionary
     "Dictionaries by name, that of their site where none is given; raises where one is no dictionary"
+    if isinstance(dictionaries, (str, Path)): dictionaries = load_dictionary(dictionaries)
     if isinstance(dictionaries, Dictionary): dictionaries = [dictionaries]
     if not isinstance(dictionaries, dict): dictionaries = _named(dictionaries)
     wrong = [n for n,d in dictionaries.items() if not isinstance(d, Dictionary)]
@@ -114,7 +117,8 @@ def check_atlas_pipeline(atlas:Atlas, # atlas built on some model
     model = describe(pipe).fingerprint
     if atlas.about['model'] not in ('', model):
         raise AtlasError(f'{atlas.path} is of another model than the pipeline given '
-                         f'({atlas.about["model"]}, not {model}): load that one')
+                         f'({atlas.about["model"]}, not {model}): '
+                         f'{model_difference(atlas.about["model"], model)}')
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00009
 class LiveRun:

@@ -16,7 +16,9 @@ from fastcore.basics import patch
 from ..core import error_text
 from .run_progress import number_text
 from .run_files import run_status
+from .run_folders import runs_of
 from ..widgets.base import View
+from ..widgets.worker import program_ends
 from ..widgets.figures import progress_figure
 from ..widgets.page import page_style, view_script, js_text, css_text
 
@@ -42,6 +44,9 @@ def _card(s, key, now): # of a `RunStatus`, as JSON
         stages=[_stage(*stage) for stage in s.stages],
         outcomes=_outcomes(s))
 
+def _key(i, run): # number of what was given, a run of it
+    return f'{i} {run[0] if isinstance(run, tuple) else run}'
+
 def _plots(s): # curves of one title together
     titles = [t for t in dict.fromkeys(c[0] for c in s.curves) if t!='lr']
     return [dict(title=t, lines=[[n, x, y] for u,n,x,y in s.curves if u==t]) for t in titles]
@@ -55,7 +60,7 @@ class RunMonitor(View):
     every = traitlets.Float(2.).tag(sync=True)    # seconds between looks
     read_at = traitlets.Float(0.).tag(sync=True)  # seconds since 1970
     watching = traitlets.Bool(False).tag(sync=True)
-    def __init__(self, *what,       # runs as `run_status` takes them, any number
+    def __init__(self, *what,       # runs as `run_status` takes them, and folders of some, any number
                  every:float=2.,    # seconds between looks
                  watch:bool=True,   # whether to go on looking, in a thread
                 ):
@@ -64,7 +69,8 @@ class RunMonitor(View):
                              'CSV logs, or an Endpoint')
         if not every>0: raise ValueError(f'every={every} seconds: give a number above zero')
         super().__init__(every=float(every))
-        self.what,self.statuses = what,[None]*len(what)
+        self.what,self.statuses = what,[]
+        self._seen = {} # run -> what its rate is taken from
         self._guard,self._stop = threading.Lock(),None
         self.look()
         self.observe(lambda c: self._start() if c.new else self._end(), names='watching')
@@ -73,20 +79,23 @@ class RunMonitor(View):
     def look(self)->list:
         "Read everything once, now; a `RunStatus` per run"
         with self._guard:
-            self.statuses = [run_status(w, s.marks if s else ()) for w,s in zip(self.what, self.statuses)]
+            runs = {_key(i, r): r for i,w in enumerate(self.what) for r in runs_of(w)}
+            found = {k: run_status(r, self._seen.get(k, ())) for k,r in runs.items()}
+            self.statuses,self._seen = list(found.values()),{k: s.marks for k,s in found.items()}
             now = time.time()
             curves = [_plots(s) for s in self.statuses]
-            cards = [_card(s, f'{i}', now) for i,s in enumerate(self.statuses)]
+            cards = [_card(s, k, now) for k,s in found.items()]
             with self.hold_sync(): self.runs,self.read_at,self.curves = cards,now,curves
         return self.statuses
 
     def _watch(self, stop):
-        pause = self.every
-        while not stop.wait(pause):
+        due = time.monotonic()+self.every
+        while not (stop.wait(min(self.every, .2)) or program_ends()):
             start = time.monotonic()
+            if start<due: continue
             try: self.look()
             except Exception as e: self.error = error_text(e)
-            pause = max(self.every, 5*(time.monotonic()-start))
+            due = start+max(self.every, 6*(time.monotonic()-start))
 
     def stop(self):
         "Look no more"
@@ -102,7 +111,7 @@ class RunMonitor(View):
 def _start(self:RunMonitor):
     self._end()
     self._stop = threading.Event()
-    watcher = threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor', daemon=True)
+    watcher = threading.Thread(target=self._watch, args=(self._stop,), name='fluxinterp-monitor')
     watcher.start()
 
 @patch

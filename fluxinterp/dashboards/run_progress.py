@@ -27,7 +27,7 @@ def number_text(value, # number, or anything else
 @dataclass
 class RunStatus:
     "How a run is doing"
-    kind:str              # 'harvest', 'training', 'atlas', 'endpoint', or 'run' where nothing tells
+    kind:str              # 'harvest', 'training', 'dictionary', 'atlas', 'endpoint', or 'run' if unknown
     name:str              # last two parts of its path, or the endpoint's model
     done:int=0            # number of units done
     total:int|None=None   # number of units in the end; None where it is not known

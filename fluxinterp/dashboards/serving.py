@@ -16,11 +16,12 @@ from typing import Iterator, NamedTuple
 
 from safetensors import SafetensorError
 
+from ..core import user_path
 from ..atlases.atlas import Atlas
-from ..atlases.building import read_tensor
 from ..atlases.annotations import AtlasError
 from .live import atlas_dictionary
 from ..dictionaries.hub import load_dictionary
+from ..models.identity import model_difference
 from ..models.pipelines import load_pipeline
 from .run_files import run_status
 from ..models.description import describe
@@ -56,7 +57,7 @@ def free_port(port:int=0)->int: # port wanted; 0 for any
         return s.getsockname()[1]
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #200e53de
-def _begun(atlas): return any((Path(atlas)/n).is_file() for n in ('plan.json', 'atlas.json'))
+def _begun(atlas): return any(os.path.isfile(user_path(atlas)/n) for n in ('plan.json', 'atlas.json'))
 
 def _check_view(view, pipeline): # -> `DashboardView`
     import fluxinterp as fi
@@ -77,7 +78,7 @@ def _check_view(view, pipeline): # -> `DashboardView`
 
 def _check_atlas(a, name): # a: atlas
     try:
-        for k in ('key', 'peak', 'at'): read_tensor(a.path/'examples.safetensors', f'pool/{k}')
+        a.files.check('examples.safetensors')
         fired,images = a.array('totals/fired'),a.block_rows()
     except (OSError, SafetensorError, AtlasError) as e:
         if 'build the atlas again' in f'{e}': raise AtlasError(f'{e}') from None
@@ -93,7 +94,8 @@ def _check_pipeline(a, name, pipeline, dictionary): # a: atlas
         raise DashboardError(f'--pipeline {pipeline} cannot be loaded: {e}') from None
     if model!=a.about['model']:
         raise DashboardError(f"{name} is of another model than {pipeline}: the fingerprint of its denoiser "
-                             f"is {a.about['model']}, that of {pipeline} is {model}")
+                             f"is {a.about['model']}, that of {pipeline} is {model}: "
+                             f"{model_difference(a.about['model'], model)}")
     try: atlas_dictionary(a, load_dictionary(dictionary) if dictionary else None)
     except AtlasError as e: raise DashboardError(f'{e} (--dictionary)') from None
 
@@ -104,7 +106,7 @@ def check_dashboard(atlas:str,           # folder or packaged name
                    )->Atlas:             # a `RunStatus` where the view also shows what is not finished
     "The atlas, once all is there and belongs together; raises `DashboardError` or `AtlasError`"
     found = _check_view(view, pipeline)
-    if not found.finished: return run_status(Path(atlas) if _begun(atlas) else Atlas(atlas))
+    if not found.finished: return run_status(user_path(atlas) if _begun(atlas) else Atlas(atlas))
     a = Atlas(atlas)
     if view=='browser' and pipeline and a.signed:
         raise DashboardError('features of a signed dictionary are its two sides, of which a viewer shows '
@@ -114,7 +116,11 @@ def check_dashboard(atlas:str,           # folder or packaged name
     return a
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #das00010
-def _there(name): return str(Path(name).absolute()) if Path(name).exists() else str(name)
+def _checkout(): return str(Path(__file__).parents[2]) if '__file__' in globals() else os.getcwd()
+
+def _there(name): # a folder's path for another working directory; names as they are
+    path = user_path(name)
+    return str(path.absolute()) if os.path.exists(path) else str(name)
 
 _first_cell = """import os, sys
 os.chdir({folder!r})
@@ -131,16 +137,16 @@ def dashboard_notebook(atlas:str,           # folder or packaged name
                        dictionary:str='',   # the atlas's dictionary, folder or hub id; '' finds packaged ones
                       )->dict:              # notebook, as JSON
     "A notebook of three cells that shows the view"
-    root = str(Path(__file__).parents[2]) if '__file__' in globals() else os.getcwd()
     wanted = dashboard_views[view]
     pipe = d = 'None'
     if pipeline and wanted.pipeline!='unused':
         on = f', device={device!r}' if device else ''
         pipe = f'fi.load_pipeline({_there(pipeline)!r}{on})'
         given = f'fi.load_dictionary({_there(dictionary)!r})' if dictionary else 'None'
-        d = f'fi.atlas_dictionary(atlas, {given})'
+        d = f'live.atlas_dictionary(atlas, {given})'
     a = repr(_there(atlas)) if _begun(atlas) and not wanted.finished else f'fi.Atlas({_there(atlas)!r})'
-    first = _first_cell.format(folder=os.getcwd(), root=root)
+    first = _first_cell.format(folder=os.getcwd(), root=_checkout())
+    if d!='None': first += '\nfrom fluxinterp.dashboards import live'
     sources = [first, f'atlas = {a}\npipe = {pipe}\ndictionary = {d}', wanted.call]
     kernel = dict(name='fluxinterp', display_name='fluxinterp', language='python')
     return dict(cells=[_code_cell(i, s) for i,s in enumerate(sources)], metadata=dict(kernelspec=kernel),
@@ -162,18 +168,24 @@ def _content_policy(port):
             "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
             f"connect-src {near} blob: data:; worker-src 'self' blob:; frame-ancestors 'self'")
 
-def _setup(folder, notebook, port, token, dark): # the files of a server -> its environment
-    (folder/'fluxinterp.ipynb').write_text(json.dumps(notebook), encoding='utf-8')
+def _settings(folder, port, token, dark, idle): # what `voila.json` says; the first file that Voila reads
+    headers = {'Content-Security-Policy': _content_policy(port)}
+    server = dict(token=token, open_browser=False, connection_dir_root=str(folder),
+                  root_dir=str(folder/'served'), tornado_settings=dict(headers=headers))
+    kernels = 'fluxinterp.dashboards.page_server.PageKernels'
+    page = dict(theme='dark' if dark else 'light', show_tracebacks=True, file_allowlist=[],
+                file_denylist=['.*'], multi_kernel_manager_class=kernels)
+    culling = dict(cull_idle_timeout=idle, cull_interval=max(1, idle//12))
+    return dict(Voila=server, VoilaConfiguration=page, PageKernels=culling)
+
+def _setup(folder, notebook, settings): # the files of a server -> its environment
     kernel = folder/'share/kernels/fluxinterp'
-    kernel.mkdir(parents=True)
+    for p in (kernel, folder/'served', folder/'config'): p.mkdir(parents=True)
+    (folder/'served/fluxinterp.ipynb').write_text(json.dumps(notebook), encoding='utf-8')
+    (folder/'config/voila.json').write_text(json.dumps(settings))
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
     spec = dict(argv=argv, display_name='fluxinterp', language='python')
     (kernel/'kernel.json').write_text(json.dumps(spec))
-    headers = {'Content-Security-Policy': _content_policy(port)}
-    server = dict(token=token, open_browser=False, connection_dir_root=str(folder),
-                  tornado_settings=dict(headers=headers))
-    page = dict(theme='dark' if dark else 'light', show_tracebacks=True)
-    (folder/'voila.json').write_text(json.dumps(dict(Voila=server, VoilaConfiguration=page)))
     own = ('JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')
     own = {k: str(folder/k.lower()) for k in own}
     rest = {k: v for k,v in os.environ.items() if k!='JUPYTER_TOKEN'}
@@ -181,20 +193,14 @@ def _setup(folder, notebook, port, token, dark): # the files of a server -> its 
     return _quiet|rest|own|dict(JUPYTER_PATH=path) # quiet: what libraries print would stand on the page
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #ec40ef52
-_server = '''import os, signal, sys, threading
-from voila.app import main
-def watch():
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-threading.Thread(target=watch, daemon=True).start()
-main()'''
+_server = 'import sys; sys.path.append({!r}); from fluxinterp.dashboards.page_server import main; main()'
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_args): return None
 
-def _status_of(url): # HTTP status; 0 where nobody answers
+def _status_of(url, **headers): # HTTP status; 0 where nobody answers
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
-    try: return opener.open(url, timeout=10).status
+    try: return opener.open(urllib.request.Request(url, headers=headers), timeout=10).status
     except urllib.error.HTTPError as e: return e.code
     except OSError: return 0
 
@@ -226,38 +232,47 @@ def _log(folder): # the end of what the server printed
     return (folder/'server.log').read_text(errors='replace')[-1500:].strip()
 
 def _start_server(folder, port, env):
-    flags = ['fluxinterp.ipynb', '--no-browser', '--Voila.ip=127.0.0.1', f'--Voila.port={port}',
-             '--Voila.port_retries=0']
+    flags = [str(folder/'served/fluxinterp.ipynb'), '--no-browser', '--Voila.ip=127.0.0.1',
+             f'--Voila.port={port}', '--Voila.port_retries=0']
     with open(folder/'server.log', 'wb') as log:
-        return subprocess.Popen([sys.executable, '-c', _server, *flags], cwd=folder, env=env,
-                                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen([sys.executable, '-c', _server.format(_checkout()), *flags],
+                                cwd=folder/'config', env=env, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                start_new_session=True)
 
-def _await_server(process, base, folder, seconds): # until it answers, and asks for the token
+def _await_server(process, base, folder, seconds): # until it answers
     end = time.monotonic()+seconds
-    while not (status := _status_of(f'{base}/api/kernels')):
+    while not _status_of(f'{base}/api/kernels'):
         if process.poll() is not None or time.monotonic()>end:
             raise DashboardError(f'Voila did not start: {_log(folder) or "it said nothing"}')
         time.sleep(.05)
     if process.poll() is not None:
         raise DashboardError(f'port {base.rpartition(":")[2]} was taken in the meantime: '
                              'choose another with --port')
-    if 200 in (status, _status_of(f'{base}/')):
-        raise DashboardError('this Voila answers without asking for the token: it is not served. '
-                             'Upgrade it: pip install -U voila')
+
+def _check_refusals(base): # of what has no token, of files, of other names than this machine's
+    asked = {f'{base}{p}': {} for p in ('/', '/api/kernels', '/voila/files/fluxinterp.ipynb')}
+    asked[f'{base}/login'] = dict(Host='elsewhere.example')
+    for url,headers in asked.items():
+        if _status_of(url, **headers)==200:
+            raise DashboardError(f'this Voila answers {url} without asking for the token: it is not served. '
+                                 'Upgrade it: pip install -U voila')
 
 @contextmanager
 def served(notebook:dict,      # notebook, as JSON
            port:int=0,         # port wanted; 0 for any that is free
            dark:bool=False,    # dark colors if True
            seconds:float=60.,  # time the server has to start
+           idle:int=60,        # seconds a kernel lives on whose page is lost; a closed one ends it at once
           )->Iterator[Served]: # address, port, process and folder
     "Serve a notebook on this machine while the block runs; ends server and kernels, and leaves no file"
     port,token = free_port(port),secrets.token_urlsafe(24)
     folder = Path(tempfile.mkdtemp(prefix='fluxinterp-'))
     process,base = None,f'http://127.0.0.1:{port}'
     try:
-        process = _start_server(folder, port, _setup(folder, notebook, port, token, dark))
+        settings = _settings(folder, port, token, dark, idle)
+        process = _start_server(folder, port, _setup(folder, notebook, settings))
         _await_server(process, base, folder, seconds)
+        _check_refusals(base)
         yield Served(f'{base}/?token={token}', port, process, folder)
     finally:
         with _on_stop(signal.SIG_IGN):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from fluxinterp.dictionaries.dictionary import (Dictionary, DictionaryMeta, SparseCode, data_site, meta_of,
     sparse_decode)
-from .normalizers import moments
+from ..core import plain_torch
+from .normalizers import as_float64, moments
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #bd483373
 def _check_linear(directions, mean, k, refit):
@@ -48,20 +49,28 @@ class LinearDictionary(Dictionary):
         self.num_latents = len(directions)
         self.meta = meta or DictionaryMeta()
 
-    def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
+    def normalized(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
+        "Deviations from the mean, (..., d)"
+        return x-self.mean
+
+    def raw(self, z:torch.Tensor)->torch.Tensor: # deviations from the mean, (..., d)
+        "Activations with the mean, (..., d)"
+        return z+self.mean
+
+    def codes(self, z:torch.Tensor)->SparseCode: # deviations from the mean, (n, d)
         "The `k` largest projections of each vector, with their signs"
-        p = (self.check(x)-self.mean)@self.directions.T
-        if self.fixed: i = torch.arange(self.k, device=x.device).expand(*p.shape[:-1], -1)
+        p = z@self.directions.T
+        if self.fixed: i = torch.arange(self.k, device=z.device).expand(len(p), -1)
         else: i = p.abs().topk(self.k, dim=-1).indices
         v = p.gather(-1, i)
         if self.gram is not None:
-            gram = self.gram[i[...,None],i[...,None,:]].double() # (..., k, k)
-            v = torch.linalg.solve(gram, v[...,None].double())[...,0].float()
+            gram = as_float64(self.gram[i[...,None],i[...,None,:]]) # (..., k, k)
+            v = torch.linalg.solve(gram, as_float64(v)[...,None])[...,0].to(v)
         return SparseCode(v, i, self.num_latents)
 
-    def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
-        "The mean plus the active directions, (..., d)"
-        return sparse_decode(code, self.directions)+self.mean
+    def sums(self, code:SparseCode)->torch.Tensor: # code of each vector
+        "Sum of the active directions, (..., d)"
+        return sparse_decode(code, self.directions)
 
     def encoder_settings(self)->list: return [bool(self.fixed), self.gram is not None]
     @property
@@ -81,6 +90,7 @@ def _linear(directions, m, k, name, data, split, **kwargs):
     return LinearDictionary(directions.float().contiguous(), m.mean.float(), k, name=name,
                             meta=meta_of(data, split, m), **kwargs)
 
+@plain_torch()
 def coordinates(data,                # `SiteRecord`, store data or a tensor (..., d)
                 k:int,               # active coordinates per token
                 split:str|None=None, # part of the prompts to fit on; everything when None
@@ -102,6 +112,7 @@ def neurons(data,                # `SiteRecord` or store data of an `.mlp` site
     d.name = 'MLP neurons'
     return d
 
+@plain_torch()
 def pca(data,                # `SiteRecord`, store data or a tensor (..., d)
         k:int,               # active components per token
         fixed:bool=False,    # whether the first `k` are active, instead of the best `k` of each token
@@ -112,6 +123,7 @@ def pca(data,                # `SiteRecord`, store data or a tensor (..., d)
     components = torch.linalg.eigh(m.covariance).eigenvectors.flip(1).T
     return _linear(components, m, k, 'PCA', data, split, fixed=fixed)
 
+@plain_torch()
 def random_directions(data,                # `SiteRecord`, store data or a tensor (..., d)
                       n:int,               # number of directions
                       k:int,               # active directions per token

@@ -18,11 +18,19 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from ..arguments import no_attribute
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
+from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
 from ..models.guidance_rows import guidance_kinds
+from ..models.identity import model_difference
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dc61c0c7
+# what people try on codes -> what to write
+_of_codes = dict(topk='`code.values.topk(k)` gives the strongest, and their latents are in `code.indices`',
+                 numpy='`code.to_dense().numpy()`', dense='`code.to_dense()`',
+                 nonzero='`code.to_dense().nonzero()`')
+
 @dataclass
 class SparseCode:
     "Which latents are active, and how much; unused places hold value 0 at index 0"
@@ -62,11 +70,19 @@ class SparseCode:
         i = (*i, slice(None)) if any(j is Ellipsis for j in i) else (*i, ..., slice(None))
         return SparseCode(self.values[i], self.indices[i], self.num_latents)
 
+    def reshape(self, *shape:int)->'SparseCode': # sizes of the new shape, without k
+        "The code with its vectors in another shape"
+        k = self.values.shape[-1]
+        return SparseCode(self.values.reshape(*shape, k), self.indices.reshape(*shape, k), self.num_latents)
+
     def to(self, device)->'SparseCode': # device of the result, such as 'cpu'
         "The code on another device"
         return SparseCode(self.values.to(device), self.indices.to(device), self.num_latents)
 
+    def __getattr__(self, name): raise no_attribute(self, name, _of_codes)
+
     def __repr__(self):
+        if not self.values.numel(): return f'SparseCode {tuple(self.shape)} over {self.num_latents} latents'
         l0 = float(self.l0.float().mean())
         return f'SparseCode {tuple(self.shape)}: {l0:.1f} of {self.num_latents} latents active on average'
 
@@ -103,21 +119,63 @@ class DictionaryMeta:
     tokens:int=0                  # activation vectors in the data
     guidance:list=field(default_factory=list) # guidance rows in the data: 'conditional', 'unconditional'
     data:str=''                   # prompts and seeds of the data, in words
+    init:str=''                   # fingerprint of the dictionary its training began from; '' for none
 
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dic00001
+# what other libraries call parts of a dictionary -> what to write
+_of_dictionaries = dict(cfg='`config` holds its configuration', d_sae='`num_latents`', d_in='`width`',
+                        hook_name='`meta.site`', save_model='`fi.save_dictionary(dictionary, folder)`',
+                        save_pretrained='`fi.save_dictionary(dictionary, folder)`',
+                        encoder='`read_directions`, (num_latents, width), reads in raw space',
+                        decoder='`write_directions`, (num_latents, width), writes in raw space',
+                        from_pretrained='`fi.load_dictionary(name)` opens a packaged or published name, '
+                                        'a folder or a hub id')
+
+# %% ../../nbs/25_dictionaries/05_dictionary.ipynb #dic00002
 class Dictionary(nn.Module):
     "Base class of dictionaries: modules that write activations as sparse codes"
     meta:DictionaryMeta
     num_latents:int
     signed:bool = False # whether activations of its latents can be negative
     k:int|None = None   # active latents per vector; None where the dictionary sets no number
+    mean_activations:torch.Tensor|None = None # mean of each latent where it fires, (num_latents,), if known
+
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError: raise no_attribute(self, name, _of_dictionaries) from None
+
+    @classmethod
+    def from_pretrained(cls,
+                        *name,      # what `load_dictionary` takes
+                        **options): # further arguments of other libraries
+        "Raise `AttributeError`, which names `load_dictionary`"
+        raise no_attribute(cls, 'from_pretrained', _of_dictionaries)
+
+    def normalized(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
+        "Activations in the space in which latents are chosen, (..., d)"
+        return self.normalizer(x)
+
+    def raw(self, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+        "The inverse of `normalized`, (..., d)"
+        return self.normalizer.inverse(z)
+
+    def codes(self, z:torch.Tensor)->SparseCode: # normalized activations, (n, d)
+        "Codes of normalized activations"
+        raise NotImplementedError
+
+    def sums(self, code:SparseCode)->torch.Tensor: # code of each vector
+        "What active latents add up to, in normalized space, (..., d)"
+        raise NotImplementedError
 
     def encode(self, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-        "Sparse code of each vector"
-        raise NotImplementedError
+        "Sparse code of each vector, (..., k)"
+        x = self.check(x)
+        with plain_torch(): code = self.codes(self.normalized(x).reshape(-1, x.shape[-1]))
+        return code.reshape(*x.shape[:-1])
 
     def decode(self, code:SparseCode)->torch.Tensor: # code of each vector
-        "Raw activations, (..., d)"
-        raise NotImplementedError
+        "Reconstruction in raw space, (..., d)"
+        with plain_torch(): return self.raw(self.sums(code))
 
     def forward(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
         "Reconstruction of `x`"
@@ -159,7 +217,11 @@ def check(self:Dictionary,
           x:torch.Tensor, # raw activations, (..., d)
          )->torch.Tensor: # the same in float32
     "Check width and finiteness, as every `encode` does first; raises `ValueError` or `FloatingPointError`"
-    if x.shape[-1]!=self.width:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f'a dictionary reads a tensor of activations (..., {self.width}), not '
+                        f'{type(x).__name__}: of a recording give record["double.1.image"].x, of a NumPy '
+                        'array torch.from_numpy(array)')
+    if not x.dim() or x.shape[-1]!=self.width:
         raise ValueError(f'this dictionary reads activations of width {self.width}, got {tuple(x.shape)}')
     check_finite(x)
     return x.float()
@@ -184,8 +246,7 @@ def encode_tiled(self:Dictionary,
     "Encode activations tile by tile, without gradients, into one code"
     tiles = self.code_tiles(x, batch_size)
     code = SparseCode.cat([c if device is None else c.to(device) for c in tiles])
-    shape = *x.shape[:-1],code.values.shape[-1]
-    return SparseCode(code.values.view(shape), code.indices.view(shape), code.num_latents)
+    return code.reshape(*x.shape[:-1])
 
 def sparse_decode(code:SparseCode,         # code over the directions
                   directions:torch.Tensor, # one direction per latent, (num_latents, d)
@@ -215,8 +276,9 @@ def check_belongs(dictionary:Dictionary, # dictionary to be used
                  ):
     "Raise `ValueError` when a dictionary was trained on another site or model"
     m = dictionary.meta
-    pairs = [('site', m.site, site), ('model', m.model, model)]
-    wrong = [f'{what} {made}, not {used}' for what,made,used in pairs if made and used and made!=used]
+    wrong = [f'site {m.site}, not {site}'] if m.site and site and m.site!=site else []
+    if m.model and model and m.model!=model:
+        wrong.append(f'model {m.model}, not {model}: {model_difference(m.model, model)}')
     if wrong and not force:
         raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}; '
                          'pass force=True to use it anyway')

@@ -8,7 +8,7 @@ __all__ = ['dictionary_kinds', 'weights_file', 'own_file', 'format_version', 'Di
            'save_dictionary', 'restore_dictionary']
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #c37f50f9
-import json, os, tempfile
+import json, os, shutil, tempfile, time
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import singledispatch
@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import save_json, save_tensors
+from ..core import file_checksum, plain_torch, save_json, save_tensors, user_path, writing
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -57,7 +57,7 @@ def read_cfg(path:str|Path, # JSON file
 def read_tensors(path:str|Path, # safetensors file
                 )->dict:        # name -> tensor
     "The tensors a safetensors file holds; raises `DictionaryFileError` where it is missing or damaged"
-    if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
+    if not os.path.isfile(path): raise DictionaryFileError(f'{path} is missing')
     try:
         with safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
             return {k: f.get_tensor(k).clone() for k in f.keys()}
@@ -186,12 +186,6 @@ weights_file = 'sae_weights.safetensors'
 own_file = 'fluxinterp.safetensors'
 format_version = 2
 
-def _file_crc(path):
-    c = 0
-    with open(path, 'rb') as f:
-        while block := f.read(1<<22): c = crc32(block, c)
-    return f'{c:08x}'
-
 def _cfg_crc(cfg):
     ours = {k: v for k,v in cfg['fluxinterp'].items() if k!='crc32'}
     return f'{crc32(json.dumps(cfg|dict(fluxinterp=ours), sort_keys=True).encode()):08x}'
@@ -225,27 +219,36 @@ def _cfg(dictionary, parts, dtype, checksums): # content of cfg.json
     return cfg
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #5ave0001c
+def _sweep(folder): # what a process that was killed an hour ago or more has left half written
+    for old in folder.glob('.saving-*'):
+        if time.time()-old.stat().st_mtime>3600: shutil.rmtree(old, ignore_errors=True)
+
+@plain_torch()
 def save_dictionary(dictionary:Dictionary, # dictionary to save
                     folder:str|Path,       # folder, which is made; files of another dictionary are replaced
                     dtype:torch.dtype|None=None, # type of the matrices: float32, float16 or bfloat16
                    )->Path:                # the folder
     "Write a dictionary as a folder that `load_dictionary` and SAELens open, bit-exact in float32"
-    folder = Path(folder)
+    folder = user_path(folder)
     half = None if dtype==torch.float32 else dtype
     if half not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f'dtype={dtype}: choose torch.float32, torch.float16 or torch.bfloat16')
     with torch.no_grad(): p = dictionary_parts(dictionary, half is None)
     _check_saved(p)
-    contents = {f: tensors for f,tensors in ((weights_file, p.tensors), (own_file, p.own)) if tensors}
+    means = dictionary.mean_activations
+    own = p.own if means is None else p.own|dict(mean_activations=means)
+    contents = {f: tensors for f,tensors in ((weights_file, p.tensors), (own_file, own)) if tensors}
     files = {f: {n: _rounded(n, t, half) for n,t in tensors.items()} for f,tensors in contents.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as tmp: # a full disk changes nothing
-        tmp = Path(tmp)
-        for f,tensors in files.items(): save_tensors(tensors, tmp/f)
-        checksums = {f: _file_crc(tmp/f) for f in files}
-        save_json(_cfg(dictionary, p, half or torch.float32, checksums), tmp/'cfg.json')
-        for f in (*files, 'cfg.json'): os.replace(tmp/f, folder/f)
-    if own_file not in files: (folder/own_file).unlink(missing_ok=True)
+    with writing('A dictionary that was there is as it was', 'save again', folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as tmp: # a full disk changes nothing
+            tmp = Path(tmp)
+            for f,tensors in files.items(): save_tensors(tensors, tmp/f)
+            checksums = {f: file_checksum(tmp/f) for f in files}
+            save_json(_cfg(dictionary, p, half or torch.float32, checksums), tmp/'cfg.json')
+            for f in (*files, 'cfg.json'): os.replace(tmp/f, folder/f)
+        if own_file not in files: (folder/own_file).unlink(missing_ok=True)
     return folder
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #b534b21b
@@ -264,7 +267,7 @@ def _check_sums(folder, cfg): # -> tensors of our own file
                                   f'got {_short(files)}')
     for f,crc in files.items():
         if not (folder/f).is_file(): raise DictionaryFileError(f'{folder/f} is missing')
-        if _file_crc(folder/f)!=crc:
+        if file_checksum(folder/f)!=crc:
             raise DictionaryFileError(f'{folder/f} does not match the checksum in cfg.json: '
                                       'it is damaged, cut short, or not of this dictionary')
     return read_tensors(folder/own_file) if own_file in files else {}
@@ -298,16 +301,22 @@ def _read_parts(folder, cfg, where): # -> Parts
                                   f'this fluxinterp knows {", ".join(dictionary_kinds)}')
     return parts
 
+@plain_torch()
 def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
                       )->Dictionary:    # dictionary on the CPU, in eval mode
     "Open a folder that `save_dictionary` wrote; raises `DictionaryFileError` where its files are damaged"
-    folder = Path(folder)
+    folder = user_path(folder)
     where = folder/'cfg.json'
     cfg = read_cfg(where)
     ours = cfg.get('fluxinterp')
     _check_version(ours, where)
     parts = _read_parts(folder, cfg, where)
+    means = (parts.own or {}).pop('mean_activations', None)
     d = dictionary_kinds[parts.kind](parts)
+    if means is not None and (means.shape!=(d.num_latents,) or not means.is_floating_point()):
+        raise DictionaryFileError(f'{where}: mean_activations are not one for each of the '
+                                  f'{d.num_latents} latents')
+    d.mean_activations = means
     meta = typed(DictionaryMeta, ours.get('meta'), where)
     if meta.grid is not None: meta.grid = tuple(meta.grid)
     d.meta = meta

@@ -7,7 +7,8 @@ __all__ = ['published', 'known_files', 'PublishedDictionary', 'published_diction
            'load_dictionary', 'dictionary_card', 'publish_folder', 'push_to_hub']
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #73d4d24b
-import io, re, tempfile
+import io, os, re, tempfile
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..core import atomic_path, save_json, weights_path
+from ..arguments import did_you_mean, short_name
+from ..core import (atomic_path, packaged_names, plain_torch, save_json, user_path,
+                             weights_path)
 from .dictionary import Dictionary
-from .interop import foreign_formats, load_foreign
+from .interop import foreign_formats, load_foreign, means_file
 from .itda import ITDA, saelens_codes
 from .sae import SAEConfig
 from .files import (DictionaryFileError, own_file, read_cfg, restore_dictionary,
@@ -73,18 +76,26 @@ known_files = sorted(_own_files|{f for files,_ in foreign_formats.values() for f
 
 def packaged_dictionaries()->list: # such as 'tiny-flux/double.1.image'
     "Names of the dictionaries that come with the library"
-    root = weights_path('dictionaries')
-    return sorted(p.parent.relative_to(root).as_posix() for p in root.rglob('cfg.json'))
+    return packaged_names('dictionaries')
 
 def _open(folder): # a folder of any of the formats
     cfg = folder/'cfg.json'
     ours = cfg.is_file() and 'fluxinterp' in read_cfg(cfg)
     return restore_dictionary(folder) if ours else load_foreign(folder)
 
-def _below(folder): # for an error: where dictionaries lie further down
-    files = [p for name in ('cfg.json', 'config.json') for p in folder.glob(f'*/**/{name}')]
-    found = sorted({p.parent.relative_to(folder).as_posix() for p in files})
-    return f'; it holds the folders {", ".join(found[:8])}' if found else ''
+def _below(folder): # for an error: where dictionaries lie further down, as far as a short look goes
+    found = []
+    for at,folders,files in islice(os.walk(folder), 1000):
+        inside = Path(at).relative_to(folder)
+        folders[:] = sorted(folders) if len(inside.parts)<4 else []
+        if inside.parts and {'cfg.json', 'config.json'}&set(files): found.append(inside.as_posix())
+    return f'; it holds the folders {", ".join(sorted(found)[:8])}' if found else ''
+
+def _check_no_file(path): # raises where a file's own path was given
+    if not os.path.isfile(path): return
+    pairs = ', '.join(' + '.join(files) for files,_ in foreign_formats.values())
+    raise FileNotFoundError(f'{path} is a file; a dictionary is opened by its folder '
+                            f'({str(path.parent)!r}), with the files {pairs}')
 
 def _hub_folders(api, repo_id, revision): # folders of a repository that hold a configuration
     files = [f.rpartition('/') for f in api.list_repo_files(repo_id, revision=revision)]
@@ -94,7 +105,7 @@ def _download(name, revision, api): # -> folder on this machine
     user,repo,*rest = name.split('/')
     repo_id = f'{user}/{repo}'
     inside = ''.join(f'{r}/' for r in rest)
-    patterns = [inside+deeper+f for deeper in ('', 'final/') for f in known_files]
+    patterns = [inside+deeper+f for deeper in ('', 'final/') for f in (*known_files, means_file)]
     try:
         root = Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))/inside
         for folder in (root, root/'final'): # where sdxl-unbox leaves the last checkpoint
@@ -123,20 +134,22 @@ def _as_published(d, about): # with its site, once its sizes are those of the `P
 def _may_be_on_hub(name, packaged): # whether a name can be nothing else than 'user/repository/folder'
     if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+/[\w.-]+(/[\w.-]+)*', name): return False
     parts = name.split('/')
-    if '..' in parts or Path(parts[0]).exists(): return False
+    if '..' in parts or os.path.exists(parts[0]): return False
     return parts[0] not in {p.split('/')[0] for p in packaged}
 
+@plain_torch()
 def load_dictionary(name:str|Path,          # packaged or published name, folder, or 'user/repository/folder'
                     revision:str|None=None, # branch, tag or commit on the hub; the main branch when None
                     api=None,               # `huggingface_hub.HfApi` with a token or an endpoint of its own
                    )->Dictionary:           # on the CPU, in eval mode
     "Open a dictionary; raises `FileNotFoundError` where there is none, `DictionaryFileError` where damaged"
-    folder,text = Path(name),str(name)
-    about = None # entry of `published`
     packaged = packaged_dictionaries()
-    if any((folder/f).is_file() for f in known_files): pass
+    folder,text = user_path(name),short_name(str(name), packaged)
+    about = None # entry of `published`
+    _check_no_file(folder)
+    if any(os.path.isfile(folder/f) for f in known_files): text = str(name)
     elif text in packaged: folder = weights_path('dictionaries')/text
-    elif text and folder.is_dir():
+    elif text and os.path.isdir(folder):
         raise FileNotFoundError(f'{text} holds no dictionary: looked for {", ".join(known_files)}'
                                 f'{_below(folder)}')
     elif find_published(text) or _may_be_on_hub(name, packaged):
@@ -146,7 +159,7 @@ def load_dictionary(name:str|Path,          # packaged or published name, folder
         folder = _download(where, revision, api or HfApi())
     else:
         raise FileNotFoundError(f'no dictionary {text!r}: no such folder, and packaged are: '
-                                f'{", ".join(packaged) or "none"}')
+                                f'{", ".join(packaged) or "none"}{did_you_mean(text, packaged)}')
     d = _open(folder)
     if about: d = _as_published(d, about)
     d.source = text # where a recipe finds it again
@@ -300,7 +313,7 @@ def _image_of(picture): # path, bytes, PIL image, array of 0 to 255, matplotlib 
         b = io.BytesIO()
         picture.savefig(b, format='png', bbox_inches='tight')
         picture = b.getvalue()
-    if isinstance(picture, (str, Path)): picture = Path(picture).read_bytes()
+    if isinstance(picture, (str, Path)): picture = user_path(picture).read_bytes()
     try:
         if isinstance(picture, bytes): return Image.open(io.BytesIO(picture))
         return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

@@ -18,7 +18,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .pursuit import pursue, pursuits
@@ -39,6 +40,8 @@ def cosine_of_loss(loss:float, # mean squared difference per coordinate of two v
 growth_rules = ('fvu', 'cosine')
 starts = ('first', 'frequent', 'kmeans')
 
+@checked_fields(d_sae='max_atoms=', num_latents='max_atoms=: atoms are added as the data asks', l0='k=',
+                num_atoms='max_atoms=', threshold='fvu_threshold= or cosine_threshold=, by rule=')
 @dataclass
 class ITDAConfig:
     "A dictionary of activations, and how it grows"
@@ -154,17 +157,9 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
     return SparseCode(values, indices, self.num_latents)
 
 @patch
-def encode(self:ITDA, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.atoms))
+def sums(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "Sum of the active atoms, in normalized space, (..., d)"
+    return sparse_decode(code, self.atoms)
 
 @patch(as_prop=True)
 def read_directions(self:ITDA)->torch.Tensor:
@@ -335,7 +330,7 @@ def _check_stored(p): # `Parts`: what is said beside the tensors
     check_tensors(p.tensors, dict(W_dec=(m, p.width), b_dec=(p.width,)), p.where)
 
 def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no table took
-    normalizer = Normalizer(d, kind)
+    with torch.device('meta'): normalizer = Normalizer(d, kind) # its sizes are only claimed so far
     state = {k.partition('.')[2]: v for k,v in own.items() if k.startswith('normalizer.')}
     rest = [k for k in own if not k.startswith('normalizer.')]
     if rest: raise DictionaryFileError(f'{where}: holds the unknown {rest[0]}')
@@ -346,7 +341,7 @@ def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no
     check_tensors(state|dict(norms=norms)|extra, shapes|({} if whole is None else dict(atoms=(m, d))), where)
     if not (state['scale']>0).all():
         raise DictionaryFileError(f'{where}: a scale of the normalizer is not positive')
-    normalizer.load_state_dict({k: v.float() for k,v in state.items()})
+    normalizer.load_state_dict({k: v.float() for k,v in state.items()}, assign=True)
     return normalizer
 
 def _unit_rows(atoms, where): # half precision leaves rows nearly of length 1

@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from ..core import float64_device, plain_torch
 from .normalizers import check_finite
 from .sparse_ops import dots, weighted_rows
 
@@ -282,8 +283,9 @@ def _check_pursuit(x, atoms, k, method, tolerance):
 
 # %% ../../nbs/25_dictionaries/40_pursuit.ipynb #e7394d02
 @torch.no_grad()
+@plain_torch()
 def pursue(x:torch.Tensor,            # tokens, (n, d); computed in float32
-           atoms:torch.Tensor,        # rows of length 1, (m, d); the work is done on their device
+           atoms:torch.Tensor,        # rows of length 1, (m, d); worked on where they are, or on the CPU
            k:int,                     # steps, and places of a code, 1 to m
            method:str='gradient',     # one of `pursuits`
            nonneg:bool=True,          # whether coefficients are from 0 up; False: of either sign
@@ -294,7 +296,7 @@ def pursue(x:torch.Tensor,            # tokens, (n, d); computed in float32
     _check_pursuit(x, atoms, k, method, tolerance)
     m,d = atoms.shape
     n = len(x)
-    atoms = atoms.float()
+    atoms = atoms.to(float64_device(atoms.device), torch.float32)
     by_gram = 4*m*m<=gram_bytes and n*k>m and 4*k<=d
     backend = (_ByGram if by_gram else _ByProducts)(atoms)
     first = _first_of_equals(atoms, not nonneg)

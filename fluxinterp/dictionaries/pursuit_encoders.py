@@ -61,15 +61,15 @@ class PursuitEncoder(Dictionary):
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #73781b73
 @patch
-def encode(self:PursuitEncoder, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations by sparse pursuit, (..., k)"
-    x = self.check(x)
-    z = (self.dictionary.normalizer(x) if self.inner else x)-self.origin
-    flat = z.reshape(-1, x.shape[-1])
-    values,indices = pursue(flat, self.atoms, self.k, self.method, not self.signed, self.tolerance)
-    values = values/self.length[indices] # of unit directions -> of the dictionary's
-    shape = *x.shape[:-1],-1
-    return SparseCode(values.view(shape), indices.view(shape), self.num_latents)
+def normalized(self:PursuitEncoder, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
+    "Activations in the space of the directions, from their origin, (..., d)"
+    return (self.dictionary.normalizer(x) if self.inner else x)-self.origin
+
+@patch
+def codes(self:PursuitEncoder, z:torch.Tensor)->SparseCode: # activations in that space, (n, d)
+    "Codes by sparse pursuit, (n, k)"
+    values,indices = pursue(z, self.atoms, self.k, self.method, not self.signed, self.tolerance)
+    return SparseCode(values/self.length[indices], indices, self.num_latents) # of the dictionary's directions
 
 @patch
 def decode(self:PursuitEncoder, code:SparseCode)->torch.Tensor: # codes, (..., k)

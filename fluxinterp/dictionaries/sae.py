@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..core import FieldRule, check_fields
+from ..arguments import checked_fields
+from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
@@ -27,6 +28,12 @@ from .thresholds import codes_above, Jump
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #c2470e56
 architectures = ('topk', 'batchtopk', 'jumprelu')
 
+@checked_fields(d_sae='num_latents=', dict_size='num_latents=', n_features='num_latents=',
+                num_features='num_latents=', expansion_factor='num_latents=, a multiple of the width',
+                d_in='the width of the activations, which `train` reads from the data', topk='k=',
+                l0='k=, the active latents per token', activation='architecture=', learning_rate='lr=',
+                l1_coefficient="k=; for architecture='jumprelu' also sparsity=",
+                train_batch_size_tokens='batch_size=', normalize_activations='normalizer=')
 @dataclass
 class SAEConfig:
     "Architecture, size and training of a sparse autoencoder"
@@ -60,6 +67,7 @@ class SAEConfig:
         _check_together(self)
         check_fields(self, _choice_rules)
 
+# %% ../../nbs/25_dictionaries/35_sae.ipynb #sae00030
 _count = FieldRule(int, 1, 2**63-1)
 _whole = FieldRule(int, 0, 2**63-1)
 _positive = FieldRule(float, 0)
@@ -134,17 +142,9 @@ class SAE(Dictionary):
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #f07ce578
 @patch
-def encode(self:SAE, x:torch.Tensor)->SparseCode: # raw activations, (..., d)
-    "Codes of raw activations, (..., k)"
-    x = self.check(x)
-    code = self.codes(self.normalizer(x).reshape(-1, x.shape[-1]))
-    shape = *x.shape[:-1],-1
-    return SparseCode(code.values.view(shape), code.indices.view(shape), self.num_latents)
-
-@patch
-def decode(self:SAE, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction in raw space, (..., d)"
-    return self.normalizer.inverse(sparse_decode(code, self.W_dec)+self.b_dec)
+def sums(self:SAE, code:SparseCode)->torch.Tensor: # codes, (..., k)
+    "The decoder's bias and the active rows, in normalized space, (..., d)"
+    return sparse_decode(code, self.W_dec)+self.b_dec
 
 @patch(as_prop=True)
 def read_directions(self:SAE)->torch.Tensor:
@@ -351,7 +351,7 @@ def _sae_parts(sae:SAE, exact=True):
 def _restored_state(p, config): # `Parts`, its configuration -> tensors by their names in the module
     if p.own is None: # the first layout: our own weights under the names that are SAELens' now
         if p.about.get('k')!=config.k:
-            raise DictionaryFileError(f'{p.where}: k is {p.about.get("k")!r} in one place and '
+            raise DictionaryFileError(f'{p.where}: k is {p.about.get("k")!r:.60} in one place and '
                                       f'{config.k} in another')
         return p.tensors
     n,d = config.num_latents,p.width

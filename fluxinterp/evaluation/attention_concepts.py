@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from .concepts import auroc, reader_labels
 from ..models.description import describe
 from ..models.families import call_arguments
+from ..activations.attention import unseen
 from ..activations.recording import record
 from ..worlds.scenes import concepts
 from ..models.sites import Site
@@ -76,12 +78,15 @@ class _WordStream:
     words:torch.Tensor=None   # the stream at this block, (image, word, d)
     maps:list=None            # maps of the blocks of this call of the denoiser
     attention:tuple=None      # attention outputs of the block: image, text
-    inside:bool=False         # whether the block is being called a second time
+    reading:RemovableHandle|None=None # hook on the attention of the block that runs
 
     def _after_attention(self, module, args, out): self.attention = out
 
+    def _before_block(self, block, args): # a hook that is registered last reads what all others have written
+        self.reading = block.attn.register_forward_hook(self._after_attention)
+
     def _after_block(self, i, block, args, kwargs):
-        if self.inside: return
+        self.end()
         image_out = self.attention[0] # of the real call
         a = call_arguments(block, args, kwargs)
         text,image = a['encoder_hidden_states'],a['hidden_states']
@@ -94,11 +99,9 @@ class _WordStream:
             n = self.start.shape[1]
             again['image_rotary_emb'] = tuple(torch.cat([t[:1].expand(n, -1), t[text.shape[1]:]])
                                               for t in a['image_rotary_emb'])
-        self.inside = True
-        try:
-            with torch.no_grad(): self.words = block(**again)[0]
-        finally:
-            self.inside = False
+        with unseen(block), torch.no_grad():
+            block.attn.register_forward_hook(self._after_attention)
+            self.words = block(**again)[0]
         if self.words is None: self.words = start # SD 3's last block gives no text
         elif i in self.chosen:
             word_out = self.attention[1]
@@ -106,6 +109,10 @@ class _WordStream:
             product = word_out.float()@image_out.float().mT/scale # (image, word, token)
             self.maps.append(product.softmax(1).cpu())
         if i==self.last: self.calls.append(torch.stack(self.maps).mean(0))
+
+    def end(self):
+        "No block runs, or the one that did was left"
+        if self.reading is not None: self.reading.remove()
 
 # %% ../../nbs/40_evaluation/20_attention_concepts.ipynb #85185274
 @contextmanager
@@ -121,12 +128,13 @@ def watch_concepts(pipe,          # pipeline of FLUX.1's or SD 3's kind
     watch = ConceptWatch(words)
     stream = _WordStream(start, chosen, len(net.transformer_blocks)-1, temperature, watch.calls)
     def _hook(i): return lambda block, args, kwargs, out: stream._after_block(i, block, args, kwargs)
-    handles = [b.attn.register_forward_hook(stream._after_attention) for b in net.transformer_blocks]
+    handles = [b.register_forward_pre_hook(stream._before_block) for b in net.transformer_blocks]
     for i,b in enumerate(net.transformer_blocks):
         handles.append(b.register_forward_hook(_hook(i), with_kwargs=True))
     try:
         yield watch
     finally:
+        stream.end()
         for h in handles: h.remove()
 
 # %% ../../nbs/40_evaluation/20_attention_concepts.ipynb #cmp00009

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core import float64_device
 from ..dictionaries.dictionary import Dictionary, SparseCode, two_sided
 from ..activations.site_records import Recording
 from ..activations.recording import record
@@ -79,6 +80,7 @@ def sparse_auroc(code:SparseCode,        # activations (n,), none below 0
                 )->torch.Tensor:         # (concepts, num_latents)
     "AUROC of every latent for every concept, at the cost of the latents that are active"
     num_latents = code.num_latents
+    code = code.to(float64_device(code.values.device))
     row,at = (code.values>0).nonzero(as_tuple=True)
     latent,value = code.indices[row,at],code.values[row,at]
     order = value.argsort()

@@ -253,11 +253,11 @@ class _Sums:
     error:float=0.        # sum of squared errors of the reconstruction
 
     def correlation(self, tokens): # (feature, latent), absolute; 0 where nothing varies
-        t_variance = (self.tt-self.t.square()/tokens).clamp_min(0)
-        a_variance = (self.aa-self.a.square()/tokens).clamp_min(0)
-        scale = (t_variance[:,None]*a_variance).sqrt()
+        t_variance = self.tt-self.t.square()/tokens
+        a_variance = self.aa-self.a.square()/tokens
+        varies = (t_variance>1e-12*self.tt)[:,None]&(a_variance>1e-12*self.aa)
         covariance = self.cross-self.t[:,None]*self.a/tokens
-        return torch.where(scale>1e-12, covariance/scale.clamp_min(1e-12), 0.).abs()
+        return torch.where(varies, covariance/(t_variance[:,None]*a_variance).sqrt(), 0.).abs()
 
 def _sums_of_codes(dictionary, truth, x, code):
     n,f = dictionary.num_latents,truth.num_features

@@ -143,10 +143,12 @@ class _Sums:
     def _correlations(self, maps): # (map, row, step, cell) -> (map, latent)
         n = maps[0].numel()
         flat = maps.flatten(1)
-        variance = (self.squares/n-(self.sums/n)**2).clamp(min=0)
-        spread = variance*flat.var(1, correction=0)[:,None]
+        square = self.squares/n
+        variance = square-(self.sums/n)**2
+        of_maps = flat.var(1, correction=0)[:,None]
+        varies = (variance>1e-12*square)&(of_maps>1e-12*flat.square().mean(1)[:,None])
         covariance = self.products/n-flat.mean(1)[:,None]*self.sums/n
-        return torch.where(spread>1e-18, covariance/spread.clamp(min=1e-18).sqrt(), 0.)
+        return torch.where(varies, covariance/(variance*of_maps).sqrt(), 0.)
 
 def _map_correlations(dictionary, site_record, maps, grid): # maps: (map, row, step, cell) -> (map, latent)
     "Pearson correlation of some maps with every latent's, over rows, steps and the cells of a grid"

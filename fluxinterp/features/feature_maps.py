@@ -8,6 +8,7 @@ __all__ = ['FeatureMaps', 'latent_maps', 'maps_from', 'activation_map']
 # %% ../../nbs/35_features/00_feature_maps.ipynb #59b06466
 import io
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -91,6 +92,9 @@ def activation_map(pipe,                  # a diffusers pipeline, the one the di
                    **kwargs,              # keyword arguments of `record`: num_inference_steps, height, ...
                   )->FeatureMaps:         # maps over the previews
     "Generate images of prompts and map one feature's activation at every step"
+    if not isinstance(feature, Integral):
+        raise TypeError(f'feature={feature!r:.60} is no number: a map is of one feature. Of several: record '
+                        'with previews=True, and fi.maps_from(recording, dictionary, i) for each')
     if not 0<=feature<dictionary.num_latents:
         raise ValueError(f'feature {feature} of a dictionary with {dictionary.num_latents} latents')
     taken = {'sites', 'images', 'previews'}&set(kwargs)

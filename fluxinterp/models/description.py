@@ -18,8 +18,8 @@ from fastcore.basics import patch
 
 from .clock import text_encoders
 from .families import Family, family_of
-from .pipelines import denoiser_of, fingerprint, pipeline_lock
-from .pipelines import size_unit, token_grid, token_pixels
+from .identity import Fingerprint, fingerprint
+from .pipelines import denoiser_of, pipeline_lock, size_unit, token_grid, token_pixels
 from .sites import named_sites
 
 # %% ../../nbs/15_models/37_description.ipynb #c9dd2174
@@ -57,8 +57,8 @@ class Description:
         return token_grid(self._current())
 
     @property
-    def fingerprint(self)->str:
-        "12 hex digits of the denoiser's class, configuration and a sample of its weights as they are now"
+    def fingerprint(self)->Fingerprint:
+        "24 hex digits of the denoiser's weights as they are now, however they are held"
         return fingerprint(self._current())
 
     @property

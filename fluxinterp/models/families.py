@@ -186,6 +186,11 @@ _usual = dict(attn=('attn1', 'attn', 'attention', 'self_attn', 'self_attention',
               cross=('attn2', 'cross_attn', 'cross_attention'),
               mlp=('ff', 'mlp', 'feed_forward', 'ffn', 'layer.1.DenseReluDense'))
 
+def _projections(module, path=''): # paths of the layers with `in_features`; those inside a layer are its own
+    if path and hasattr(module, 'in_features'): return [path]
+    below = [(f'{path}.{n}' if path else n, m) for n,m in module.named_children()]
+    return [p for n,m in below for p in _projections(m, n)]
+
 def usual_parts(block:nn.Module,    # a block of unknown kind
                 stream:str='image', # stream of its tokens: 'image' or 'text'
                )->tuple:            # `Part`s, in the order they are computed
@@ -195,8 +200,7 @@ def usual_parts(block:nn.Module,    # a block of unknown kind
         name = next((n for n in _usual[suffix] if find_attribute(block, n) is not None), None)
         if name is None: continue
         if suffix=='mlp': # neurons go into the last projection
-            inside = find_attribute(block, name).named_modules()
-            last = [n for n,m in inside if n and hasattr(m, 'in_features')][-1:]
+            last = _projections(find_attribute(block, name))[-1:]
             for n in last:
                 res.append(Part('mlp', stream, f'{name}.{n}', 'input', width=f'{name}.{n}.in_features'))
         else: res += [Part(suffix, stream, name), Part(f'{suffix}.map', stream, name, 'map')]

@@ -10,33 +10,41 @@ import torch
 
 from .families import family_of
 from .pipelines import denoiser_of
+from .schedulers import mixture_of, scheduler_kind
 
 # %% ../../nbs/15_models/40_previews.ipynb #d10cec95
+def _from_noise(x, out, a, b): return (x-b*out)/max(a, 1e-6)
+
+def _from_v(x, out, a, b): return x*(a/(a*a+b*b))-out*(b/(a*a+b*b)**.5)
+
+def _from_velocity(x, out, a, b): return x-b*out
+
+_predictions = dict(epsilon=_from_noise, v_prediction=_from_v, flow_prediction=_from_velocity,
+                    sample=lambda x, out, a, b: out)
+
+def _clipped(scheduler, clean): # as the scheduler does with its own
+    config = scheduler.config
+    if config.get('thresholding'): return scheduler._threshold_sample(clean)
+    if not config.get('clip_sample'): return clean
+    return clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+
 def predicted_clean(scheduler,           # a diffusers scheduler whose timesteps are set
                     output:torch.Tensor, # output of the denoiser, guidance applied
-                    sample:torch.Tensor, # latents that went into the denoiser, of the same shape
-                    step:int,            # index into the schedule
+                    sample:torch.Tensor, # latents that the scheduler steps from, of the same shape
+                    step:int,            # index into the scheduler's timesteps
                    )->torch.Tensor:      # clean latents, float32, of the same shape
-    "Predicted clean latents (x0 prediction); raises `NotImplementedError` for an unknown prediction type"
-    config = scheduler.config
-    name = type(scheduler).__name__
-    kind = config.get('prediction_type', 'epsilon')
+    "Predicted clean latents (x0 prediction); raises `NotImplementedError` for unknown schedulers"
+    kind = scheduler_kind(scheduler)
     output = output.float()
     sample = sample.float()
-    if kind=='sample': return output
-    if 'FlowMatch' in name or config.get('use_flow_sigmas') or kind=='flow_prediction':
-        return sample-float(scheduler.sigmas[step])*output
-    if kind not in ('epsilon', 'v_prediction'):
-        raise NotImplementedError(f'{name} predicts {kind!r}, which is no known kind: '
-                                  'epsilon, v_prediction, sample, flow_prediction')
-    if any(s in name for s in ('Euler', 'Heun', 'LMS')) or name.startswith('KDPM'): # growing variance
-        s = float(scheduler.sigmas[step])
-        return sample-s*output if kind=='epsilon' else sample/(s**2+1)-output*s/(s**2+1)**.5
-    t = int(scheduler.timesteps[step])
-    alpha = float(scheduler.alphas_cumprod[t])
-    a = alpha**.5
-    b = (1-alpha)**.5
-    return (sample-b*output)/max(a, 1e-6) if kind=='epsilon' else a*sample-b*output
+    if kind.clean: return kind.clean(scheduler, output, sample, step)
+    prediction = kind.prediction or scheduler.config.get('prediction_type', 'epsilon')
+    if prediction not in _predictions:
+        raise NotImplementedError(f'{type(scheduler).__name__} predicts {prediction!r}, which is no known '
+                                  f'kind: {", ".join(_predictions)}')
+    mixture = mixture_of(scheduler)
+    a,b = float(mixture.image[step]),float(mixture.noise[step])
+    return _clipped(scheduler, _predictions[prediction](sample, output, a, b))
 
 # %% ../../nbs/15_models/40_previews.ipynb #dd6ed96e
 def _flux2_latents(pipe, z, height, width): # (n, token, channels) -> (n, channels, rows, columns)
@@ -46,10 +54,17 @@ def _flux2_latents(pipe, z, height, width): # (n, token, channels) -> (n, channe
     sd = torch.sqrt(vae.bn.running_var+vae.config.batch_norm_eps).view(1, -1, 1, 1).to(z)
     return pipe._unpatchify_latents(z*sd+vae.bn.running_mean.view(1, -1, 1, 1).to(z))
 
+def _per_channel(values, z): # numbers of the autoencoder's configuration, in the form of latents
+    return torch.tensor(values).view(1, -1, *[1]*(z.ndim-2)).to(z)
+
 def _decode_qwen(vae, z): # (n, channels, 1, rows, columns) -> (n, 3, height, width)
-    per_channel = lambda v: torch.tensor(v).view(1, -1, 1, 1, 1).to(z)
-    z = z*per_channel(vae.config.latents_std)+per_channel(vae.config.latents_mean)
+    z = z*_per_channel(vae.config.latents_std, z)+_per_channel(vae.config.latents_mean, z)
     return vae.decode(z.to(vae.dtype), return_dict=False)[0][:,:,0]
+
+def _unscaled(vae, z): # latents on the autoencoder's own scale
+    z = z/(vae.config.get('scaling_factor') or 1)+(vae.config.get('shift_factor') or 0)
+    if vae.config.get('latents_mean') is None: return z
+    return z*_per_channel(vae.config.latents_std, z)+_per_channel(vae.config.latents_mean, z)
 
 @torch.no_grad()
 def decode_latents(pipe,                 # a diffusers pipeline
@@ -65,7 +80,6 @@ def decode_latents(pipe,                 # a diffusers pipeline
     elif z.ndim==3: z = pipe._unpack_latents(z, height, width, pipe.vae_scale_factor)
     if family=='Qwen-Image': pixels = _decode_qwen(vae, z)
     else:
-        if family!='FLUX.2':
-            z = z/(vae.config.get('scaling_factor') or 1)+(vae.config.get('shift_factor') or 0)
+        if family!='FLUX.2': z = _unscaled(vae, z)
         pixels = vae.decode(z.to(vae.dtype), return_dict=False)[0]
     return pipe.image_processor.postprocess(pixels, output_type='pil')

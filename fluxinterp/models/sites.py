@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from torch.nn import functional as F
 
 from .clock import text_encoders
 from .families import Layout, block_lists, family_of, find_attribute, put_span
@@ -90,9 +89,9 @@ def module(self:Site,
     if not path: raise ValueError(f'{self.name} has no path: it is a label, not a place in a network')
     part,_,rest = path.partition('.')
     root = denoiser_of(pipe) if part in ('transformer', 'unet') else getattr(pipe, part, None)
-    try: return root.get_submodule(rest)
-    except AttributeError: pass
-    raise _no_module(pipe, path, part, root)
+    try: found = root.get_submodule(rest)
+    except AttributeError: raise _no_module(pipe, path, part, root) from None
+    return getattr(found, '_orig_mod', found) # the module inside a compiled one
 
 @patch
 def gate_of(self:Site,
@@ -157,19 +156,14 @@ def _gate(self:Site, call, n): # (batch, token or 1, width)
 # %% ../../nbs/15_models/30_sites.ipynb #8f3d9b7d
 @patch
 def _fused(self:Site, call): # one projection for attention and neurons
-    return self.joint and getattr(call.module, 'in_features', 0)>self.width
+    return self.joint and 0<self.width<call.args[0].shape[-1]
 
 @patch
-def _attention_columns(self:Site, call): # attention's part of a joint projection
-    x = call.args[0][...,:self.width]
-    w = getattr(call.module, 'weight', None)
-    plain = torch.is_tensor(w) and w.device==x.device and w.is_floating_point()
-    if plain and w.ndim==2 and w.shape[1]==call.module.in_features:
-        return F.linear(x, w[:,:self.width].to(x.dtype))
-    # quantized, or offloaded again: its own arithmetic, the neurons set to 0
-    whole = torch.cat([x, torch.zeros_like(call.args[0][...,self.width:])], -1)
-    bias = call.module.forward(torch.zeros_like(whole[:1,:1])) # wherever it is
-    return call.module.forward(whole)-bias
+def _attention_columns(self:Site, call): # what a joint projection makes of attention's part of its input
+    x = call.args[0].clone()
+    x[...,self.width:] = 0
+    # the module is asked, not its weight: it may have a LoRA, be quantized, or offloaded again
+    return call.module.forward(x)-call.module.forward(torch.zeros_like(x[:1,:1]))
 
 @patch
 def _raw(self:Site, call): # the tensor that is read, before it is cut into streams

@@ -9,7 +9,8 @@ __all__ = ['Noise', 'noise', 'step_window', 'noise_levels']
 from typing import NamedTuple
 
 import numpy as np
-import torch
+
+from .schedulers import mixture_of
 
 # %% ../../nbs/15_models/20_steps.ipynb #25d75b42
 class Noise(NamedTuple):
@@ -45,13 +46,4 @@ def step_window(steps:object, # None (all), an index, a slice, a list of indices
 def noise_levels(scheduler, # a diffusers scheduler whose timesteps are set
                 )->list:    # noise level of each step, in [0, 1]
     "Noise level of every step of a schedule: 1 is pure noise, 0 the finished image"
-    n = len(scheduler.timesteps)
-    config = scheduler.config
-    flow = config.get('use_flow_sigmas') or config.get('prediction_type')=='flow_prediction'
-    if flow or 'FlowMatch' in type(scheduler).__name__:
-        return [min(1., float(s)) for s in scheduler.sigmas[:n]]
-    timesteps = torch.as_tensor(scheduler.timesteps).double().cpu()
-    if getattr(scheduler, 'alphas_cumprod', None) is not None:
-        alphas = scheduler.alphas_cumprod.double().cpu().numpy() # timesteps may be fractional: interpolated
-        return np.sqrt(1-np.interp(timesteps.numpy(), np.arange(len(alphas)), alphas)).tolist()
-    return (timesteps/config.get('num_train_timesteps', 1000)).tolist()
+    return mixture_of(scheduler).levels

@@ -152,7 +152,7 @@ class MeasuredEdit(Edit):
             raise ValueError(f'unknown unit {short_repr(self.unit)}: choose from {edit_units}')
         if self.unit!='mean': return self._set(mean_activations=None)
         means = self.mean_activations
-        if means is None: means = getattr(self.dictionary.meta, 'mean_activations', None)
+        if means is None: means = self.dictionary.mean_activations
         self._set(mean_activations=_check_means(means, self.dictionary, self.latents))
 
 # %% ../../nbs/45_steering/00_edits.ipynb #18fb505a
@@ -275,7 +275,7 @@ def mean_activations(dictionary:Dictionary, # dictionary whose latents are measu
     device = next((t.device for t in dictionary.state_dict().values()), 'cpu')
     for b in token_batches(data):
         code = dictionary.encode(b.x.to(device).float())
-        i,v = code.indices.flatten().cpu(),code.values.flatten().abs().double().cpu()
+        i,v = code.indices.flatten().cpu(),code.values.flatten().abs().cpu().double()
         total.index_add_(0, i, v)
         count.index_add_(0, i, (v!=0).double())
     return (total/count).float()

@@ -8,14 +8,16 @@ __all__ = ['EditTooStrong', 'clean_range', 'Guard', 'Steering', 'steer']
 # %% ../../nbs/45_steering/05_interventions.ipynb #04ff1277
 import reprlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 
+from ..models.clock import runs_once
+from ..models.identity import model_difference
 from ..models.regions import Box, TextTokens
 from .edits import Edit, edit_kinds
 from .applying_edits import EditPlan
@@ -110,6 +112,8 @@ def measure(self:Guard,
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #df87e4d0
 def _check_site(site, edit, width): # whether an edit can act at a site
+    if runs_once(site.path) and edit.steps is not None:
+        raise ValueError(f'{site.name} runs once, outside of the steps: leave out steps=')
     if site.width and width!=site.width:
         raise ValueError(f'the dictionary writes vectors of width {width}, '
                          f'but {site.name} has width {site.width}')
@@ -129,7 +133,8 @@ def _edit_sites(pipe, edit, model, force):
     for s in sites: _check_site(s, edit, edit.dictionary.write_directions.shape[1])
     other_site = not edit.site and meta.site
     wrong = [f'site {meta.site}, not {s.name}' for s in sites if other_site and meta.site!=s.name]
-    if meta.model and meta.model!=model: wrong.append(f'model {meta.model}, not {model}')
+    if meta.model and meta.model!=model:
+        wrong.append(f'model {meta.model}, not {model}: {model_difference(meta.model, model)}')
     if wrong and not force:
         raise ValueError(f'the dictionary was trained on {"; ".join(wrong)}: force=True steers all the same')
     if wrong: warnings.warn(f'the dictionary was trained on {"; ".join(wrong)}')
@@ -187,7 +192,7 @@ def _start(self:Steering): # a schedule is set: bad windows fail before the firs
 @patch
 def _check_ran(self:Steering, step):
     for s,edits in self._at_sites.items():
-        if s in self._ran or s.encoder: continue
+        if s in self._ran or runs_once(s.path): continue
         for e in edits:
             if e.null or step not in self._windows[id(e)]: continue
             raise RuntimeError(f'{e} did nothing in step {step}: {s.name} was not computed there, '
@@ -256,21 +261,22 @@ def _watch(self:Steering, site, x, res):
     warnings.warn(message)
 
 # %% ../../nbs/45_steering/05_interventions.ipynb #8a9a7150
-def _check_edits(edits):
+_example = 'fi.steer(pipe, [fi.Add(dictionary, 17, strength=5.)])'
+
+def _checked_edits(edits, force, guard): # one or several -> list; raises for what is none
+    if not isinstance(edits, (Edit, Iterable)) or isinstance(edits, str):
+        raise TypeError(f'edits={reprlib.repr(edits)} are no edits: give values such as {_example}')
+    if not isinstance(force, bool) or not (guard is None or isinstance(guard, (bool, Guard))):
+        raise TypeError(f'force={force!r}, guard={guard!r}: force is True or False, a guard is a Guard; '
+                        f'a feature and its strength belong to an edit: {_example}')
+    edits = [edits] if isinstance(edits, Edit) else list(edits)
     for e in edits:
         if not isinstance(e, Edit):
             raise TypeError(f'{reprlib.repr(e)} is no edit: use {", ".join("fi."+k for k in edit_kinds)}')
+    return edits
 
 @contextmanager
-def steer(pipe,                  # diffusers pipeline
-          edits:list,            # edits, `Add`, `Scale`, ..., one or a list; [] changes nothing
-          force:bool=False,      # accept dictionaries of another model or site, with a warning
-          guard:Guard|None=None, # what to watch; True for `Guard()`; None watches nothing and costs nothing
-         )->Iterator[Steering]:  # the open context: edits, clock and the guard's report
-    "Activation steering: apply edits to every call of the pipeline while the context is open"
-    check_pipeline(pipe)
-    edits = [edits] if isinstance(edits, Edit) else list(edits)
-    _check_edits(edits)
+def _steering(pipe, edits, force, guard): # the open context of `steer`, whose arguments are checked
     model = describe(pipe).fingerprint if edits else ''
     at_sites = {}
     for e in edits:
@@ -283,3 +289,12 @@ def steer(pipe,                  # diffusers pipeline
         yield run
         for e in run._missed.values():
             warnings.warn(f'{e} never came to a {e.guidance} row: the call ended before')
+
+def steer(pipe,                  # diffusers pipeline
+          edits:list,            # edits, `Add`, `Scale`, ..., one or a list; [] changes nothing
+          force:bool=False,      # accept dictionaries of another model or site, with a warning
+          guard:Guard|None=None, # what to watch; True for `Guard()`; None watches nothing and costs nothing
+         )->AbstractContextManager[Steering]: # for `with`: edits, clock and the guard's report
+    "Activation steering: apply edits to every call of the pipeline while the context is open"
+    check_pipeline(pipe)
+    return _steering(pipe, _checked_edits(edits, force, guard), force, guard)

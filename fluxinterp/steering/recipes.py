@@ -9,11 +9,10 @@ __all__ = ['recipe_version', 'RecipeError', 'recipe_json', 'parse_recipe', 'save
 import json, os, reprlib
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
-from pathlib import Path
 
 import numpy as np
 
-from ..core import atomic_path
+from ..core import atomic_path, user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
 from ..models.regions import Box, TextTokens, ActivationMask
 from .edits import edit_kinds
@@ -260,5 +259,5 @@ def load_recipe(path:str|os.PathLike, # JSON file of `save_recipe`
                 dictionaries=None,    # dictionaries it is for; opened by name when None
                )->list:               # edits
     "Read a recipe; raises `RecipeError` when the file holds something else"
-    try: return parse_recipe(Path(path).read_bytes(), dictionaries)
+    try: return parse_recipe(user_path(path).read_bytes(), dictionaries)
     except RecipeError as e: raise RecipeError(f'{path}: {e}') from e

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import check_belongs, data_site
 from ..dictionaries.normalizers import check_finite
 from .token_streams import stream_length
-from .itda_growth import central_rows, distinct_rows, fit_itda
+from .distinct_directions import central_rows, distinct_rows
+from .itda_growth import fit_itda
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..activations.site_records import token_batches
 

@@ -6,6 +6,7 @@
 __all__ = ['ITDATranscoder', 'fit_transcoder', 'evaluate_transcoder', 'save_transcoder', 'load_transcoder']
 
 # %% ../../nbs/30_training/30_itda_transcoder.ipynb #f2fdd202
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import default_device, save_json, save_tensors
+from ..core import (default_device, file_checksum, float64_device, is_sealed, save_json,
+    save_tensors, seal, user_path)
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue
-from .itda_growth import distinct_rows
+from .distinct_directions import distinct_rows
 from .token_streams import captions_of, token_stream
 
 # %% ../../nbs/30_training/30_itda_transcoder.ipynb #b390000f
@@ -254,7 +256,7 @@ def _refitted(grown, batches, how, ridge): # y atoms that fit what the skip leav
     if how=='atoms' and m>_most_refitted:
         raise ValueError(f"refit='atoms' solves a system of {m} pairs, {_most_refitted} are the most: "
                          "take refit='scale', or fewer pairs with max_atoms")
-    device = y_atoms.device if y_atoms.device.type!='mps' else 'cpu'
+    device = float64_device(y_atoms.device)
     G = torch.zeros(m, m, dtype=torch.float64, device=device) if how=='atoms' else None
     H = torch.zeros(m, y_atoms.shape[1], dtype=torch.float64, device=device)
     dot = size = 0.
@@ -268,8 +270,8 @@ def _refitted(grown, batches, how, ridge): # y atoms that fit what the skip leav
             H = H+(C.T@rest).to(H)
         else:
             decoded = sparse_decode(code, y_atoms)
-            dot += float((decoded*rest).sum(dtype=torch.float64))
-            size += float(decoded.square().sum(dtype=torch.float64))
+            dot += float(as_float64(decoded*rest).sum())
+            size += float(as_float64(decoded.square()).sum())
     if how=='scale': return y_atoms*(dot/size if size else 0.)
     G.diagonal().add_(ridge*G.diagonal().mean().clamp_min(1e-30))
     return torch.linalg.solve(G, H).to(y_atoms).contiguous()
@@ -354,38 +356,43 @@ def save_transcoder(transcoder:ITDATranscoder, # transcoder to write
                     folder:str|Path,           # folder to write to; it is made
                    )->Path:                    # the folder
     "Write a transcoder as a folder that `load_transcoder` opens"
-    folder = Path(folder)
+    folder = user_path(folder)
     t = transcoder
     coords = {f'coords.{k}': v for k,v in t.coords.items()}
     save_tensors(t.state_dict()|coords, folder/'transcoder.safetensors')
-    about = dict(version=1, config=asdict(t.config), captions=sorted(t.captions.items()),
-                 x_meta=asdict(t.meta), y_meta=asdict(t.y_meta))
-    save_json(about, folder/'transcoder.json')
+    about = dict(version=2, config=asdict(t.config), captions=sorted(t.captions.items()),
+                 x_meta=asdict(t.meta), y_meta=asdict(t.y_meta),
+                 checksum=file_checksum(folder/'transcoder.safetensors'))
+    save_json(seal(about), folder/'transcoder.json')
     return folder
 
 def _from_parts(tensors, captions, config, metas): # raises whatever damaged parts lead to
     coords = {k.removeprefix('coords.'): v for k,v in tensors.items() if k.startswith('coords.')}
     m,dx = tensors['x_atoms'].shape
     dy = tensors['y_atoms'].shape[1]
-    normalizers = Normalizer(dx, config.normalizer),Normalizer(dy, config.normalizer)
     captions = {int(p): str(c) for p,c in captions}
     zeros = torch.zeros
-    t = ITDATranscoder(zeros(m, dx), zeros(m, dy), zeros(dx, dy), zeros(m), *normalizers, config, coords,
-                       captions, *metas)
-    t.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('coords.')})
+    with torch.device('meta'): # sizes are only claimed so far
+        normalizers = Normalizer(dx, config.normalizer),Normalizer(dy, config.normalizer)
+        t = ITDATranscoder(zeros(m, dx), zeros(m, dy), zeros(dx, dy), zeros(m), *normalizers, config, coords,
+                           captions, *metas)
+    t.load_state_dict({k: v.float() for k,v in tensors.items() if not k.startswith('coords.')}, assign=True)
     if any(v.shape!=(m,) for v in coords.values()): raise ValueError('coordinates that do not fit the atoms')
     return t
 
 def load_transcoder(folder:str|Path,   # folder that `save_transcoder` wrote
                    )->ITDATranscoder:  # on the CPU, in eval mode
     "Open what `save_transcoder` wrote; raises `DictionaryFileError` where it is damaged"
-    where = Path(folder)/'transcoder.json'
-    if not where.is_file(): raise FileNotFoundError(f'no transcoder in {folder}: {where.name} is missing')
-    about = read_cfg(where)
-    tensors = read_tensors(Path(folder)/'transcoder.safetensors')
-    if about.get('version')!=1:
-        raise DictionaryFileError(f'{where}: version {about.get("version")!r} cannot be read: '
+    where = user_path(folder)/'transcoder.json'
+    if not os.path.isfile(where):
+        raise FileNotFoundError(f'no transcoder in {folder}: {where.name} is missing')
+    about,weights = read_cfg(where),where.with_name('transcoder.safetensors')
+    if about.get('version') not in (1, 2): # 1 had no checksums
+        raise DictionaryFileError(f'{where}: version {about.get("version")!r:.20} cannot be read: '
                                   'pip install -U fluxinterp')
+    tensors = read_tensors(weights)
+    if about['version']==2 and not (is_sealed(about) and about.get('checksum')==file_checksum(weights)):
+        raise DictionaryFileError(f'{folder} holds a damaged transcoder: its checksums do not fit')
     config = typed(ITDAConfig, about.get('config'), where)
     metas = [typed(DictionaryMeta, about.get(k), where) for k in ('x_meta', 'y_meta')]
     for meta in metas: meta.grid = tuple(meta.grid) if meta.grid else None

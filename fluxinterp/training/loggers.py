@@ -8,15 +8,14 @@ __all__ = ['CSVLogger', 'tensorboard_logger', 'wandb_logger']
 # %% ../../nbs/30_training/05_loggers.ipynb #2c6d05bf
 import csv, sys
 from importlib.util import find_spec
-from pathlib import Path
 
-from ..core import atomic_path
+from ..core import atomic_path, user_path
 
 # %% ../../nbs/30_training/05_loggers.ipynb #9ffc47a6
 class CSVLogger:
     "Writes a line per call; a resumed run goes on where its checkpoint was"
     def __init__(self, path): # CSV file; a column that is new is added to what is there
-        self.path = Path(path)
+        self.path = user_path(path)
         self.fields = None # columns, once they are known
 
     def _rows(self): # what the file holds
@@ -85,7 +84,7 @@ class _TensorBoard:
 def tensorboard_logger(folder): # folder for event files
     "A logger for TensorBoard; raises `ImportError` without the package `tensorboard`"
     _need('tensorboard', 'tensorboard_logger')
-    return _TensorBoard(folder)
+    return _TensorBoard(user_path(folder))
 
 # %% ../../nbs/30_training/05_loggers.ipynb #57111195
 class _Wandb:

@@ -6,7 +6,8 @@
 __all__ = ['Trainer', 'train']
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #81b97a55
-import shutil, warnings
+import warnings
+from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 
@@ -16,16 +17,20 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from ..core import default_device
-from ..dictionaries.dictionary import data_site, meta_of
+from ..core import default_device, plain_torch, uninterrupted, user_path
+from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
 from ..activations.site_records import token_batches
 
 from ..dictionaries.metrics import evaluate
 from ..activations.site_records import SiteRecord
+from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
+from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
+    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, say_finished,
+    starting_dictionary)
 from .training_run import TrainingRun, process_rank
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db4
@@ -55,8 +60,9 @@ def _width(data, split)->int: # of activations of which there is at least one
 def _check_configs(configs):
     if not configs: raise ValueError('no configuration to train')
     for c in configs:
-        if not isinstance(c, SAEConfig):
-            raise TypeError(f'config is {c!r:.60}: give an SAEConfig, or a list of them')
+        if isinstance(c, SAEConfig): continue
+        other = '; an ITDA is grown with fi.fit_itda(config, data)' if isinstance(c, ITDAConfig) else ''
+        raise TypeError(f'config is {c!r:.60}: give an SAEConfig, or a list of them{other}')
     shared = {(c.batch_size, c.seed if len(configs)==1 else 0) for c in configs}
     if len(shared)!=1:
         raise ValueError('dictionaries trained on one stream share its batches: batch_size differs, '
@@ -95,7 +101,7 @@ def _diverged(run, step, folder)->str:
     c = run.config
     return (f'{c.architecture} SAE, {c.num_latents} latents, k={c.k}, lr={c.lr:g}: at step {step} its loss '
             'or a weight is not finite. Take a lower lr, a longer warmup or grad_clip=1.'
-            +_stays(folder, 'give another folder, or delete it'))
+            +_stays(folder, 'give another folder, or again=True to train anew'))
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #6fb3082f
 class Trainer:
@@ -139,62 +145,117 @@ class Trainer:
         self.total = max(c.steps for c in configs)
         self.order = configs[0].seed
         self.lost = [] # runs that diverged
+        self.interrupted = False
+        self.whole = True # whether no batch is half done
+
+    @property
+    def folders(self)->list:
+        "Folder of each dictionary"
+        return [self.out/n for n in _names(self.configs)] if self.several else [self.out]
+
+# %% ../../nbs/30_training/15_sae_training.ipynb #f0fin002
+@patch
+def finished(self:Trainer,
+             width:int, # width of the activations
+             mark:str,  # fingerprint of the dictionary it begins from; '' for none
+             again:bool, # whether all is trained anew
+            )->list|None: # an `SAE` per configuration; None where none is finished
+    "Finished dictionaries of the folder; raises `ValueError` where they are of another run"
+    self.origin = data_origin(self.data, mark)
+    if again or self.out is None or has_checkpoint(self.folder): return None
+    found = finished_dictionaries(self.folders, SAE)
+    for folder,c,sae in zip(self.folders, self.configs, found or ()):
+        other = differences(asdict(sae.config)|dict(width=sae.width), asdict(c)|dict(width=width), 'steps')
+        other += origin_differences(asdict(sae.meta), self.origin)
+        if c.steps<sae.config.steps: other.append(f'steps={sae.config.steps}, here {c.steps}')
+        if other: raise another_run(folder, 'a dictionary', other)
+    return found
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #1b4ef5df
 @patch
-def begin(self:Trainer,
-          width:int,             # width of the activations
-          normalizer_tokens:int, # vectors the normalizer is fitted on, at most
-         ):
-    "Set up runs and stream: anew, or where the newest checkpoint is"
-    self.runs = [TrainingRun(c, width, self.device, self.apart) for c in self.configs]
-    tokens = self.data.numel()//width if isinstance(self.data, torch.Tensor) else 0
-    origin = dict(site=data_site(self.data), model=getattr(self.data, 'model', ''), tokens=tokens)
-    at = None
-    if self.folder is not None and self.folder.exists():
-        at = load_checkpoint(self.folder, self.runs, self.order, origin)
-    self.step,epoch,taken = at or (0, 0, 0)
-    if at is None: _fit_normalizers(self.runs, self.data, self.split, normalizer_tokens, self.order)
-    else: self.lost = [r for r in self.runs if not r.finite()] # left behind before the checkpoint
-    for r in self.lost: r.done = True
-    for l in self.loggers:
-        if hasattr(l, 'resume'): l.resume(self.step)
-    self.loop = TokenLoop(self.data, self.configs[0].batch_size, self.split, self.order, epoch, taken)
-    self.before = epoch,taken # where the stream was before the last batch
+def _go_on(self:Trainer, before): # from finished dictionaries -> (step, epoch, taken, logged)
+    steps = {d.config.steps for d,c in zip(before, self.configs) if c.steps>d.config.steps}
+    if len(steps)>1:
+        raise ValueError(f'{self.out} has dictionaries of {" and ".join(map(str, sorted(steps)))} steps, '
+                         'which cannot go on side by side: give init= and another folder, one by one')
+    step, = steps
+    for r,d in zip(self.runs, before):
+        r.begin_from(d, d.config.steps)
+        r.sae.meta = d.meta
+    print(f'{self.out} goes on from its {step} steps')
+    return step,step,0,step # in epoch `step`, which no batch so far was of
 
+@patch
+def _start(self:Trainer, start, normalizer_tokens): # `start`: dictionary to begin from, or None
+    _fit_normalizers(self.runs, self.data, self.split, normalizer_tokens, self.order)
+    for r in self.runs if start is not None else ():
+        shape = lambda sae,c: dict(width=sae.width, num_latents=c.num_latents, architecture=c.architecture,
+                                   normalizer=c.normalizer)
+        check_start(shape(start, start.config), shape(r.sae, r.config))
+        r.begin_from(start)
+        r.sae.meta.init = self.origin['init']
+
+@patch
+def begin(self:Trainer,
+          normalizer_tokens:int, # vectors the normalizer is fitted on, at most
+          width:int,             # width of the activations
+          before:list|None=None, # finished dictionaries to go on from
+          start:SAE|None=None,   # dictionary to begin from
+          again:bool=False,      # whether to begin anew where there are checkpoints
+         ):
+    "Set up runs and stream: anew, from dictionaries, or where the newest checkpoint is"
+    self.runs = [TrainingRun(c, width, self.device, self.apart) for c in self.configs]
+    at = None
+    if again and self.folder is not None and self.writes: drop_checkpoints(self.folder)
+    if not again and has_checkpoint(self.folder):
+        at = load_checkpoint(self.folder, self.runs, self.order, self.origin)
+    if at is not None: self.lost = [r for r in self.runs if not r.finite()] # left behind before that
+    elif before: at = self._go_on(before)
+    else: self._start(start, normalizer_tokens)
+    for r in self.lost: r.done = True
+    self.step,*self.place,self.logged = at or (0, 0, 0, 0)
+    for l in self.loggers:
+        if hasattr(l, 'resume'): l.resume(self.step-self._due()[0])
+    self.loop = TokenLoop(self.data, self.configs[0].batch_size, self.split, self.order, *self.place)
+
+# %% ../../nbs/30_training/15_sae_training.ipynb #d8a719ea
 @patch
 def fit_batch(self:Trainer):
     "One step of every run that is not done"
-    self.before = self.loop.epoch,self.loop.taken
     batch = next(self.loop)
     _refuse_non_finite(batch, self.data)
     x = batch.x.to(self.device).float()
-    for r in self.runs:
-        if not r.done: r.update(x)
-        r.done = r.done or r.step>=r.config.steps
-    self.step += 1
+    with uninterrupted():
+        self.whole = False
+        for r in self.runs:
+            if not r.done: r.update(x)
+            r.done = r.done or r.step>=r.config.steps
+        self.step += 1
+        self.place = self.loop.epoch,self.loop.taken
+        self.whole = True
 
-# %% ../../nbs/30_training/15_sae_training.ipynb #d8a719ea
 @patch
 def drop_diverged(self:Trainer):
     "Leave diverged runs behind (loss or weights not finite); raises `FloatingPointError` for a single one"
     for r in self.runs:
-        if r.step!=self.step or r.finite(): continue
+        if r in self.lost or r.step!=self.step or r.finite(): continue
         if not self.several: raise FloatingPointError(_diverged(r, self.step, self.folder))
         message = _diverged(r, self.step, None)+' The others go on without it'
-        warnings.warn(message, stacklevel=4) # where `train` is called
+        warnings.warn(message, stacklevel=6) # where `train` is called
         r.done = True
         self.lost.append(r)
 
 @patch
 def evaluate(self:Trainer):
-    "Measure every run on held-out activations; one that no longer improves is done"
+    "Measure every run on held-out activations, once a step; one that no longer improves is done"
     for r in self.runs:
-        if r.step!=self.step or r in self.lost: continue
+        if r.step!=self.step or r.evaluated==self.step or r in self.lost: continue
         e = evaluate(r.finished(), self.held, split=self.held_split, spaces=('raw',), by=())
-        r.report |= dict(fvu=e.fvu, held_out_dead=e.dead)
-        r.best,r.waited = (e.fvu, 0) if e.fvu<r.best else (r.best, r.waited+1)
-        r.done = r.done or bool(self.patience) and r.waited>=self.patience
+        with uninterrupted():
+            r.report |= dict(fvu=e.fvu, held_out_dead=e.dead)
+            r.best,r.waited = (e.fvu, 0) if e.fvu<r.best else (r.best, r.waited+1)
+            r.done = r.done or bool(self.patience) and r.waited>=self.patience
+            r.evaluated = self.step
 
 @patch
 def log(self:Trainer):
@@ -205,15 +266,39 @@ def log(self:Trainer):
         end = f'/{name}' if len(self.runs)>1 else ''
         values |= {f'{k}{end}': float(v) for k,v in r.report.items()}
     for l in self.loggers: l(self.step, values)
+    self.logged = self.step
 
 @patch
-def checkpoint(self:Trainer, step:int): # step the checkpoint is of
+def checkpoint(self:Trainer):
     "Write where everything stands"
     if not self.writes: return
-    stream = dict(epoch=self.loop.epoch, taken=self.loop.taken, seed=self.order)
-    save_checkpoint(self.folder, self.runs, step, stream, self.keep)
+    epoch,taken = self.place
+    stream = dict(epoch=epoch, taken=taken, seed=self.order, logged=self.logged)
+    save_checkpoint(self.folder, self.runs, self.step, stream, self.keep)
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #a0272778
+@patch
+def _due(self:Trainer): # after this step: (whether a report is due and not given, whether an evaluation is)
+    evaluating = self.step>0 and self.eval_every>0 and self.step%self.eval_every==0
+    reporting = self.step>0 and (self.step%50==0 or evaluating)
+    return reporting and self.logged<self.step,evaluating
+
+@patch
+def _saves(self:Trainer): # whether a checkpoint belongs to this step
+    often = self.folder is not None and self.checkpoint_every
+    return often and 0<self.step<self.total and self.step%self.checkpoint_every==0
+
+@patch
+def settle(self:Trainer, bar): # progress bar over steps
+    "What this step brings, each once: runs that diverged, evaluation, report"
+    reporting,evaluating = self._due()
+    if reporting or evaluating or self._saves() or self.step==self.total: self.drop_diverged()
+    if evaluating: self.evaluate()
+    if reporting:
+        self.log()
+        report = self.runs[0].report
+        bar.set_postfix(error=f'{float(report["error"]):.3f}', dead=f'{float(report["dead"]):.1%}')
+
 @patch
 def fit(self:Trainer):
     "Train until every run is done; Ctrl-C keeps what was learnt"
@@ -221,54 +306,43 @@ def fit(self:Trainer):
     hidden = not self.progress or self.rank>0
     bar = tqdm(total=self.total, initial=self.step, desc=name, disable=hidden, leave=False)
     try:
+        if self.step: self.settle(bar)
         while self.step<self.total and not all(r.done for r in self.runs):
             self.fit_batch()
             bar.update()
-            often = self.step%50==0
-            evaluating = self.eval_every and self.step%self.eval_every==0
-            saving = self.folder is not None and self.checkpoint_every and self.step<self.total
-            saving = saving and self.step%self.checkpoint_every==0
-            if often or evaluating or saving or self.step==self.total: self.drop_diverged()
-            if evaluating: self.evaluate()
-            if often or evaluating:
-                self.log()
-                report = self.runs[0].report
-                bar.set_postfix(error=f'{float(report["error"]):.3f}', dead=f'{float(report["dead"]):.1%}')
-            if saving: self.checkpoint(self.step)
+            self.settle(bar)
+            if self._saves(): self.checkpoint()
     except KeyboardInterrupt: self._interrupted()
     finally:
         bar.close()
         for l in self.loggers:
             if hasattr(l, 'close'): l.close()
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #f0split6
 @patch
-def _all_at(self:Trainer, step):
-    return all(r.step in (step, r.config.steps) for r in self.runs)
-
-@patch
-def _interrupted(self:Trainer): # between batches, or in the middle of one
-    whole = self._all_at(self.step+1) # every run took this batch
+def _interrupted(self:Trainer):
+    self.interrupted = True
     self.lost += [r for r in self.runs if r not in self.lost and not r.finite(everywhere=False)]
     if self.lost and not self.several:
         raise FloatingPointError(_diverged(self.runs[0], self.step, self.folder)) from None
-    if self.folder is not None and (whole or self._all_at(self.step)): # or none did
-        if not whole: self.loop.epoch,self.loop.taken = self.before
-        self.checkpoint(self.step+whole)
+    if self.folder is not None and self.whole:
+        with uninterrupted(): self.checkpoint()
     again = '' if self.folder is None else f', and train(..., out={str(self.out)!r}) goes on from here'
     print(f'interrupted after {self.step} of {self.total} steps; the dictionary keeps what it learnt{again}')
-    self.folder = None # its checkpoints stay
 
 @patch
 def finish(self:Trainer)->list: # an `SAE` on the CPU per run, None for one that diverged
     "Write the dictionaries, then delete the checkpoints"
     res = [None if r in self.lost else r.finished() for r in self.runs]
-    if self.out is not None and not self.rank:
-        for name,sae in zip(_names(self.configs), res):
-            if sae is not None: _keep(sae, self.out/name if self.several else self.out, self.folder)
-    if self.folder is not None and self.writes: shutil.rmtree(self.folder, ignore_errors=True)
+    goes_on = has_checkpoint(self.folder)
+    if self.out is not None and not self.rank and (goes_on or not self.interrupted):
+        for folder,sae in zip(self.folders, res):
+            if sae is not None: _keep(sae, folder, self.folder)
+    if goes_on and self.writes and not self.interrupted: drop_checkpoints(self.folder)
     return res
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #c95bb5dc
+@plain_torch()
 def train(config:SAEConfig|list,      # one configuration, or several to be trained on shared batches
           data,                       # activations: tensor (..., d), `SiteRecord`, store data or `LiveData`
           out:str|Path|None=None,     # folder for the dictionary (of a list: one each) and checkpoints
@@ -283,11 +357,13 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
           patience:int=0,             # evaluations without a better FVU before a stop; 0 for never
           shard_latents:bool=False,   # whether several processes share out the latents instead of the tokens
           normalizer_tokens:int=1_000_000, # vectors the normalizer is fitted on, at most
+          init=None,                  # SAE of the same shape to begin from, its folder or name; None for none
+          again:bool=False,           # whether to train anew where `out` has a run or a dictionary
          )->SAE|list:                 # on the CPU, in eval mode; in a list, None for one that diverged
     "Train SAEs; Ctrl-C keeps what was learnt, the same call with the same `out` goes on from its checkpoint"
     several = isinstance(config, (list, tuple))
     configs = list(config) if several else [config]
-    out = Path(out) if out is not None else None
+    out = user_path(out) if out is not None else None
     loggers = [loggers] if callable(loggers) else list(loggers)
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
     held_split = 'validation' if validation is None else None
@@ -297,9 +373,16 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
     if eval_every and _width(held, held_split)!=width:
         raise ValueError(f'the held-out activations have width {_width(held, held_split)}, '
                          f'those to train on {width}')
+    start,mark = starting_dictionary(init, SAE)
     trainer = Trainer(configs, data, out, held, held_split, split, default_device(device), progress,
                       checkpoint_every, keep, loggers, eval_every, patience, shard_latents, several)
-    trainer.begin(width, normalizer_tokens)
-    trainer.fit()
-    saes = trainer.finish()
+    before = trainer.finished(width, mark, again)
+    if before and all(d.config.steps==c.steps for d,c in zip(before, configs)):
+        if not trainer.rank:
+            for f,d in zip(trainer.folders, before): say_finished(f, d, data, split, 'steps')
+        return before if several else before[0]
+    with only_run(trainer.folder if trainer.writes else None):
+        trainer.begin(normalizer_tokens, width, before, start, again)
+        trainer.fit()
+        with uninterrupted(): saes = trainer.finish()
     return saes if several else saes[0]

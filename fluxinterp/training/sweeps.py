@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import load_json, save_json
+from ..core import is_sealed, load_json, save_json, seal, uninterrupted, user_path
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -28,6 +28,7 @@ from ..activations.site_records import token_batches
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
 from .sae_training import train
+from .training_folders import has_checkpoint
 
 # %% ../../nbs/30_training/35_sweeps.ipynb #e95c0f05
 _named = ('architecture', 'num_latents', 'k', 'seed') # fields in the name of each entry's folder
@@ -74,7 +75,7 @@ def _held_out_of(held_out, site): # held-out activations of one site; None where
 def _disagreements(folder, config, data): # differences of a finished or trained entry from what is asked for
     path = folder/'evaluation.json'
     if path.exists():
-        about = load_json(path)
+        about = _read_evaluation(path)
         had = about['config']
         site = about['trained_at']
         model = about['model']
@@ -118,24 +119,30 @@ def _noting_ctrl_c():
 _columns = {'fvu': 'FVU', 'fvu_standardized': 'FVU standardized', 'fvu_whitened': 'FVU whitened',
             'cosine': 'cosine', 'l0': 'L0', 'dead': 'dead', 'tokens': 'tokens'} # key -> column
 
+def _read_evaluation(path): # one that has no checksum is from before there were any
+    try: about = load_json(path)
+    except (ValueError, RecursionError) as e: about = e
+    if isinstance(about, dict) and (is_sealed(about) or 'crc32' not in about): return about
+    raise ValueError(f'{path} is damaged: delete it and call the sweep again, which evaluates it anew')
+
 def _save_evaluation(folder, config, varied, site, data, evaluation):
     about = dict(config=config, varied=list(varied), site=site, trained_at=data_site(data),
                  model=getattr(data, 'model', '') or '', evaluation=evaluation.to_dict(density=False))
-    save_json(about, folder/'evaluation.json')
+    save_json(seal(about), folder/'evaluation.json')
 
 def _row(path, out): # row of the table, from the file of an evaluation
-    about = load_json(path)
+    about = _read_evaluation(path)
     config = about['config']
     values = {new: about['evaluation'][old] for old,new in _columns.items()}
     values = {name: float('nan') if v is None else v for name,v in values.items()}
     keys = {'site': about['site'], 'architecture': config['architecture']}
     keys |= {k: config[k] for k in ('num_latents', 'k', 'seed', *about['varied'])}
-    return keys|values|{'folder': str(path.parent.relative_to(out))}
+    return keys|values|{'folder': path.parent.relative_to(out).as_posix()}
 
 def read_sweep(out:str|Path,    # folder of a sweep
               )->pd.DataFrame:  # a row per finished entry: site, fields of its configuration, FVU, L0, folder
     "Evaluations of all finished entries of a sweep; raises FileNotFoundError where there are none"
-    out = Path(out)
+    out = user_path(out)
     rows = [_row(p, out) for p in sorted(out.glob('*/*/evaluation.json'))]
     if not rows: raise FileNotFoundError(f'{out} holds no finished entry of a sweep')
     return pd.DataFrame(rows)
@@ -217,12 +224,16 @@ def train_group(self:_SiteSweep,
     "Train a group and save each of its dictionaries; raises KeyboardInterrupt after Ctrl-C"
     configs = [c for _,c in group]
     work = self.out/'.training'/f'{crc32(repr((self.site, configs)).encode()):08x}'
-    with _noting_ctrl_c() as stopped: saes = train(configs, self.data, out=work, split=self.split, **options)
-    if stopped or (work/'checkpoints').exists(): raise KeyboardInterrupt # half-trained: they stay in `work`
-    for (folder,_),sae in zip(group, saes):
-        if sae is None: bar.update() # its loss did not stay finite, as `train` has warned: no entry
-        else: save_dictionary(sae, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    checkpoints = work/'checkpoints'
+    with _noting_ctrl_c() as stopped:
+        saes = train(configs, self.data, out=work, split=self.split,
+                     again=not has_checkpoint(checkpoints), **options)
+    if stopped or has_checkpoint(checkpoints): raise KeyboardInterrupt # half-trained: they stay in `work`
+    with uninterrupted(): # all entries of the group, or none
+        for (folder,_),sae in zip(group, saes):
+            if sae is None: bar.update() # its loss did not stay finite, as `train` has warned: no entry
+            else: save_dictionary(sae, folder)
+        shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/30_training/35_sweeps.ipynb #699ac655
 def _plan_site(out, site, data, split, held_out, configs, varied): # a checked `_SiteSweep`
@@ -261,7 +272,7 @@ def sweep(data,                       # activations: `Recording` or dict by site
           **vary,                     # fields of `SAEConfig`, each a value or a list of values
          )->pd.DataFrame:             # a row per finished entry of this call: FVU, cosine, L0, dead, folder
     "Train and evaluate an SAE per combination of values; after Ctrl-C the same call goes on"
-    out = Path(out)
+    out = user_path(out)
     configs = _grid(base or SAEConfig(), vary)
     varied = _extra_fields(vary)
     plans = [_plan_site(out, site, x, split, held_out, configs, varied) for site,x in _sites_of(data, sites)]

@@ -42,6 +42,7 @@ class TrainingRun:
         self.config = config
         self.device = device
         self.step = 0
+        self.first = 0 # step at which its optimizer began
         self.sae = make_sae(d, config)
         self.shard = None # slice of the latents, where they are shared out
         if shard: self._cut()
@@ -54,6 +55,7 @@ class TrainingRun:
         self.done = False
         self.best = math.inf # lowest FVU on held-out activations
         self.waited = 0 # evaluations since
+        self.evaluated = 0 # step of the last one
         self.report = {} # numbers of the last step
 
     def _cut(self): # keep this process's share of the latents
@@ -94,7 +96,7 @@ def joined_processes(device:str='', # 'cuda', 'cpu', ...; chosen for this machin
 def rate(self:TrainingRun)->float:
     "Learning rate of the next step"
     c,s = self.config,self.step
-    rise = min((s+1)/max(c.warmup, 1), 1)
+    rise = min((s-self.first+1)/max(c.warmup, 1), 1)
     fall = max(min((c.steps-s)/max(c.cooldown*c.steps, 1), 1), .01)
     return c.lr*rise*fall
 
@@ -148,7 +150,7 @@ def update(self:TrainingRun, x:torch.Tensor): # raw activations on the device, (
     c,sae = self.config,self.sae
     rank,world = process_rank()
     with torch.no_grad(): z = sae.normalizer(x)
-    if self.step==0: sae.begin(z)
+    if self.step==0 and not sae.meta.init: sae.begin(z)
     variance = (z-z.mean(0)).square().sum().clamp_min(1e-12)
     dead = (self.silent>c.dead_after).nonzero().squeeze(1)
     for g in self.opt.param_groups: g['lr'] = self.rate()
@@ -178,6 +180,20 @@ def _under(prefix, tensors): # those whose names begin with `prefix`, without it
     return {k[len(prefix):]: v for k,v in tensors.items() if k.startswith(prefix)}
 
 @patch
+def begin_from(self:TrainingRun,
+               sae:SAE,      # dictionary of the same shape, with its normalizer
+               step:int=0,   # step it stands at
+              ):
+    "Take up the weights of a dictionary; optimizer, averages and counts of silence begin anew"
+    state = sae.state_dict()
+    if self.shard:
+        for k in ('W_dec', 'W_enc', 'b_enc'): state[k] = state[k][self.shard]
+    self.sae.load_state_dict(state)
+    self.average = {n: self.sae.get_parameter(n).detach().clone() for n in self.average}
+    self.step = self.first = step
+    self.done = step>=self.config.steps
+
+@patch
 def finished(self:TrainingRun)->SAE:
     "The dictionary as it is, on the CPU, with its averaged weights where there are any"
     sae = make_sae(self.sae.width, self.config)
@@ -192,20 +208,21 @@ def finished(self:TrainingRun)->SAE:
     sae.meta = self.sae.meta
     return sae.eval().requires_grad_(False)
 
+# %% ../../nbs/30_training/12_training_run.ipynb #f0split5
 @patch
 def tensors(self:TrainingRun)->dict:
-    "Tensors of a checkpoint by name: weights, averages, optimizer, tokens since each latent fired"
+    "Tensors of a checkpoint by name: weights, averages, optimizer, tokens since each latent fired, report"
     res = {f'sae/{k}': v for k,v in self.sae.state_dict().items()}
     res |= {f'average/{k}': v for k,v in self.average.items()}
     res['silent'] = self.silent
     for i,s in self.opt.state_dict()['state'].items():
         res |= {f'adam/{i}/{k}': torch.as_tensor(v) for k,v in s.items()}
-    return res
+    return res|{f'report/{k}': torch.tensor(float(v), dtype=torch.float64) for k,v in self.report.items()}
 
 @patch
 def load(self:TrainingRun,
          t:dict,      # tensors of a checkpoint, see `tensors`
-         about:dict,  # configuration, meta, step, done, best and waited of the checkpoint
+         about:dict,  # configuration, meta, and where it stands, as `checkpoints` keeps them
         ):
     "Take up a checkpoint"
     self.config = replace(self.config, precision=about['config']['precision'])
@@ -220,8 +237,12 @@ def load(self:TrainingRun,
     self.opt.load_state_dict(dict(state=state, param_groups=self.opt.state_dict()['param_groups']))
     grid = about['meta']['grid']
     self.sae.meta = DictionaryMeta(**about['meta']|dict(grid=tuple(grid) if grid else None))
+    self.report = {k: float(v) for k,v in _under('report/', t).items()}
     self.step = about['step']
-    self.done = about['done']
+    self.first = about['first']
+    stopped = about['done'] and about['step']<about['config']['steps'] # for want of progress, or diverged
+    self.done = stopped or self.step>=self.config.steps
+    self.evaluated = about['evaluated']
     self.waited = about['waited']
     self.best = math.inf if about['best'] is None else about['best']
 
@@ -232,6 +253,6 @@ def finite(self:TrainingRun,
           )->bool:
     "Whether its loss and its weights are still numbers"
     tensors = [*self.sae.parameters()]
-    if self.report: tensors.append(self.report['loss'])
+    if self.report: tensors.append(torch.as_tensor(self.report['loss'], device=self.device))
     bad = (~torch.isfinite(torch.stack([t.detach().sum() for t in tensors]))).sum()
     return not (over_ranks(bad) if everywhere else bad)

@@ -6,15 +6,13 @@
 __all__ = ['FeatureSheet']
 
 # %% ../../nbs/60_widgets/45_feature_sheet.ipynb #fsh00003
-import json
-
 import numpy as np
 import traitlets
 from PIL import Image
 from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
-from ..atlases.annotations import kept_notes, shown_images
+from ..atlases.annotations import kept_notes, read_detail, shown_images
 from .page import page_style, view_script, js_text, css_text
 from .figures import sheet_figure
 from .base import View, map_bytes, tile_images
@@ -92,12 +90,12 @@ def _explanations(text, f): # annotations of an atlas, a feature -> explanations
     q = lambda table: text.frame(f'select * from {table} where feature=? order by id', (f,))
     scores = {}
     for r in q('scores').itertuples():
-        detail = json.loads(r.detail) or {}
+        detail = read_detail(r.detail, f'{r.scorer} on feature {f}') or {}
         numbers = {k: detail.get(k) for k in ('low', 'high', 'n', 'chance', 'shuffled')}
         score = dict(scorer=r.scorer, status=r.status, value=r.value, **numbers)
         scores.setdefault(r.explainer, []).append(score)
     return [dict(explainer=r.explainer, status=r.status, text=r.text,
-                 detail=_detail(json.loads(r.detail) if r.detail else None),
+                 detail=_detail(read_detail(r.detail, f'{r.explainer} on feature {f}')),
                  scores=scores.get(r.explainer, []))
             for r in q('explanations').itertuples()]
 

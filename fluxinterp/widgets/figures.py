@@ -7,11 +7,15 @@ __all__ = ['table_figure', 'sheet_figure', 'token_figure', 'strip_figure', 'edit
            'progress_figure']
 
 # %% ../../nbs/60_widgets/10_figures.ipynb #plo00003
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from ..overlays import overlay, plain_text
+
+if TYPE_CHECKING: from matplotlib.figure import Figure # a figure takes long to import, and is made late
 
 # %% ../../nbs/60_widgets/10_figures.ipynb #plo00006
 def _figure(width, height): # inches
@@ -212,7 +216,7 @@ def _distortion_plot(ax, points):
     for i,(name,p) in enumerate(points.iterrows()):
         ax.scatter(p.L0, p.FVU, marker='osD^vPX*'[i%8], s=28, label=name)
     ax.set(xlabel='L0, active features per token', ylabel='FVU', ylim=(0, max(1e-9, points.FVU.max())*1.1),
-           title='rate and distortion')
+           xlim=(0, max(1e-9, points.L0.max())*1.1), title='rate and distortion')
     ax.legend(fontsize=6, frameon=False)
 
 def _match_plot(ax, correlations):

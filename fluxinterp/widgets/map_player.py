@@ -6,6 +6,8 @@
 __all__ = ['MapPlayer']
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00003
+from typing import TYPE_CHECKING
+
 import numpy as np
 import traitlets
 from PIL import Image
@@ -14,6 +16,8 @@ from fastcore.basics import patch
 from ..overlays import map_figure
 from .page import page_style, view_script, js_text, css_text
 from .base import View, map_bytes, tile_images
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #mpl00006
 _script = js_text('map_player')

@@ -90,6 +90,7 @@ def build_flux(name:str='random-flux', # a key of `flux_sizes`
 # %% ../../nbs/10_worlds/10_flux.ipynb #45790674
 class TinyFluxPipeline(FluxPipeline):
     "A `FluxPipeline` called with tiny-flux's defaults: 64 x 64, 4 steps, guidance 0, 32 text tokens"
+    known_as = 'tiny-flux' # in warnings
     @torch.no_grad()
     def __call__(self,
                  prompt:str|list|None=None,   # one or several prompts
@@ -102,9 +103,7 @@ class TinyFluxPipeline(FluxPipeline):
                  max_sequence_length:int=32,  # number of text tokens, padding included
                  **kwargs,                    # further arguments of `FluxPipeline`: generator, output_type
                 ):                            # what `FluxPipeline` returns
-        "Generate images, with a warning for words the tiny world has no meaning for"
-        for p in (prompt, prompt_2, kwargs.get('negative_prompt')):
-            warn_unknown(p)
+        "Generate images"
         return super().__call__(prompt, prompt_2, *args, height=height, width=width,
                                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                                 max_sequence_length=max_sequence_length, **kwargs)
@@ -116,7 +115,8 @@ class TinyFluxPipeline(FluxPipeline):
                       max_sequence_length:int=32,  # number of text tokens, padding included
                       **kwargs,                    # further arguments of `FluxPipeline.encode_prompt`
                      ):                            # what `FluxPipeline.encode_prompt` returns
-        "Text embeddings, as `FluxPipeline.encode_prompt` with 32 text tokens"
+        "Text embeddings, with a warning for words the tiny world has no meaning for"
+        warn_unknown(self, prompt, prompt_2)
         return super().encode_prompt(prompt, prompt_2, *args, max_sequence_length=max_sequence_length,
                                      **kwargs)
 
@@ -135,19 +135,24 @@ def unknown_words(prompt:str|list|None, # one or several prompts
     found = [w for w,_ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())]
     return list(dict.fromkeys(w for w in found if w not in scenes.words))
 
-def warn_unknown(prompt:str|list|None, # one or several prompts
+def warn_unknown(pipe,                   # tiny pipeline, which is told of a word once
+                 *prompts:str|list|None, # one or several prompts each
                 )->None:
-    "Warn of the words of a prompt that the tiny models do not know"
-    unknown = unknown_words(prompt)
-    if unknown:
-        warnings.warn(f'the tiny model does not know {", ".join(map(repr, unknown))}; '
-                      f'it knows: {" ".join(scenes.words)}', stacklevel=4)
+    "Warn of the words of prompts that a tiny model does not know"
+    told = pipe.__dict__.setdefault('_told_words', set())
+    new = [w for p in prompts for w in unknown_words(p) if w not in told]
+    if new:
+        told.update(new)
+        known = ' '.join(w for w in scenes.words if w!=',')
+        warnings.warn(f'{pipe.known_as} does not know: {", ".join(dict.fromkeys(new))}; it knows: {known}',
+                      stacklevel=2)
 
 # %% ../../nbs/10_worlds/10_flux.ipynb #4bf85245
 @contextmanager
 def no_load_bars()->Iterator[None]:
     "No progress bars while a model loads: 50 ms need none"
-    logs = (diffusers.utils.logging, transformers.utils.logging)
+    every = (diffusers.utils.logging, transformers.utils.logging)
+    logs = [log for log in every if log.is_progress_bar_enabled()] # not against somebody's wish
     for log in logs:
         log.disable_progress_bar()
     try:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import atomic_path, default_device, load_json, parallel_map, save_json, save_tensors
+from ..core import (atomic_path, default_device, load_json, parallel_map, save_json, save_tensors,
+                             user_path)
 from .scenes import caption_words, make_scene, object_factors
 from .flux import TinyFluxPipeline, build_flux, caption_tokens
 from fluxinterp.worlds.training_tools import (word_ids, factor_values, TrainingStage, set_rate, cosine_rate,
@@ -325,7 +326,7 @@ def open_run(out:str|Path,    # folder of the run
              cfg:TinyConfig,  # configuration; must agree with the run that is resumed, but for step counts
             )->tuple:         # (the folder as a `Path`, the bank)
     "Start or resume a run and open its bank; raises `ValueError` when the folder holds a run of another kind"
-    out = Path(out)
+    out = user_path(out)
     out.mkdir(parents=True, exist_ok=True)
     old = load_json(out/'config.json') if (out/'config.json').exists() else {}
     fixed = ('size', 'num_scenes', 'wordings', 'seed', 'batch_size', 'start')

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, parallel_map, save_tensors, weights_path
+from ..core import default_device, parallel_map, save_tensors, user_path, weights_path
 from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
@@ -142,7 +142,7 @@ def load_reader(path:str|None=None, # file `train_reader` wrote; the packaged on
                )->Reader:           # on the CPU, in eval mode
     "The trained reader"
     reader = Reader()
-    reader.load_state_dict(load_file(path or weights_path('reader.safetensors')))
+    reader.load_state_dict(load_file(user_path(path) if path else weights_path('reader.safetensors')))
     return reader.eval().requires_grad_(False)
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #bfc36b5c

@@ -6,6 +6,8 @@
 __all__ = ['sdxl_sizes', 'build_sdxl', 'TinySDXLPipeline', 'plain_sdxl', 'load_tiny_sdxl']
 
 # %% ../../nbs/10_worlds/20_sdxl.ipynb #sdx00003
+from functools import wraps
+
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -71,6 +73,7 @@ def build_sdxl(name:str='random-sdxl',      # a key of `sdxl_sizes`
 # %% ../../nbs/10_worlds/20_sdxl.ipynb #sdx00011
 class TinySDXLPipeline(StableDiffusionXLPipeline):
     "A `StableDiffusionXLPipeline` called with tiny-sdxl-turbo's defaults: 64 x 64, 4 steps, guidance 0"
+    known_as = 'tiny-sdxl-turbo' # in warnings
     @torch.no_grad()
     def __call__(self,
                  prompt:str|list|None=None,       # one or several prompts
@@ -85,11 +88,20 @@ class TinySDXLPipeline(StableDiffusionXLPipeline):
                  *args,                           # further arguments of the parent class, by position
                  **kwargs,                        # further arguments: generator, negative_prompt
                 ):                                # what the parent class returns
-        "Generate images, with a warning for words the tiny world has no meaning for"
-        for p in (prompt, prompt_2, kwargs.get('negative_prompt'), kwargs.get('negative_prompt_2')):
-            warn_unknown(p)
+        "Generate images"
         return super().__call__(prompt, prompt_2, height, width, num_inference_steps, timesteps, sigmas,
                                 denoising_end, guidance_scale, *args, **kwargs)
+
+    @wraps(StableDiffusionXLPipeline.encode_prompt)
+    def encode_prompt(self,
+                      prompt:str|list|None=None,   # one or several prompts
+                      prompt_2:str|list|None=None, # prompts for the second encoder; the same when None
+                      *args,                       # further arguments of the parent class, by position
+                      **kwargs,                    # further arguments: negative_prompt, clip_skip
+                     ):                            # what the parent class returns
+        "Text embeddings, with a warning for words the tiny world has no meaning for"
+        warn_unknown(self, prompt, prompt_2, kwargs.get('negative_prompt'), kwargs.get('negative_prompt_2'))
+        return super().encode_prompt(prompt, prompt_2, *args, **kwargs)
 
     def save_pretrained(self,
                         folder,   # folder to write
@@ -98,6 +110,7 @@ class TinySDXLPipeline(StableDiffusionXLPipeline):
         "Save as a plain `StableDiffusionXLPipeline`"
         plain_sdxl(self).save_pretrained(folder, **kwargs)
 
+# %% ../../nbs/10_worlds/20_sdxl.ipynb #sdx00030
 def plain_sdxl(pipe:StableDiffusionXLPipeline,     # pipeline, or one of a subclass
                cls:type=StableDiffusionXLPipeline, # class of the result
               )->StableDiffusionXLPipeline:        # of class `cls`; the parts are shared

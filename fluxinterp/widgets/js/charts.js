@@ -29,13 +29,14 @@ const chart = ({
   yText = show,
   low = null,
   high = null,
+  left = null,
   xTicks = null,
 }) => {
   const all = (k) => series.flatMap((s) => s[k]),
     xs = all("x"),
     ys = all("y");
   if (!xs.length) return make("p", { class: "flx-quiet" }, `${label}: nothing to show`);
-  let [x0, x1] = [Math.min(...xs), Math.max(...xs)],
+  let [x0, x1] = [left ?? Math.min(...xs), Math.max(...xs)],
     [y0, y1] = [low ?? Math.min(0, ...ys), high ?? Math.max(...ys)];
   if (x0 === x1) {
     x0 -= 0.5;

@@ -148,3 +148,46 @@ const scaleBar = (low, high, name, alpha, signed) => {
   }
   return make("span", { class: "flx-scale" }, show(low), c, show(high));
 };
+
+const lookControls = (look, scales, restyle) => {
+  // overlay, colors and scale; scales: [value, text] pairs
+  const put = (k) => (v) => {
+    look[k] = v;
+    restyle();
+  };
+  const strength = slider({
+      label: "overlay",
+      max: 1,
+      step: 0.05,
+      value: look.alpha,
+      text: (v) => `${Math.round(100 * v)} %`,
+      oninput: put("alpha"),
+    }),
+    colors = choice({
+      label: "colors",
+      options: colorNames,
+      value: look.colors,
+      onchange: put("colors"),
+    }),
+    scale = choice({ label: "scale", options: scales, value: look.scale, onchange: put("scale") });
+  return {
+    strength: strength.el,
+    colors: colors.el,
+    scale: scale.el,
+    set() {
+      strength.set(look.alpha);
+      colors.select.value = look.colors;
+      scale.select.value = look.scale;
+    },
+  };
+};
+const follow = (model, look, names, then) =>
+  Object.fromEntries(
+    names.map((k) => [
+      k,
+      () => {
+        look[k] = model.get(k);
+        then();
+      },
+    ]),
+  ); // handlers for `listen`

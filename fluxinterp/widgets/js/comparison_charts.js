@@ -74,6 +74,7 @@ const render = ({ model, el }) => {
               text: () => `${d.name}: L0 ${d.l0.toFixed(1)}, FVU ${d.fvu.toFixed(3)}`,
             })),
             x: "L0, active features per token",
+            left: 0,
             y: "FVU",
             width: 260,
             height: 180,

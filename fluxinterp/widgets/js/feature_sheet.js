@@ -431,17 +431,14 @@ const render = ({ model, el }) => {
       v >= 0 && !shown?.steps ? every() : paint();
     },
   });
-  const strength = slider({
-    label: "overlay",
-    max: 1,
-    step: 0.05,
-    value: look.alpha,
-    text: (v) => `${Math.round(100 * v)} %`,
-    oninput: (v) => {
-      look.alpha = v;
-      paint();
-    },
-  });
+  const looks = lookControls(
+    look,
+    [
+      ["feature", "feature max"],
+      ["picture", "each image's max"],
+    ],
+    paint,
+  );
 
   gallery.append(
     make("div", { class: "flx-row", role: "tablist", "aria-label": "which images" }, tabs),
@@ -449,28 +446,9 @@ const render = ({ model, el }) => {
       "div",
       { class: "flx-row" },
       time.el,
-      strength.el,
-      choice({
-        label: "colors",
-        options: colorNames,
-        value: look.colors,
-        onchange: (v) => {
-          look.colors = v;
-          paint();
-        },
-      }).el,
-      choice({
-        label: "scale",
-        options: [
-          ["feature", "feature max"],
-          ["picture", "each image's max"],
-        ],
-        value: look.scale,
-        onchange: (v) => {
-          look.scale = v;
-          paint();
-        },
-      }).el,
+      looks.strength,
+      looks.colors,
+      looks.scale,
       choice({
         label: "size",
         options: sizes,

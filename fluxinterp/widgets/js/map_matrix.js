@@ -19,38 +19,14 @@ const render = ({ model, el }) => {
   const steps = () => get("levels").length,
     where = (s) => `step ${s + 1} of ${steps()}, noise ${get("levels")[s].toFixed(2)}`;
 
-  const strength = slider({
-    label: "overlay",
-    max: 1,
-    step: 0.05,
-    value: look.alpha,
-    text: (v) => `${Math.round(100 * v)} %`,
-    oninput: (v) => {
-      look.alpha = v;
-      restyle();
-    },
-  });
-  const colors = choice({
-    label: "colors",
-    options: colorNames,
-    value: look.colors,
-    onchange: (v) => {
-      look.colors = v;
-      restyle();
-    },
-  });
-  const scale = choice({
-    label: "scale",
-    options: [
+  const looks = lookControls(
+    look,
+    [
       ["row", "each row its own"],
       ["common", "one for all rows"],
     ],
-    value: look.scale,
-    onchange: (v) => {
-      look.scale = v;
-      restyle();
-    },
-  });
+    () => restyle(),
+  );
   const side = choice({
     label: "maps",
     options: Object.keys(sides).map((k) => [k, k]),
@@ -68,9 +44,9 @@ const render = ({ model, el }) => {
       "div",
       { class: "flx-row" },
       side.el,
-      scale.el,
-      colors.el,
-      strength.el,
+      looks.scale,
+      looks.colors,
+      looks.strength,
       legend,
     ),
     frame = make("div", { class: "flx-mframe" });
@@ -406,21 +382,10 @@ const render = ({ model, el }) => {
     note: soon,
     pictures: load,
     chosen,
-    alpha: () => {
-      look.alpha = get("alpha");
-      strength.set(look.alpha);
+    ...follow(model, look, ["alpha", "colors", "scale"], () => {
+      looks.set();
       restyle();
-    },
-    colors: () => {
-      look.colors = get("colors");
-      colors.select.value = look.colors;
-      restyle();
-    },
-    scale: () => {
-      look.scale = get("scale");
-      scale.select.value = look.scale;
-      restyle();
-    },
+    }),
     side: () => {
       look.side = get("side");
       side.select.value = look.side;

@@ -72,26 +72,6 @@ const render = ({ model, el }) => {
     bars();
   };
 
-  const strength = slider({
-    label: "overlay",
-    max: 1,
-    step: 0.05,
-    value: look.alpha,
-    text: (v) => `${Math.round(100 * v)} %`,
-    oninput: (v) => {
-      look.alpha = v;
-      restyle();
-    },
-  });
-  const colors = choice({
-    label: "colors",
-    options: colorNames,
-    value: look.colors,
-    onchange: (v) => {
-      look.colors = v;
-      restyle();
-    },
-  });
   const fixed = make("input", {
     type: "number",
     min: 0,
@@ -103,21 +83,6 @@ const render = ({ model, el }) => {
       restyle();
     },
   });
-  const scale = choice({
-    label: "scale",
-    options: [
-      ["feature", "feature max"],
-      ["picture", "image max"],
-      ["fixed", "fixed"],
-    ],
-    value: look.scale,
-    onchange: (v) => {
-      look.scale = v;
-      fixed.hidden = v !== "fixed";
-      restyle();
-    },
-  });
-  fixed.hidden = look.scale !== "fixed";
   const smooth = tick({
     label: "smooth",
     value: look.smooth,
@@ -126,24 +91,26 @@ const render = ({ model, el }) => {
       restyle();
     },
   });
+  const looks = lookControls(
+    look,
+    [
+      ["feature", "feature max"],
+      ["picture", "image max"],
+      ["fixed", "fixed"],
+    ],
+    () => {
+      fixed.hidden = look.scale !== "fixed";
+      restyle();
+    },
+  );
+  fixed.hidden = look.scale !== "fixed";
   const shows = () => {
-    strength.set(look.alpha);
-    colors.select.value = look.colors;
-    scale.select.value = look.scale;
+    looks.set();
     fixed.value = look.fixed;
     fixed.hidden = look.scale !== "fixed";
     smooth.input.checked = look.smooth;
-  };
-  const looks = Object.fromEntries(
-    Object.keys(look).map((k) => [
-      k,
-      () => {
-        look[k] = get(k);
-        shows();
-        restyle();
-      },
-    ]),
-  ); // what the kernel says holds for one of them
+    restyle();
+  }; // what the kernel says
 
   const slice = (f, s) => {
     const [, S, R, C] = get("shape"),
@@ -466,8 +433,8 @@ const render = ({ model, el }) => {
   const controls = make(
     "div",
     {},
-    make("div", { class: "flx-row" }, play, time.el, strength.el),
-    make("div", { class: "flx-row" }, colors.el, scale.el, fixed, smooth.el),
+    make("div", { class: "flx-row" }, play, time.el, looks.strength),
+    make("div", { class: "flx-row" }, looks.colors, looks.scale, fixed, smooth.el),
   );
   box.append(stage, controls, says);
   const off = listen(model, {
@@ -477,7 +444,7 @@ const render = ({ model, el }) => {
     words: soon,
     empty: soon,
     pictures: load,
-    ...looks,
+    ...follow(model, look, Object.keys(look), shows),
     step: () => {
       step = get("step");
       if (many()) go(step < 0 ? many() - 1 : Math.min(step, many() - 1));
