@@ -315,7 +315,7 @@ def read_tensor(file,     # a safetensors file
                )->Tensor:
     "One tensor of a file; raises `AtlasError` when it is not there"
     try:
-        with safe_open(file, 'pt') as f: return f.get_tensor(name)
+        with uninterrupted(), safe_open(file, 'pt') as f: return f.get_tensor(name) # Ctrl-C is no damage
     except (OSError, SafetensorError) as e:
         raise AtlasError(f'{file} is missing or damaged ({e}): build the atlas again into the same '
                          'folder') from None

@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import plain_torch, save_json, save_tensors
+from ..core import plain_torch, save_json, save_tensors, uninterrupted
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -59,7 +59,7 @@ def read_tensors(path:str|Path, # safetensors file
     "The tensors a safetensors file holds; raises `DictionaryFileError` where it is missing or damaged"
     if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
     try:
-        with safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
+        with uninterrupted(), safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
             return {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: # a damaged header can raise nearly anything
         raise DictionaryFileError(f'{path} is damaged: {e}') from e

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..core import load_json, save_json, save_tensors
+from ..core import load_json, save_json, save_tensors, uninterrupted
 from ..dictionaries.kernels import choose_again, chosen
 from .training_folders import another_run, differences, origin_differences
 
@@ -65,7 +65,8 @@ def _read(path): # -> (step, stream, kept of each run, kernels, tensors); raises
     about = load_json(path/'state.json')
     if about['checksum']!=_checksum(path/'state.safetensors'):
         raise ValueError('the checksum of its tensors is wrong')
-    with safe_open(path/'state.safetensors', 'pt') as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
+    with uninterrupted(), safe_open(path/'state.safetensors', 'pt') as f: # torch makes Ctrl-C a `ValueError`
+        tensors = {k: f.get_tensor(k) for k in f.keys()}
     for run in about['runs']: # raises now when one is missing
         for key in ('config', 'meta', 'step', 'first', 'done', 'best', 'waited', 'evaluated'): run[key]
     stream = {k: about['stream'][k] for k in ('epoch', 'taken', 'seed', 'logged')}
