@@ -59,7 +59,8 @@ def read_tensors(path:str|Path, # safetensors file
     "The tensors a safetensors file holds; raises `DictionaryFileError` where it is missing or damaged"
     if not Path(path).is_file(): raise DictionaryFileError(f'{path} is missing')
     try:
-        with uninterrupted(), safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
+        with uninterrupted(), safe_open(path, 'pt') as f:
+            # copies are aligned as any tensor: products have the same last bits
             return {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: # a damaged header can raise nearly anything
         raise DictionaryFileError(f'{path} is damaged: {e}') from e

@@ -28,8 +28,8 @@ from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
 from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
-    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, say_finished,
-    starting_dictionary, sweep)
+    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn,
+    say_finished, starting_dictionary)
 from .training_run import TrainingRun, process_rank
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db4
@@ -376,7 +376,7 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
                       checkpoint_every, keep, loggers, eval_every, patience, shard_latents, several)
     before = trainer.finished(width, mark, again)
     if before and all(d.config.steps==c.steps for d,c in zip(before, configs)):
-        if trainer.writes: sweep(trainer.folder)
+        if trainer.writes: remove_torn(trainer.folder)
         for f,d in zip(trainer.folders, before) if not trainer.rank else ():
             say_finished(f, d, data, split, 'steps')
         return before if several else before[0]

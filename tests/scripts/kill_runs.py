@@ -119,7 +119,10 @@ def files(out): # by name; a store keeps its lock
     paths = [p for p in sorted(out.rglob('*')) if p.is_file() and p.name!='.lock' and '.saving-' not in p.as_posix()]
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in paths}
 
-def arrays(out): return {k: v for k,v in files(out).items() if not k.endswith('.sqlite')}|dict(text=fi.Atlas(out).pictures.to_json())
+def arrays(out): # an interrupted scan has its blocks cut elsewhere: what they hold is compared
+    atlas = fi.Atlas(out)
+    whole = {k: v for k,v in files(out).items() if not k.startswith('blocks/') and not k.endswith(('.sqlite', 'atlas.json'))}
+    return whole|dict(text=atlas.pictures.to_json(), peaks=atlas.peaks().tobytes())
 def said(out): return dict(said=fi.explanations(fi.Atlas(out), 'prompts').to_json())
 def scored(out): return dict(scored=fi.scores(fi.Atlas(out), 'prompts', 'localization').to_json())
 
