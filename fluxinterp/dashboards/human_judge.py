@@ -243,7 +243,7 @@ def next(self:HumanJudge):
         else:
             t = self.now.task
             answers = _answers(t)
-            self.size = min(360, 1100//max(1, len(t.pictures)))
+            self.size = 360 if len(t.pictures)<3 else 220
             self.asks,self.description = _questions[t.kind][0],t.description
             self.images = task_images(t, self.size)
         self.pictures,self.tiles = tile_images(list(self.images.values()), 2*self.size)
