@@ -56,11 +56,11 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
+from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
 from .dictionaries.metrics import explained_variance_variants as explained_variance_variants
 from .dictionaries.metrics import fvu as fvu
-from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.files import DictionaryFileError as DictionaryFileError
 from .dictionaries.files import save_dictionary as save_dictionary
 from .dictionaries.sparse_ops import bf16_pays as bf16_pays

@@ -33,7 +33,7 @@ def test_no_module_names_what_windows_lacks():
                 assert (n.value.id, n.attr) not in {*(('os', a) for a in of_os), *(('signal', a) for a in of_signal)}, at
                 assert (n.value.id, n.attr)!=('os', 'rename'), f'{at}: os.replace also goes over a file that is there'
             if isinstance(n, ast.keyword): assert n.arg not in ('preexec_fn', 'pass_fds', 'umask'), at
-            if isinstance(n, ast.Call) and ast.unparse(n.func).rpartition('.')[2]=='get_context': assert ast.unparse(n)=='get_context(\'spawn\')', at
+            if isinstance(n, ast.Call) and 'get_context' in (getattr(n.func, 'id', ''), getattr(n.func, 'attr', '')): assert ast.unparse(n)=='get_context(\'spawn\')', at
 
 without = '''
     import os, signal, sys
@@ -84,7 +84,7 @@ def test_the_double_refuses_float64():
 
 def road(device, out, name, site):
     "Everything that one does with a pipeline on a device, as numbers"
-    prompts,call = ['a red circle', 'a blue star on the left', 'a green heart', 'two yellow squares'],dict(num_inference_steps=2)
+    prompts,call = ['a red circle', 'a blue star on the left', 'a green heart'],dict(num_inference_steps=2)
     pipe = fi.load_pipeline(name).to(device)
     rec = fi.record(pipe, prompts, [site], images=True, previews=True, **call)
     d = fi.random_directions(rec[site], 40, 8).to(device)
@@ -99,9 +99,9 @@ def road(device, out, name, site):
     itda = fi.fit_itda(fi.ITDAConfig(k=4, max_atoms=24), rec[site], progress=False, device=str(device))
     for n,own in (('directions', d), ('itda', itda.to(device))):
         res[f'{n} fvu'] = torch.tensor(fi.evaluate(own, store.site(site)).to_dict()['fvu'])
-        res[f'{n} map'] = torch.as_tensor(fi.activation_map(pipe, own, 3, prompts[:2], **call).values)
         res[f'{n} splice'] = torch.tensor(fi.splice(pipe, own, prompts[:2], **call).frame.select_dtypes('number').to_numpy())
-        res[f'{n} atlas'] = torch.as_tensor(fi.build_atlas(own, rec, out/n, progress=False).array('totals/sums'))
+    res['map'] = torch.as_tensor(fi.activation_map(pipe, d, 3, prompts[:2], **call).values)
+    res['atlas'] = torch.as_tensor(fi.build_atlas(d, rec, out/'atlas', progress=False).array('totals/sums'))
     return res
 
 @pytest.mark.parametrize('name,site', [('random-flux', 'double.0.image'), ('random-sdxl', 'down.2.1')])

@@ -142,7 +142,9 @@ class PromptBatches:
         self.images = num_images_per_prompt
         if not isinstance(self.images, int) or self.images<1:
             raise ValueError(f'num_images_per_prompt={self.images!r}: give a number of at least 1')
-        self.call = {k: v for k,v in call.items() if v is not None or k=='negative_prompt'}
+        # None is no argument, except where the pipeline has another default: PixArt's negative prompt
+        defaults = {k: p.default for k,p in inspect.signature(type(pipe).__call__).parameters.items()}
+        self.call = {k: v for k,v in call.items() if v is not None or defaults.get(k) is not None}
         self.embedded = 'prompt_embeds' in self.call
         self.shared = _shared_images(pipe, self.call)
         self.encode = None # in place of prompts: function from them to the arguments that hold them encoded

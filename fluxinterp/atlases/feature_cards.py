@@ -6,7 +6,7 @@
 __all__ = ['Example', 'FeatureCard']
 
 # %% ../../nbs/50_atlases/12_feature_cards.ipynb #afc00003
-import base64, html, io
+import base64, html
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .annotations import shown_images
+from .atlas_files import open_thumbnail
 from ..overlays import image_bytes, image_grid, overlay
 
 # %% ../../nbs/50_atlases/12_feature_cards.ipynb #atl00006
@@ -78,7 +79,7 @@ class FeatureCard:
     def shown(self)->dict: # 'icon' or 'patch' -> PIL image
         "Images of its own, from `add_icons` and `add_patches`"
         kept = shown_images(self.atlas.text, self.feature)
-        return {k: Image.open(io.BytesIO(j)).convert('RGB') for k,j in kept.items()}
+        return {k: open_thumbnail(j, 2048, self.atlas.text.path) for k,j in kept.items()}
 
     def __repr__(self):
         s,a = self.statistics,self.atlas

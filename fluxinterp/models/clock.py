@@ -50,7 +50,6 @@ class Clock:
         self.timesteps = None   # timestep of every step that is run, (step,), or None before the first
         self.first = 0          # place of step 0 among the scheduler's timesteps; above 0 in img2img
         self.forwards = 0       # calls of the denoiser and of text encoders so far; ends of runs count, too
-        self.num_images = None  # images in this call of the pipeline; None when not known
         self.layout = Layout()  # token layout of the denoiser call now running
         self.grid = None        # rows and columns of the image tokens at the site that is being looked at
         self.encoding = None    # (name, earlier runs, rows) of the text encoder now running, or None

@@ -16,7 +16,7 @@ from fluxinterp.models.guidance_rows import guidance_kinds
 from fluxinterp.models.miniatures import miniature, miniature_call, miniatures
 from fluxinterp.models.pipelines import denoiser_of, image_generators
 
-steps = 3
+steps,size = 3,(64, 96)
 
 def classes(name):
     "Pipelines whose denoiser can be the miniature's: by the annotation of that part"
@@ -32,14 +32,14 @@ def classes(name):
         yield cls
 
 def arguments(pipe, name, n, guidance):
-    takes,call = call_parameters(pipe)[0],miniature_call(name, n, guidance)
+    takes,call = call_parameters(pipe)[0],miniature_call(name, n, guidance, *size)
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 255, (48, 80, 3), dtype=np.uint8)) for _ in range(n)]
-    more = dict(image=pictures, control_image=pictures, strength=.7, pag_scale=3., mask_image=[Image.fromarray((np.arange(80)[None].repeat(48, 0)<40).astype(np.uint8)*255)]*n)
+    pictures = [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for _ in range(n)]
+    more = dict(image=pictures, control_image=pictures, strength=.7, pag_scale=3., mask_image=[Image.fromarray((np.arange(size[1])[None].repeat(size[0], 0)<40).astype(np.uint8)*255)]*n)
     return {k: v for k,v in (more|call).items() if k in takes}
 
 def last_block(pipe):
-    sites = [s for s in fi.list_sites(pipe, 48, 80) if s.stream=='image' and s.read in ('output', 'update')]
+    sites = [s for s in fi.list_sites(pipe, *size) if s.stream=='image' and s.read in ('output', 'update')]
     return [s for s in sites if not s.name.endswith(('.attn', '.cross', '.mlp'))][-1]
 
 def by_hook(pipe, site, call, n):
@@ -74,7 +74,7 @@ def check(name, cls, guidance, n=2):
     if not want<=set(found): return f'WRONG kinds {sorted(found)}'
     for k,x in found.items():
         for s in range(x.shape[1]):
-            same = [b for b in blocks if b.shape[1]>=x.shape[2] and any(torch.equal(b[:,t:t+x.shape[2]], x[:,s]) for t in (0, b.shape[1]-x.shape[2]))]
+            same = [b for b in blocks if b.shape[1]>=x.shape[2] and any(torch.equal(b[:,t:t+x.shape[2]], x[:,s]) for t in (0, 6, b.shape[1]-x.shape[2]))]
             if not same: return f'WRONG: no hook saw the {k} rows of step {s}'
     distinct = len({float(x.double().sum()) for x in found.values()})
     if distinct<len(found): return f'WRONG: {len(found)} kinds, {distinct} of them distinct'
