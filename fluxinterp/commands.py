@@ -34,6 +34,7 @@ _phrases = (
     (r'harvest with tokens=None', 'harvest without --tokens'),
     (r'harvest with guidance="conditional" or "both"', 'harvest with --guidance conditional or both'),
     (r'the same call goes on', 'the same command goes on'),
+    (r'again=True \(--again\)', '--again'),
     (r'make a copy of your own with atlas\.copy\(folder\), and write to that',
      'make one of your own with fluxinterp atlas, or in Python with fi.Atlas(name).copy(folder)'),
     (r'(?<!in Python, )(?<!in Python with )\bfi\.(\w+)\(', r'in Python, fi.\1('))

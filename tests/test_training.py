@@ -92,7 +92,7 @@ def test_a_finished_folder_on_the_command_line(acts, alone, tmp_path):
     code,said = command('--steps', '80')
     assert code==0 and 'is finished, since' in said and 'FVU 0.' in said and 'TopKSAE' not in said, said
     code,said = command('--steps', '80', '--k', '8', '--lr', '.001')
-    assert code==1 and 'k=4, here 8; lr=0.002, here 0.001' in said and 'again' in said, said
+    assert code==1 and '(--k 4, here 8; --lr 0.002, here 0.001): give another folder, or --again to train anew' in said, said
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()}==before
     code,said = command('--steps', '90')
     assert code==0 and 'goes on from its 80 steps' in said and fi.load_dictionary(out).config.steps==90, said
