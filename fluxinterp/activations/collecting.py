@@ -92,7 +92,7 @@ def _check_computed(missing): # (site, step, kind) keys that a step did not brin
     if name.endswith('.map'): why = 'attention is not computed by scaled_dot_product_attention there'
     raise RuntimeError(f'{name} was not computed in step {step}: {why}')
 
-# %% ../../nbs/20_activations/16_collecting.ipynb #c1600001
+# %% ../../nbs/20_activations/16_collecting.ipynb #col00001
 class Collector:
     "Collects the activations of one batch as the hooks bring them"
     def __init__(self,

@@ -19,7 +19,8 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from ..core import file_checksum, plain_torch, save_json, save_tensors, user_path, writing
+from fluxinterp.core import (file_checksum, plain_torch, save_json, save_tensors, uninterrupted, user_path,
+    writing)
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
 
@@ -59,7 +60,8 @@ def read_tensors(path:str|Path, # safetensors file
     "The tensors a safetensors file holds; raises `DictionaryFileError` where it is missing or damaged"
     if not os.path.isfile(path): raise DictionaryFileError(f'{path} is missing')
     try:
-        with safe_open(path, 'pt') as f: # copies are aligned as any tensor: products have the same last bits
+        with uninterrupted(), safe_open(path, 'pt') as f:
+            # copies are aligned as any tensor: products have the same last bits
             return {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: # a damaged header can raise nearly anything
         raise DictionaryFileError(f'{path} is damaged: {e}') from e

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..core import file_checksum, is_sealed, load_json, save_json, save_tensors, seal, writing
+from ..core import (file_checksum, is_sealed, load_json, save_json, save_tensors, seal,
+    uninterrupted, writing)
 from ..dictionaries.kernels import choose_again, chosen
 from .training_folders import another_run, differences, origin_differences
 
@@ -45,7 +46,8 @@ def _read(path): # -> (what JSON holds, tensors); raises whatever damage leads t
     if not is_sealed(about): raise ValueError('its own checksum is wrong')
     if about['checksum']!=file_checksum(path/'state.safetensors'):
         raise ValueError('the checksum of its tensors is wrong')
-    with safe_open(path/'state.safetensors', 'pt') as f: return about,{k: f.get_tensor(k) for k in f.keys()}
+    with uninterrupted(), safe_open(path/'state.safetensors', 'pt') as f: # torch makes Ctrl-C a `ValueError`
+        return about,{k: f.get_tensor(k) for k in f.keys()}
 
 def newest_state(folder:Path,   # folder of the run's checkpoints
                 )->tuple|None:  # what JSON holds, tensors by name; None where no checkpoint can be read

@@ -29,8 +29,8 @@ from .checkpoints import newest_state, write_state
 from .token_streams import token_stream, stream_length, captions_of
 from .distinct_directions import central_rows, distinct_rows
 from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
-    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, say_finished,
-    starting_dictionary)
+    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn,
+    say_finished, starting_dictionary)
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2400016
 class _At(NamedTuple): # where a run is; replaced as one, so that an interruption leaves a whole state
@@ -345,6 +345,7 @@ def fit_itda(config:ITDAConfig,        # how it grows and encodes
     new = again or out is None or has_checkpoint(folder)
     before = None if new else _finished(config, data, out, mark)
     if before is not None and _most(config)==_most(before.config):
+        remove_torn(folder)
         say_finished(out, before, data, split, 'tokens')
         return before
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data

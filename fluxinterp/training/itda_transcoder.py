@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import (default_device, file_checksum, float64_device, is_sealed, save_json,
-    save_tensors, seal, user_path)
+from ..core import (default_device, file_checksum, float64_device, is_sealed, plain_torch,
+    save_json, save_tensors, seal, user_path)
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
@@ -104,6 +104,7 @@ class ITDATranscoder(nn.Module):
 
 # %% ../../nbs/30_training/30_itda_transcoder.ipynb #ce4badae
 @patch
+@plain_torch()
 def encode(self:ITDATranscoder,
            x:torch.Tensor, # raw activations at the first site, (..., dx)
           )->SparseCode:   # codes, (..., k)
@@ -118,6 +119,7 @@ def linear(self:ITDATranscoder,
     return self.y_normalizer.mean+(x.float()-self.x_normalizer.mean)@self.skip
 
 @patch
+@plain_torch()
 def decode(self:ITDATranscoder,
            code:SparseCode, # codes of `x`
            x:torch.Tensor,  # raw activations at the first site, (..., dx)
@@ -291,6 +293,7 @@ def _grow_pairs(grown, batches, tokens, progress): # `tokens`: of one pass; Ctrl
     finally: bar.close()
 
 @torch.no_grad()
+@plain_torch()
 def fit_transcoder(config:ITDAConfig,    # how pairs grow, by rule 'fvu', and the normalizer of both sites
                    x,                    # first site's activations: `SiteRecord`, store data or (..., dx)
                    y,                    # second site's activations, of the same tokens

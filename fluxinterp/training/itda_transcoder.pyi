@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import default_device, file_checksum, float64_device, is_sealed, save_json, save_tensors, seal, user_path
+from ..core import default_device, file_checksum, float64_device, is_sealed, plain_torch, save_json, save_tensors, seal, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
@@ -49,12 +49,14 @@ class ITDATranscoder(nn.Module):
     def __repr__(self):
         ...
 
+    @plain_torch()
     def encode(self, x: torch.Tensor) -> SparseCode:
         ...
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         ...
 
+    @plain_torch()
     def decode(self, code: SparseCode, x: torch.Tensor) -> torch.Tensor:
         ...
 class _Linear(NamedTuple):
@@ -89,6 +91,7 @@ class _GrowingPairs:
 _refits = ('atoms', 'scale', 'none')
 _most_refitted = 8192
 @torch.no_grad()
+@plain_torch()
 def fit_transcoder(config: ITDAConfig, x, y, split: str | None=None, skip: bool=True, refit: str='atoms', ridge: float=1e-06, atom_ridge: float=0.1, device=None, progress: bool=True) -> ITDATranscoder:
     ...
 @torch.no_grad()

@@ -29,8 +29,8 @@ from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
 from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
-    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, say_finished,
-    starting_dictionary)
+    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn,
+    say_finished, starting_dictionary)
 from .training_run import TrainingRun, process_rank
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db4
@@ -378,8 +378,9 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
                       checkpoint_every, keep, loggers, eval_every, patience, shard_latents, several)
     before = trainer.finished(width, mark, again)
     if before and all(d.config.steps==c.steps for d,c in zip(before, configs)):
-        if not trainer.rank:
-            for f,d in zip(trainer.folders, before): say_finished(f, d, data, split, 'steps')
+        if trainer.writes: remove_torn(trainer.folder)
+        for f,d in zip(trainer.folders, before) if not trainer.rank else ():
+            say_finished(f, d, data, split, 'steps')
         return before if several else before[0]
     with only_run(trainer.folder if trainer.writes else None):
         trainer.begin(normalizer_tokens, width, before, start, again)
