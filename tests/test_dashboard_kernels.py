@@ -22,7 +22,7 @@ def test_kernels_end_with_their_pages(browser):
     with served(dashboard_notebook('tiny-flux/double.1.image', 'tiny-flux', 'steps'), idle=2) as s:
         with open_page(browser) as page:
             seen = []
-            for load in (lambda: page.goto(s.url), page.reload):
+            for load in (lambda: page.goto(s.url, timeout=90_000), lambda: page.reload(timeout=90_000)):
                 load()
                 page.wait_for_selector('.flx-player canvas', timeout=90_000)
                 until(s, 1)

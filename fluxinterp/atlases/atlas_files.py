@@ -20,7 +20,7 @@ from torch import Tensor
 from .annotations import AtlasError, AtlasText
 from .scan_statistics import example_lists, halves, histogram_bins, shape_statistics
 from ..arguments import did_you_mean
-from ..core import file_checksum, is_sealed, packaged_names, writing
+from ..core import file_checksum, is_sealed, packaged_names, uninterrupted, writing
 
 # %% ../../nbs/50_atlases/08_atlas_files.ipynb #afl00007
 atlas_format = 2 # 1 had no checksums of its files
@@ -111,7 +111,7 @@ def read_tensor(file,     # a safetensors file
                )->Tensor:
     "One tensor of a file; raises `AtlasError` when it is not there"
     try:
-        with safe_open(file, 'pt') as f: return f.get_tensor(name)
+        with uninterrupted(), safe_open(file, 'pt') as f: return f.get_tensor(name) # Ctrl-C is no damage
     except Exception as e: # a damaged header can raise nearly anything
         raise AtlasError(f'{file} is missing or damaged ({e}): build the atlas again into the same '
                          'folder') from None
@@ -225,7 +225,7 @@ class AtlasFiles:
         if self.about['format']>1 and self.about['files'].get(name)!=file_checksum(path):
             raise AtlasError(f'{path} does not match its checksum in atlas.json, it is damaged: {_again}')
         try:
-            with safe_open(path, 'pt') as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
+            with uninterrupted(), safe_open(path, 'pt') as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
         except Exception as e: # a damaged header can raise nearly anything
             raise AtlasError(f'{path} is missing or damaged ({e}): {_again}') from None
         checks = {'features.safetensors': _check_features, 'examples.safetensors': _check_examples}

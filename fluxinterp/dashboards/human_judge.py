@@ -200,7 +200,8 @@ class HumanJudge(View):
 def _choose(self:HumanJudge, features, most): # questions in random order; the view says of what
     found = explanations(self.atlas, self.explainer)
     good,other = _explained(found, features, self.explainer),shuffled_explanations(found, self.seed)
-    def ask(f): return _feature_questions(self.atlas, self.scorer, found, other, f)
+    def ask(f): # number of a feature
+        return _feature_questions(self.atlas, self.scorer, found, other, f)
     if features is None: tasks = _drawn(ask, good, most, self.seed)
     else: tasks = [q for f in good for q in ask(f)]
     some = sorted({q.feature for q in tasks})
@@ -224,9 +225,10 @@ def _score_of(self:HumanJudge, shuffled): # of all answers together; NaN where t
 def _tell(self:HumanJudge, answered): # number of answers there are
     still = len(self.tasks)-answered
     self.share = answered/len(self.tasks) if self.tasks else 1.
-    left = np.median(self._seconds[-20:])*still if self._seconds and still else 0
-    span = f', about {round(left/60)} min left' if left>=60 else ', less than a minute left' if left else ''
-    self.says = f'{answered} of {len(self.tasks)} questions answered{span}'
+    self.says = f'{answered} of {len(self.tasks)} questions answered'
+    if self._seconds and still:
+        left = float(np.median(self._seconds[-20:]))*still
+        self.says += f', about {round(left/60)} min left' if left>=60 else ', less than a minute left'
     if still and (answered%10 or not answered): return
     own,other = ('–' if v!=v else f'{v:.2f}' for v in (self._score_of(False), self._score_of(True)))
     self.score = (f'{self.scorer.name} so far {own}, with words of other features {other}, '
@@ -243,7 +245,7 @@ def next(self:HumanJudge):
         else:
             t = self.now.task
             answers = _answers(t)
-            self.size = min(360, 1100//max(1, len(t.pictures)))
+            self.size = 360 if len(t.pictures)<3 else 220
             self.asks,self.description = _questions[t.kind][0],t.description
             self.images = task_images(t, self.size)
         self.pictures,self.tiles = tile_images(list(self.images.values()), 2*self.size)
@@ -282,6 +284,7 @@ def _same(self:HumanJudge, q): # the feature of each question that is this one i
     key = self.judge.key(q.task)
     return [u.feature for u in self.tasks if self.judge.key(u.task)==key]
 
+# %% ../../nbs/65_dashboards/45_human_judge.ipynb #humback01
 @patch
 def back(self:HumanJudge):
     "Ask the last question again"

@@ -330,6 +330,7 @@ def _endpoint_status(end, seen):
     s.changed = seen[-1][0] if len(seen)>1 else None
     return s
 
+# %% ../../nbs/65_dashboards/35_run_files.ipynb #rfkind001
 def _is_store(there): # names in a folder: whether a harvest writes there
     prompts = any(re.fullmatch(r'prompts-\d{5}\.jsonl', n) for n in there)
     return bool(_manifests&there) or prompts or there=={'.lock'}

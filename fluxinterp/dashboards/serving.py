@@ -193,7 +193,10 @@ def _setup(folder, notebook, settings): # the files of a server -> its environme
     return _quiet|rest|own|dict(JUPYTER_PATH=path) # quiet: what libraries print would stand on the page
 
 # %% ../../nbs/65_dashboards/50_serving.ipynb #ec40ef52
-_server = 'import sys; sys.path.append({!r}); from fluxinterp.dashboards.page_server import main; main()'
+_server = '''import sys
+sys.path.append({!r})
+from fluxinterp.dashboards.page_server import serve_pages
+serve_pages()'''
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_args): return None

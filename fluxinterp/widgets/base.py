@@ -229,6 +229,7 @@ def _page_state(w): # view -> its traits and its answers, as JSON
 def _script_json(v): # JSON in which neither a tag nor a comment begins
     return json.dumps(v).replace('<', '\\u003c')
 
+# %% ../../nbs/60_widgets/05_base.ipynb #pageof001
 def page_of(view)->str: # a `View` or a box of some
     "An offline page with the widget in it, as HTML, as it is when nothing is under way any more"
     for w in (view, *widget_parts(view)):

@@ -5,7 +5,7 @@ const render = ({ model, el }) => {
   const { tiles, load, done } = tileLoader(model, "pictures", () => draw());
   const alone = !model.widget_manager,
     asks = make("p", { class: "flx-asks", "aria-live": "polite" }),
-    stage = make("div", { class: "flx-row flx-top" }),
+    stage = make("div", { class: "flx-seen" }),
     row = make("div", { class: "flx-row", role: "group", "aria-label": "answers" }),
     bar = make("progress", { max: 1, "aria-label": "questions answered" }),
     says = make("span", { role: "status" }),
@@ -43,7 +43,7 @@ const render = ({ model, el }) => {
       h = Math.round((w * (tiles.about.height || 1)) / (tiles.about.width || 1)),
       c = make("canvas", { width: w, height: h, role: "img", "aria-label": name });
     tiles.draw(c.getContext("2d"), i, 0);
-    return make("figure", { style: `width: ${w}px` }, make("figcaption", {}, name), c);
+    return make("figure", { style: `max-width: ${w}px` }, make("figcaption", {}, name), c);
   };
   const tell = () => {
     bar.value = get("share");
@@ -60,12 +60,12 @@ const render = ({ model, el }) => {
     box.dataset.question = shown;
   };
   box.addEventListener("keydown", (e) => {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.repeat) return;
+    if (e.ctrlKey || e.metaKey || e.altKey) return;
+    if (e.key.length === 1) e.stopPropagation(); // a slip is no command to the notebook: x would cut the cell
     const b = [...row.children].find((b) => b.dataset.key === e.key.toLowerCase());
     if (!b) return;
     e.preventDefault();
-    e.stopPropagation();
-    if (!b.disabled) press(b.dataset.word);
+    if (!e.repeat && !b.disabled) press(b.dataset.word);
   });
   load();
   const off = listen(model, { question: load });
