@@ -21,7 +21,7 @@ from ..models.guidance_rows import asked_kinds
 from .site_records import Recording, SiteRecord
 from ..models.previews import decode_latents, predicted_clean
 from ..models.pipelines import image_size, check_pipeline
-from .batching import PromptBatches, PromptEncoder, batch_rows, batched, captions_of, check_call
+from .batching import PromptBatches, PromptEncoder, batch_rows, batched, call_captions, check_call
 from .hooks import hooked
 from ..models.description import describe
 from ..models.sites import Site, resolve_site
@@ -169,7 +169,7 @@ def record_batches(pipe,                              # diffusers pipeline
     check_call(pipe, call, inspect.signature(record_batches).parameters)
     kinds = asked_kinds(guidance)
     sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
-    prompts = captions_of(prompts, call)
+    prompts = call_captions(prompts, call)
     indices = list(range(len(prompts))) if indices is None else [int(i) for i in indices]
     if noise_levels is None and not isinstance(images, bool):
         raise ValueError('images to record need noise_levels=, e.g. (.75, .5, .25); '

@@ -6,7 +6,7 @@
 __all__ = ['EndpointError', 'BudgetSpent', 'Answerer', 'Endpoint']
 
 # %% ../../nbs/55_explaining/04_endpoint.ipynb #end00003
-import asyncio, base64, hashlib, json, queue, random, threading, time
+import asyncio, hashlib, json, queue, random, threading, time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
