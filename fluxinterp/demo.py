@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic_path, peak_memory, user_path
+from .core import peak_memory, user_path
+from .safe_files import atomic_path
 from .worlds.scenes import concepts, make_scene
 
 # %% ../nbs/91_demo.ipynb #2b35375d

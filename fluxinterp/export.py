@@ -13,7 +13,7 @@ import json
 import re
 from pathlib import Path
 
-from .core import atomic_path
+from .safe_files import atomic_path
 
 # %% ../nbs/94_export.ipynb #43a785f3
 mark = re.compile(r'%%(js|css)_file (\w+)\n')

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import fluxinterp as fi
 from fluxinterp.atlases.annotations import AtlasError
 from fluxinterp.atlases.atlas_files import array_files
-from fluxinterp.core import WriteError, load_json, save_json, seal
+from fluxinterp.safe_files import WriteError, load_json, save_json, seal
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here/'scripts'))

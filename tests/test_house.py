@@ -13,7 +13,8 @@ library = [p for p in notebooks if re.match(r'\d\d_', p.relative_to(root/'nbs').
 wings = ('worlds', 'models', 'activations', 'dictionaries', 'training', 'features', 'evaluation', 'steering', 'atlases',
          'autointerp', 'widgets', 'dashboards')
 apart = {'training', 'features', 'evaluation', 'steering', 'atlases'} # these import none of each other
-order = ('core', 'arguments', 'export', 'overlays', *wings, 'commands', 'packaged', 'demo', 'cli', '__init__')
+order = ('core', 'arguments', 'safe_files', 'export', 'overlays', *wings, 'commands', 'packaged', 'demo', 'cli',
+         '__init__')
 
 def name_of(path):
     return path.relative_to(root).as_posix()

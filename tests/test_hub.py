@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import fluxinterp as fi
-from fluxinterp.core import save_json, save_tensors
 from fluxinterp.dictionaries.dictionary import DictionaryMeta
 from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
+from fluxinterp.safe_files import save_json, save_tensors
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here/'peers'))

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from ..arguments import no_attribute, short_name
-from ..core import is_sealed, save_tensors, seal, tensors_checksum, user_path
+from ..core import user_path
 from ..models.guidance_rows import guidance_kinds
 from ..models.sites import Site
+from ..safe_files import is_sealed, save_tensors, seal, tensors_checksum
 splits = ('train', 'validation', 'test')
 def prompt_split(caption: str) -> str:
     ...

@@ -18,8 +18,8 @@ from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
-from ..core import atomic_path, write_advice
 from ..models.sites import Site
+from ..safe_files import atomic_path, write_advice
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #605a7af1
 class StoreError(ValueError):

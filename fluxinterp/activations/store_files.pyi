@@ -9,8 +9,8 @@ import torch
 from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
-from ..core import atomic_path, write_advice
 from ..models.sites import Site
+from ..safe_files import atomic_path, write_advice
 class StoreError(ValueError):
     pass
 _advice = write_advice | {errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb'}

@@ -19,7 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..arguments import check_text
-from ..core import WriteError
+from ..safe_files import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
 class AtlasError(ValueError): "An atlas that is missing, unfinished, damaged, or of something else"

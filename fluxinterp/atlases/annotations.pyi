@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..arguments import check_text
-from ..core import WriteError
+from ..safe_files import WriteError
 class AtlasError(ValueError):
     pass
 _application_id = 1718383969

@@ -21,9 +21,9 @@ from .building import finish, image_source, plan_atlas, scan_part, write_text
 from .redrawing import redrawn
 from ..activations.store import Store, StoreData
 from ..arguments import did_you_mean
-from fluxinterp.core import (compute_device, float64_device, load_json, save_json, user_path, write_error,
-    writing)
+from ..core import compute_device, float64_device, user_path
 from ..dictionaries.dictionary import Dictionary, check_belongs
+from ..safe_files import load_json, save_json, write_error, writing
 
 # %% ../../nbs/50_atlases/20_atlas_building.ipynb #atl00008
 @contextmanager

@@ -20,7 +20,8 @@ from torch import Tensor
 from .annotations import AtlasError, AtlasText
 from .scan_statistics import example_lists, halves, histogram_bins, shape_statistics
 from ..arguments import did_you_mean
-from ..core import file_checksum, is_sealed, packaged_names, uninterrupted, writing
+from ..core import packaged_names, uninterrupted
+from ..safe_files import file_checksum, is_sealed, writing
 
 # %% ../../nbs/50_atlases/08_atlas_files.ipynb #afl00007
 atlas_format = 2 # 1 had no checksums of its files

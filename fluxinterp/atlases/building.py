@@ -19,7 +19,7 @@ from .scan_statistics import FeaturePass, prompt_half
 from .annotations import AtlasError, AtlasText
 from fluxinterp.atlases.atlas_files import (array_files, atlas_format, atlas_key, block_files, read_tensor,
     text_digest)
-from ..core import save_json, save_tensors, seal, tensors_checksum, uninterrupted
+from ..core import uninterrupted
 from ..dictionaries.dictionary import Dictionary, two_sided, dictionary_fingerprint
 from ..activations.recording import record_batches
 from ..overlays import image_bytes
@@ -29,6 +29,7 @@ from ..models.pipelines import check_prompts
 from ..activations.site_records import Recording, SiteRecord
 from ..models.sites import resolve_site
 from ..activations.store import Store, StoreData
+from ..safe_files import save_json, save_tensors, seal, tensors_checksum
 
 # %% ../../nbs/50_atlases/10_building.ipynb #atf00006
 @dataclass

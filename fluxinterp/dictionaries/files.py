@@ -19,10 +19,10 @@ from zlib import crc32
 import torch
 from safetensors import safe_open
 
-from fluxinterp.core import (file_checksum, plain_torch, save_json, save_tensors, uninterrupted, user_path,
-    writing)
+from ..core import plain_torch, uninterrupted, user_path
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
+from ..safe_files import file_checksum, save_json, save_tensors, writing
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #f3483c9d
 class DictionaryFileError(ValueError):

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from ..arguments import did_you_mean, short_name
-from ..core import (atomic_path, packaged_names, plain_torch, save_json, user_path,
-                             weights_path)
+from ..core import packaged_names, plain_torch, user_path, weights_path
 from .dictionary import Dictionary
 from .interop import foreign_formats, load_foreign, means_file
 from .itda import ITDA, saelens_codes
 from .sae import SAEConfig
 from .files import (DictionaryFileError, own_file, read_cfg, restore_dictionary,
                                            save_dictionary, weights_file)
+from ..safe_files import atomic_path, save_json
 
 # %% ../../nbs/25_dictionaries/65_hub.ipynb #72ae540d
 class PublishedDictionary(NamedTuple):

@@ -12,12 +12,13 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from ..core import atomic_path, user_path
+from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
 from ..models.regions import Box, TextTokens, ActivationMask
 from .edits import Edit, edit_kinds
 from ..dictionaries.hub import load_dictionary
 from ..models.steps import Noise
+from ..safe_files import atomic_path
 from ..models.sites import Site
 
 # %% ../../nbs/45_steering/15_recipes.ipynb #602e2d65

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..core import (file_checksum, is_sealed, load_json, save_json, save_tensors, seal,
-    uninterrupted, writing)
+from ..core import uninterrupted
 from ..dictionaries.kernels import choose_again, chosen
+from ..safe_files import file_checksum, is_sealed, load_json, save_json, save_tensors, seal, writing
 from .training_folders import another_run, differences, origin_differences
 
 # %% ../../nbs/30_training/10_checkpoints.ipynb #c04132f5

@@ -17,13 +17,13 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import (default_device, file_checksum, float64_device, is_sealed, plain_torch,
-    save_json, save_tensors, seal, user_path)
+from ..core import default_device, float64_device, plain_torch, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite
 from ..dictionaries.files import DictionaryFileError, read_cfg, read_tensors, typed
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.pursuit import pursue
+from ..safe_files import file_checksum, is_sealed, save_json, save_tensors, seal
 from .distinct_directions import distinct_rows
 from .token_streams import captions_of, token_stream
 

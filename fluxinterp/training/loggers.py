@@ -9,7 +9,8 @@ __all__ = ['CSVLogger', 'tensorboard_logger', 'wandb_logger']
 import csv, sys
 from importlib.util import find_spec
 
-from ..core import atomic_path, user_path
+from ..core import user_path
+from ..safe_files import atomic_path
 
 # %% ../../nbs/30_training/05_loggers.ipynb #9ffc47a6
 class CSVLogger:

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import is_sealed, load_json, save_json, seal, uninterrupted, user_path
+from ..core import uninterrupted, user_path
 from ..dictionaries.baselines import LinearDictionary, pca
 from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
@@ -27,6 +27,7 @@ from ..dictionaries.metrics import GroupStatistics, evaluate, spaces
 from ..activations.site_records import token_batches
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
+from ..safe_files import is_sealed, load_json, save_json, seal
 from .sae_training import train
 from .training_folders import has_checkpoint
 

@@ -18,8 +18,9 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ..core import atomic_path, error_text
+from ..core import error_text
 from ..overlays import image_bytes
+from ..safe_files import atomic_path
 from .page import page_style, view_module, view_script, js_text
 
 image_memory_advice = 'Draw a smaller image or fewer steps, or load the pipeline with offload="model"'

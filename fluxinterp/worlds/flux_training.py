@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import (atomic_path, default_device, load_json, parallel_map, save_json, save_tensors,
-                             user_path)
+from ..core import default_device, parallel_map, user_path
+from ..safe_files import atomic_path, load_json, save_json, save_tensors
 from .scenes import caption_words, make_scene, object_factors
 from .flux import TinyFluxPipeline, build_flux, caption_tokens
 from fluxinterp.worlds.training_tools import (word_ids, factor_values, TrainingStage, set_rate, cosine_rate,

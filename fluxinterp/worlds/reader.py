@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, parallel_map, save_tensors, user_path, weights_path
+from ..core import default_device, parallel_map, user_path, weights_path
+from ..safe_files import save_tensors
 from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d

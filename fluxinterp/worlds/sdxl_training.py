@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, load_json, save_json, save_tensors
+from ..core import default_device
+from ..safe_files import load_json, save_json, save_tensors
 from .reader import prompt_adherence, read_images
 from .scenes import make_scene
 from .flux import caption_tokens

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import save_tensors
+from ..safe_files import save_tensors
 from . import scenes
 from .scenes import object_factors
 

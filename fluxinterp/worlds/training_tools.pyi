@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..core import save_tensors
+from ..safe_files import save_tensors
 from . import scenes
 from .scenes import object_factors
 _stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5)

@@ -18,9 +18,9 @@ sys.path.insert(0, str(here))
 import fluxinterp as fi
 from fluxinterp.atlases.atlas_files import array_files, atlas_key
 from fluxinterp.atlases.building import new_pass, scan_part, image_source, plan_atlas
-from fluxinterp.core import seal
 from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
+from fluxinterp.safe_files import seal
 from fluxinterp.training.checkpoints import newest_state, save_checkpoint
 from fluxinterp.training.itda_transcoder import fit_transcoder, load_transcoder, save_transcoder
 from fluxinterp.training.training_run import TrainingRun
