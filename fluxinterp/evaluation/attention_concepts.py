@@ -127,7 +127,7 @@ def watch_concepts(pipe,          # pipeline of FLUX.1's or SD 3's kind
                    words:list,    # words that compete for each token: two at least, e.g. with 'background'
                    blocks=None,   # numbers of double-stream blocks; all when None
                    temperature:float|None=None, # divisor of products; square root of their width when None
-                  )->Iterator[ConceptWatch]: # maps, filled with the prompts' rows of every call of the denoiser
+                  )->Iterator[ConceptWatch]: # maps, filled by every call with the prompts
     "ConceptAttention maps of some words in the prompts' rows of every call; generated images stay bit-exact"
     chosen = _chosen_blocks(pipe, words, blocks)
     net = describe(pipe).network
