@@ -19,7 +19,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..arguments import check_text
-from .row_checksums import add_checksums, checksum_column, damaged_rows, drop_rows, insert_row
+from .row_checksums import (add_checksums, check_words, checksum_column,
+                                                damaged_rows, drop_rows, insert_row)
 from ..core import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
@@ -95,9 +96,12 @@ def _written(path): # SQLite's own errors of a full disk, of a damaged file beco
         error.kept,error.then = 'What was finished before is kept','call it again'
         raise error from None
 
+# %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00024
 def _check_rows(text): # raises `AtlasError` unless every annotation matches its checksum
     with _reading(text.path): bad = list(damaged_rows(text.db))
-    if not bad: return
+    if not bad:
+        with _reading(text.path): check_words(read_uri(text.path))
+        return
     which = ', '.join(f'{n} of {table}' for table,n in Counter(table for table,_,_ in bad).items())
     raise AtlasError(f'{text.path} is damaged: rows do not match their checksums ({which}); restore it from '
                      'a copy, or call fluxinterp.atlases.annotations.drop_damaged on this file, which '
@@ -112,7 +116,7 @@ def _check_database(text, key): # raises `AtlasError` unless it is the sound fil
     except sqlite3.OperationalError as e:
         raise AtlasError(f'{path} cannot be opened now ({e}): another process may be writing to it; '
                          'try again') from None
-    except sqlite3.DatabaseError as e:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as e:
         raise AtlasError(f'{path} is damaged or no SQLite file ({e}): {_restore}') from None
     if application!=_application_id: raise AtlasError(f'{path} is a SQLite file of some other program')
     if bad!=['ok']: raise AtlasError(f'{path} is damaged ({bad[0]}): {_restore}')
@@ -294,6 +298,7 @@ def read_detail(detail:str, # detail of an explanation or a score, as it is kept
 # a field of `detail` in a query; None where the detail is damaged
 detail_field = "case when json_valid(detail) then json_extract(detail, '$.{}') end"
 
+# %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00025
 def _next_id(db, table): return db.execute(f'select coalesce(max(id), 0)+1 from {table}').fetchone()[0]
 
 def add_explanations(text:AtlasText, # file of the atlas
