@@ -311,9 +311,8 @@ def uninterrupted()->Iterator[None]: # nothing, while Ctrl-C waits
     hits = []
     signal.signal(signal.SIGINT, lambda *args: hits.append(args))
     try: yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if hits: signal.raise_signal(signal.SIGINT) # to whoever listens, also where the block failed
+    finally: signal.signal(signal.SIGINT, before)
+    if hits: signal.raise_signal(signal.SIGINT) # to whoever listens
 
 # %% ../nbs/00_core.ipynb #f0plain2
 @contextmanager
