@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .commands import (CommandGroup, count_or_auto, device_name, new_folder, number_ranges, one_of,
-                                 part_of, place_of, price_pair, prompts_file, step_numbers)
+    only_site, part_of, place_of, price_pair, prompts_file, run_loggers, saved_at, say_trained, step_numbers)
 
 # %% ../nbs/92_cli.ipynb #3d22d982
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False,
@@ -146,26 +146,6 @@ def harvest_command(
         batch_size=batch_size, max_gb=max_gb or None, append=append, **size)
     typer.echo(repr(store))
 
-# %% ../nbs/92_cli.ipynb #onlysite
-def _only_site(acts, store): # opened store; its folder or URL
-    if len(acts.sites)>1:
-        raise ValueError(f'{store} has the sites {", ".join(acts.sites)}: choose one with --site')
-    return acts.sites[0]
-
-def _loggers(csv, tensorboard): # file and folder, either empty
-    from fluxinterp.training.loggers import CSVLogger, tensorboard_logger
-    return [make(to) for make,to in ((CSVLogger, csv), (tensorboard_logger, tensorboard)) if to]
-
-def _say_trained(out, sae, data, split): # with its numbers on the test prompts, where none was trained on
-    from fluxinterp.dictionaries.metrics import evaluate
-    typer.echo(f'{out}: {sae!r}')
-    if split!='test' and (data.store.split_of==2).any():
-        typer.echo(repr(evaluate(sae, data, split='test')))
-
-# %% ../nbs/92_cli.ipynb #a4f95c73
-def _saved_at(folder): # time of a dictionary there; 0 without one
-    return (folder/'cfg.json').stat().st_mtime_ns if (folder/'cfg.json').is_file() else 0
-
 # %% ../nbs/92_cli.ipynb #f0split7
 @app.command('train')
 def train_command(
@@ -213,18 +193,18 @@ def train_command(
     from fluxinterp.training.training_run import joined_processes
     with joined_processes(device) as (device,first):
         acts = Store(store)
-        data = acts.site(site or _only_site(acts, store))
+        data = acts.site(site or only_site(acts, store))
         config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,
                            steps=steps, batch_size=batch_size, lr=lr, dead_after=dead_after, dead=dead,
                            seed=seed)
-        finished = _saved_at(out)
+        finished = saved_at(out)
         sae = train(config, data, out, split=None if split=='all' else split, device=device,
                     checkpoint_every=checkpoint_every, eval_every=eval_every,
-                    loggers=_loggers(csv, tensorboard), shard_latents=shard_latents, again=again)
+                    loggers=run_loggers(csv, tensorboard), shard_latents=shard_latents, again=again)
         if first and any(has_checkpoint(out/n) for n in ('checkpoints', 'checkpoints-0')):
             raise typer.Exit(130) # interrupted, as `train` has said; other processes remove theirs later
-        if not first or _saved_at(out)==finished: return # finished before, as `train` has said
-        _say_trained(out, sae.to(device), data, split)
+        if not first or saved_at(out)==finished: return # finished before, as `train` has said
+        say_trained(out, sae.to(device), data, split)
 
 # %% ../nbs/92_cli.ipynb #cli00021
 @app.command('atlas')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['command_words', 'CommandGroup', 'number_ranges', 'step_numbers', 'count_or_auto', 'price_pair', 'part_of', 'one_of',
-           'device_name', 'prompts_file', 'new_folder', 'place_of']
+           'device_name', 'prompts_file', 'new_folder', 'place_of', 'only_site', 'run_loggers', 'say_trained',
+           'saved_at']
 
 # %% ../nbs/88_commands.ipynb #cmd00004
 import os, re, sys
@@ -209,3 +210,36 @@ def place_of(kind:str,  # 'pipeline', 'dictionary', 'atlas' or 'store'
             _check_place(kind, name)
         return name
     return _check
+
+# %% ../nbs/88_commands.ipynb #cmd00021
+def only_site(acts,      # opened store
+              store:str, # its folder or URL, for the error
+             )->str:     # name of a site
+    "The site of a store that has one; raises `ValueError` where there are several"
+    if len(acts.sites)>1:
+        raise ValueError(f'{store} has the sites {", ".join(acts.sites)}: choose one with --site')
+    return acts.sites[0]
+
+def run_loggers(csv:str,         # CSV file; empty for none
+                tensorboard:str, # folder of events; empty for none
+               )->list:          # loggers for `train`
+    "The loggers that were asked for"
+    from fluxinterp.training.loggers import CSVLogger, tensorboard_logger
+    return [make(to) for make,to in ((CSVLogger, csv), (tensorboard_logger, tensorboard)) if to]
+
+def say_trained(out:Path,  # folder of the dictionary
+                sae,       # the dictionary
+                data,      # activations of one site of a store
+                split:str, # prompts it was trained on
+               ):
+    "Print what was trained, with its numbers on the test prompts where none of them was trained on"
+    from fluxinterp.dictionaries.metrics import evaluate
+    typer.echo(f'{out}: {sae!r}')
+    if split!='test' and (data.store.split_of==2).any():
+        typer.echo(repr(evaluate(sae, data, split='test')))
+
+def saved_at(folder:Path, # folder of a dictionary
+            )->int:       # nanoseconds; 0 without a dictionary
+    "When a dictionary was saved"
+    file = folder/'cfg.json'
+    return file.stat().st_mtime_ns if file.is_file() else 0

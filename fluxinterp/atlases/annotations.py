@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nothing_said', 'statuses', 'unfinished', 'detail_field', 'AtlasError', 'read_uri', 'AtlasText', 'set_label',
            'set_note', 'only_features', 'kept_notes', 'read_detail', 'add_explanations', 'forget_score', 'add_scores',
-           'keep_shown', 'shown_images', 'search_words', 'find_images', 'find_features']
+           'keep_shown', 'shown_images', 'search_words', 'find_images', 'find_features', 'drop_damaged']
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00003
 import errno, json, math, os, re, sqlite3, threading
@@ -19,30 +19,33 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..arguments import check_text
+from .row_checksums import (add_checksums, check_words, checksum_column,
+                                                damaged_rows, drop_rows, insert_row)
 from ..safe_files import WriteError
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #att00006
 class AtlasError(ValueError): "An atlas that is missing, unfinished, damaged, or of something else"
 
 _application_id = 0x666C7561 # 'flua'
-_tables = '''
+_tables = f'''
 create table about(key text primary key, value text);
 create table pictures(id integer primary key, prompt integer, image integer, seed integer, half integer,
     caption text);
 create virtual table caption_words using fts5(caption, content='pictures', content_rowid='id',
     tokenize='porter');
-create table labels(feature integer primary key, label text not null);
+create table labels(feature integer primary key, label text not null, {checksum_column});
 create virtual table label_words using fts5(label, content='labels', content_rowid='feature',
     tokenize='porter');
 create table explanations(id integer primary key, feature integer, explainer text, status text, text text,
-    detail text, unique(feature, explainer));
+    detail text, {checksum_column}, unique(feature, explainer));
 create virtual table explanation_words using fts5(text, content='explanations', content_rowid='id',
     tokenize='porter');
 create table scores(id integer primary key, feature integer, explainer text, scorer text, status text,
-    value real, detail text, unique(feature, explainer, scorer));
-create table shown(feature integer, kind text, jpeg blob not null, primary key(feature, kind));
+    value real, detail text, {checksum_column}, unique(feature, explainer, scorer));
+create table shown(feature integer, kind text, jpeg blob not null, {checksum_column},
+    primary key(feature, kind));
 create table verdicts(score integer, example integer, picture integer, kind text, truth integer, verdict real,
-    detail text, primary key(score, example));
+    detail text, {checksum_column}, primary key(score, example));
 '''
 
 def _triggers(table, words, key, column): # that keep a table's full-text index in step
@@ -93,6 +96,17 @@ def _written(path): # SQLite's own errors of a full disk, of a damaged file beco
         error.kept,error.then = 'What was finished before is kept','call it again'
         raise error from None
 
+# %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00024
+def _check_rows(text): # raises `AtlasError` unless every annotation matches its checksum
+    with _reading(text.path): bad = list(damaged_rows(text.db))
+    if not bad:
+        with _reading(text.path): check_words(read_uri(text.path))
+        return
+    which = ', '.join(f'{n} of {table}' for table,n in Counter(table for table,_,_ in bad).items())
+    raise AtlasError(f'{text.path} is damaged: rows do not match their checksums ({which}); restore it from '
+                     'a copy, or call fluxinterp.atlases.annotations.drop_damaged on this file, which '
+                     'returns what is left of them, and explain, score or label those features again')
+
 def _check_database(text, key): # raises `AtlasError` unless it is the sound file of this atlas
     path = text.path
     try:
@@ -102,11 +116,12 @@ def _check_database(text, key): # raises `AtlasError` unless it is the sound fil
     except sqlite3.OperationalError as e:
         raise AtlasError(f'{path} cannot be opened now ({e}): another process may be writing to it; '
                          'try again') from None
-    except sqlite3.DatabaseError as e:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as e:
         raise AtlasError(f'{path} is damaged or no SQLite file ({e}): {_restore}') from None
     if application!=_application_id: raise AtlasError(f'{path} is a SQLite file of some other program')
     if bad!=['ok']: raise AtlasError(f'{path} is damaged ({bad[0]}): {_restore}')
     if key is not None and about.get('atlas')!=key: raise AtlasError(f'{path} belongs to another atlas')
+    _check_rows(text)
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00004
 class AtlasText:
@@ -122,7 +137,10 @@ class AtlasText:
         if not self.path.is_file(): raise AtlasError(f'{self.path} is missing')
         writable = os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
         self.readonly = readonly or not writable # SQLite keeps its log beside the file
-        _check_database(self, key)
+        try: _check_database(self, key)
+        except AtlasError:
+            self.close() # its log would stay
+            raise
 
     @classmethod
     def create(cls,
@@ -171,7 +189,9 @@ def writing(self:AtlasText)->Iterator[sqlite3.Connection]:
         raise AtlasError(f'{self.path.parent} is read only: make a copy of your own with atlas.copy(folder), '
                          'and write to that')
     with _written(self.path):
-        with self.db: yield self.db
+        with self.db:
+            add_checksums(self.db)
+            yield self.db
 
 @patch
 def copy_to(self:AtlasText,
@@ -214,7 +234,7 @@ def set_label(text:AtlasText, # file of the atlas
     check_text(label, 'a label')
     with text.writing():
         text.db.execute('delete from labels where feature=?', (int(feature),))
-        if label.strip(): text.db.execute('insert into labels values (?, ?)', (int(feature), label.strip()))
+        if label.strip(): insert_row(text.db, 'labels', (int(feature), label.strip()))
 
 def set_note(text:AtlasText,         # file of the atlas
              feature:int,            # number of the feature
@@ -222,16 +242,16 @@ def set_note(text:AtlasText,         # file of the atlas
              flagged:bool|None=None, # whether the feature is flagged; None leaves it
             ):
     "Keep a note on a feature, or flag it"
-    key = int(feature)
     if note is not None: check_text(note, 'a note')
-    with text.writing():
-        text.db.execute('create table if not exists notes(feature integer primary key, '
-                        "note text not null default '', flagged integer not null default 0)")
-        text.db.execute('insert or ignore into notes(feature) values (?)', (key,))
-        if note is not None: text.db.execute('update notes set note=? where feature=?', (note.strip(), key))
-        if flagged is not None:
-            text.db.execute('update notes set flagged=? where feature=?', (int(flagged), key))
-        text.db.execute("delete from notes where note='' and not flagged")
+    with text.writing() as db:
+        db.execute('create table if not exists notes(feature integer primary key, note text not null default '
+                   f"'', flagged integer not null default 0, {checksum_column})")
+        old = db.execute('select note, flagged from notes where feature=?', (int(feature),)).fetchone()
+        kept_note,kept_flag = old or ('', 0)
+        note = kept_note if note is None else note.strip()
+        flagged = int(kept_flag if flagged is None else flagged)
+        db.execute('delete from notes where feature=?', (int(feature),))
+        if note or flagged: insert_row(db, 'notes', (int(feature), note, flagged))
 
 def only_features(features, # numbers of features; None for all
                  )->str:    # empty for all
@@ -278,6 +298,9 @@ def read_detail(detail:str, # detail of an explanation or a score, as it is kept
 # a field of `detail` in a query; None where the detail is damaged
 detail_field = "case when json_valid(detail) then json_extract(detail, '$.{}') end"
 
+# %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00025
+def _next_id(db, table): return db.execute(f'select coalesce(max(id), 0)+1 from {table}').fetchone()[0]
+
 def add_explanations(text:AtlasText, # file of the atlas
                      rows,           # (feature, explainer, status, text, detail) each; detail: JSON values
                     ):
@@ -291,8 +314,7 @@ def add_explanations(text:AtlasText, # file of the atlas
             for table in ('scores', 'explanations'):
                 text.db.execute(f'delete from {table} where feature=? and explainer=?', key)
             row = *key,status,_well_formed(words or ''),_json(detail)
-            text.db.execute('insert into explanations(feature, explainer, status, text, detail) '
-                            'values (?, ?, ?, ?, ?)', row)
+            insert_row(text.db, 'explanations', (_next_id(text.db, 'explanations'), *row))
 
 def _forget(db, key): # feature, explainer, scorer
     db.execute('delete from verdicts where score in '
@@ -313,6 +335,8 @@ def _check_value(status, value):
         raise ValueError('a score has a value where its status is ok, and none elsewhere: '
                          f'{status}, {value}')
 
+def _number(v): return None if v is None else float(v) # of whatever type
+
 def add_scores(text:AtlasText, # file of the atlas
                rows,           # (feature, explainer, scorer, status, value or None, detail, verdicts) each
               ):
@@ -323,11 +347,11 @@ def add_scores(text:AtlasText, # file of the atlas
             _check_value(status, value)
             key = int(f),explainer,scorer
             _forget(text.db, key)
-            i = text.db.execute('insert into scores(feature, explainer, scorer, status, value, detail) '
-                                'values (?, ?, ?, ?, ?, ?)', (*key, status, value, _json(detail))).lastrowid
-            examples = ((i, n, int(p), kind, int(truth), verdict, _json(d))
-                        for n,(p,kind,truth,verdict,d) in enumerate(verdicts))
-            text.db.executemany('insert into verdicts values (?, ?, ?, ?, ?, ?, ?)', examples)
+            i = _next_id(text.db, 'scores')
+            insert_row(text.db, 'scores', (i, *key, status, _number(value), _json(detail)))
+            for n,(p,kind,truth,verdict,d) in enumerate(verdicts):
+                insert_row(text.db, 'verdicts',
+                           (i, n, int(p), kind, int(truth), _number(verdict), _json(d)))
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00015
 def keep_shown(text:AtlasText, # file of the atlas
@@ -335,8 +359,10 @@ def keep_shown(text:AtlasText, # file of the atlas
                images,         # (feature, JPEG bytes) pairs
               ):
     "Keep an image of its own for each of some features; one of the same kind is replaced"
-    rows = ((int(f), kind, jpeg) for f,jpeg in images)
-    with text.writing(): text.db.executemany('insert or replace into shown values (?, ?, ?)', rows)
+    with text.writing() as db:
+        for f,jpeg in images:
+            db.execute('delete from shown where feature=? and kind=?', (int(f), kind))
+            insert_row(db, 'shown', (int(f), kind, jpeg))
 
 def shown_images(text:AtlasText, # file of the atlas
                  feature:int,    # number of the feature
@@ -372,3 +398,12 @@ def find_features(text:AtlasText, # file of the atlas
         for f, in hits:
             found.setdefault(f, set()).add(w)
     return Counter({f: len(w) for f,w in sorted(found.items(), key=lambda p: (-len(p[1]), p[0]))})
+
+# %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00021
+def drop_damaged(path,           # SQLite file of an atlas
+                )->pd.DataFrame: # table, feature, values: what is left of each row
+    "Delete the rows that do not match their checksums, and verdicts without their score; returns them"
+    uri = f'{Path(path).absolute().as_uri()}?mode=rw'
+    with _written(path), closing(sqlite3.connect(uri, uri=True)) as db:
+        with db: rows = [(table, values.get('feature'), values) for table,values in drop_rows(db)]
+    return pd.DataFrame(rows, columns=['table', 'feature', 'values'])

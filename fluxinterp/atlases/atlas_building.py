@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 
-from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 
 from .annotations import AtlasError
@@ -57,6 +56,7 @@ def _is_complete(out, plan): # whether the planned atlas is finished; raises whe
     return False
 
 def _check_call(call, data): # a misspelt argument of `build_atlas` itself
+    from diffusers import DiffusionPipeline
     if isinstance(data, DiffusionPipeline): return
     own = [n for n in signature(build_atlas).parameters if n not in ('data', 'call')]
     for name in call:

@@ -17,7 +17,9 @@ from .concepts import auroc, reader_labels
 from ..models.description import describe
 from ..models.families import call_arguments
 from ..activations.attention import unseen
+from ..activations.hooks import hooked
 from ..activations.recording import record
+from ..models.clock import Clock
 from ..worlds.scenes import concepts
 from ..models.sites import Site
 from ..activations.prompt_words import prompt_tokens, word_activations
@@ -53,7 +55,7 @@ class ConceptWatch:
                  words:list, # words that are looked for
                 ):
         self.words = list(words)
-        self.calls = [] # (image, word, token) of each call of the denoiser
+        self.calls = [] # (image, word, token) of each call of the denoiser with the prompts
 
     def maps(self,
              call:int|None=None, # number of the denoiser's call; the mean over all when None
@@ -74,7 +76,8 @@ class _WordStream:
     chosen:set                # numbers of the blocks whose maps are averaged
     last:int                  # number of the last block
     temperature:float|None    # divisor of the products; square root of their width when None
-    calls:list                # filled with a map for each call of the denoiser
+    clock:Clock               # clock of the passes, which knows the prompts' rows
+    calls:list                # filled with a map for each call of the denoiser with the prompts
     words:torch.Tensor=None   # the stream at this block, (image, word, d)
     maps:list=None            # maps of the blocks of this call of the denoiser
     attention:tuple=None      # attention outputs of the block: image, text
@@ -108,7 +111,11 @@ class _WordStream:
             scale = self.temperature or word_out.shape[-1]**.5
             product = word_out.float()@image_out.float().mT/scale # (image, word, token)
             self.maps.append(product.softmax(1).cpu())
-        if i==self.last: self.calls.append(torch.stack(self.maps).mean(0))
+        if i==self.last: self._keep(torch.stack(self.maps).mean(0))
+
+    def _keep(self, maps): # rows of negative prompts and perturbed ones see other texts, or less of the image
+        rows = torch.tensor([kind=='conditional' for kind in self.clock.guidance])
+        if rows.any(): self.calls.append(maps[rows])
 
     def end(self):
         "No block runs, or the one that did was left"
@@ -120,22 +127,24 @@ def watch_concepts(pipe,          # pipeline of FLUX.1's or SD 3's kind
                    words:list,    # words that compete for each token: two at least, e.g. with 'background'
                    blocks=None,   # numbers of double-stream blocks; all when None
                    temperature:float|None=None, # divisor of products; square root of their width when None
-                  )->Iterator[ConceptWatch]: # maps, filled with every call of the denoiser
-    "ConceptAttention maps of some words from every call of the denoiser; generated images stay bit-exact"
+                  )->Iterator[ConceptWatch]: # maps, filled by every call with the prompts
+    "ConceptAttention maps of some words in the prompts' rows of every call; generated images stay bit-exact"
     chosen = _chosen_blocks(pipe, words, blocks)
     net = describe(pipe).network
     with torch.no_grad(): start = net.context_embedder(_word_embeddings(pipe, words).to(net.dtype))[None]
     watch = ConceptWatch(words)
-    stream = _WordStream(start, chosen, len(net.transformer_blocks)-1, temperature, watch.calls)
-    def _hook(i): return lambda block, args, kwargs, out: stream._after_block(i, block, args, kwargs)
-    handles = [b.register_forward_pre_hook(stream._before_block) for b in net.transformer_blocks]
-    for i,b in enumerate(net.transformer_blocks):
-        handles.append(b.register_forward_hook(_hook(i), with_kwargs=True))
-    try:
-        yield watch
-    finally:
-        stream.end()
-        for h in handles: h.remove()
+    last = len(net.transformer_blocks)-1
+    with hooked(pipe, []) as clock:
+        stream = _WordStream(start, chosen, last, temperature, clock, watch.calls)
+        def _hook(i): return lambda block, args, kwargs, out: stream._after_block(i, block, args, kwargs)
+        handles = [b.register_forward_pre_hook(stream._before_block) for b in net.transformer_blocks]
+        for i,b in enumerate(net.transformer_blocks):
+            handles.append(b.register_forward_hook(_hook(i), with_kwargs=True))
+        try:
+            yield watch
+        finally:
+            stream.end()
+            for h in handles: h.remove()
 
 # %% ../../nbs/40_evaluation/20_attention_concepts.ipynb #cmp00009
 def _check_cross_maps(sites):

@@ -16,7 +16,8 @@ import torch
 
 from ..activations.recording import record
 from ..activations.site_records import Recording, SiteRecord
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.dictionary import Dictionary, check_belongs
+from ..models.description import describe
 from ..overlays import map_figure
 
 # %% ../../nbs/35_features/00_feature_maps.ipynb #ecf07eeb
@@ -70,11 +71,7 @@ def latent_maps(dictionary:Dictionary,  # dictionary of the record's site
     values = torch.cat([code.latent(feature).cpu() for code in dictionary.code_tiles(site_record.x)])
     return values.view(r, s, *site_record.grid).numpy()
 
-def maps_from(rec:Recording,         # a recording made with `previews=True`
-              dictionary:Dictionary, # dictionary of one of its sites
-              feature:int,           # latent's number
-             )->FeatureMaps:         # maps over the previews
-    "A feature's activation maps from a recording already made"
+def _feature_maps(rec, dictionary, feature): # of a recording of the dictionary's model
     site = rec[dictionary.meta.site]
     kinds = list(dict.fromkeys(site.rows.guidance))
     if len(kinds)>1:
@@ -84,11 +81,22 @@ def maps_from(rec:Recording,         # a recording made with `previews=True`
     return FeatureMaps(latent_maps(dictionary, site, feature), feature, site.site.name, site.levels,
                        list(site.rows.caption), rec.previews, rec.images, dictionary.signed)
 
+def maps_from(rec:Recording,         # a recording made with `previews=True`
+              dictionary:Dictionary, # dictionary of one of its sites
+              feature:int,           # latent's number
+              force:bool=False,      # accept a dictionary of another model, with a warning
+             )->FeatureMaps:         # maps over the previews
+    "A feature's activation maps from a recording already made; raises `ValueError` for one of another model"
+    site = rec[dictionary.meta.site]
+    check_belongs(dictionary, site.site.name, site.model, force)
+    return _feature_maps(rec, dictionary, feature)
+
 def activation_map(pipe,                  # a diffusers pipeline, the one the dictionary belongs to
                    dictionary:Dictionary, # dictionary of one of its sites
                    feature:int,           # latent's number
                    prompts:str|list|None, # a prompt or several; None with `prompt_embeds`
                    seed:int=0,            # seed of the initial noise
+                   force:bool=False,      # accept a dictionary of another model, with a warning
                    **kwargs,              # keyword arguments of `record`: num_inference_steps, height, ...
                   )->FeatureMaps:         # maps over the previews
     "Generate images of prompts and map one feature's activation at every step"
@@ -101,5 +109,6 @@ def activation_map(pipe,                  # a diffusers pipeline, the one the di
     if taken:
         raise TypeError(f"{min(taken)}= is not to be given here: a map is of its dictionary's site, "
                         'over the images and their previews')
+    check_belongs(dictionary, '', describe(pipe).fingerprint, force)
     rec = record(pipe, prompts, [dictionary.meta.site], seed=seed, images=True, previews=True, **kwargs)
-    return maps_from(rec, dictionary, feature)
+    return _feature_maps(rec, dictionary, feature)

@@ -9,11 +9,11 @@ __all__ = ['Description', 'describe', 'description_table']
 import threading
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import pandas as pd
 import torch
-from diffusers import DiffusionPipeline
 from fastcore.basics import patch
 
 from .clock import text_encoders
@@ -22,11 +22,13 @@ from .identity import Fingerprint, fingerprint
 from .pipelines import denoiser_of, pipeline_lock, size_unit, token_grid, token_pixels
 from .sites import named_sites
 
+if TYPE_CHECKING: from diffusers import DiffusionPipeline
+
 # %% ../../nbs/15_models/37_description.ipynb #c9dd2174
 @dataclass(frozen=True, eq=False, repr=False)
 class Description:
     "What a pipeline is: its denoiser, architecture family, named sites, image units, fingerprint, lock"
-    pipe:DiffusionPipeline   # the pipeline that is described
+    pipe:'DiffusionPipeline' # the pipeline that is described
     network:torch.nn.Module  # the denoiser, called once per denoising step: transformer or U-Net
     _sites:dict = field(default_factory=dict) # 'last': the modules that were there, and their sites by name
 
@@ -82,8 +84,8 @@ class Description:
 _described = WeakValueDictionary() # id of a pipeline -> its description, which keeps it alive
 _described_guard = threading.Lock()
 
-def describe(pipe:DiffusionPipeline, # a pipeline with a transformer or a U-Net
-            )->Description:          # the same object while it is in use and the denoiser is the same
+def describe(pipe:'DiffusionPipeline', # a pipeline with a transformer or a U-Net
+            )->Description:            # the same object while it is in use and the denoiser is the same
     "Denoiser, family, sites, units, fingerprint, lock of a pipeline; raises `TypeError` without a denoiser"
     network = denoiser_of(pipe)
     with _described_guard:

@@ -4,19 +4,21 @@ __all__ = ['Description', 'describe', 'description_table']
 import threading
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 import pandas as pd
 import torch
-from diffusers import DiffusionPipeline
 from fastcore.basics import patch
 from .clock import text_encoders
 from .families import Family, family_of
 from .identity import Fingerprint, fingerprint
 from .pipelines import denoiser_of, pipeline_lock, size_unit, token_grid, token_pixels
 from .sites import named_sites
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 @dataclass(frozen=True, eq=False, repr=False)
 class Description:
-    pipe: DiffusionPipeline
+    pipe: 'DiffusionPipeline'
     network: torch.nn.Module
     _sites: dict = field(default_factory=dict)
 
@@ -52,7 +54,7 @@ class Description:
         ...
 _described = WeakValueDictionary()
 _described_guard = threading.Lock()
-def describe(pipe: DiffusionPipeline) -> Description:
+def describe(pipe: 'DiffusionPipeline') -> Description:
     ...
 def description_table(description: Description) -> pd.DataFrame:
     ...

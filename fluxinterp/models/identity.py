@@ -26,7 +26,13 @@ def _adapted_layers(net): # path -> layer of peft's kind
     return {n: m for n,m in net.named_modules()
             if hasattr(m, 'base_layer') and hasattr(m, 'active_adapters')}
 
-def _adapter_parameters(layers): # full names of what adapters add
+_of_images = {'MultiIPAdapterImageProjection', 'IPAdapterTimeImageProjection'} # parts of IP-Adapters
+
+def _image_layers(net): # path -> attention processor or projection that IP-Adapters put in
+    return {n: m for n,m in net.named_modules() if hasattr(m, 'to_k_ip') or type(m).__name__ in _of_images}
+
+def _adapter_parameters(net): # full names of what adapters add
+    layers = _adapted_layers(net)|_image_layers(net)
     return {f'{path}.{n}' for path,m in layers.items() for n,_ in m.named_parameters()
             if not n.startswith('base_layer.')}
 
@@ -42,7 +48,7 @@ def _unfuse(path, m, tensors): # a fused projection is put in place of the separ
 def own_tensors(net:torch.nn.Module, # a network
                )->dict:              # name -> parameter, in the order of the names
     "The parameters of a network under the names of its class, without adapters, wrappers and fused copies"
-    added = _adapter_parameters(_adapted_layers(net))
+    added = _adapter_parameters(net)
     tensors = {_own_name(n): p.detach() for n,p in stored_parameters(net) if n not in added}
     for path,m in net.named_modules(): _unfuse(path, m, tensors)
     return dict(sorted(tensors.items(), key=lambda t: _natural(t[0])))
@@ -56,13 +62,19 @@ def _running(m): # adapter -> strength, of the adapters of a layer that are adde
     strengths = getattr(m, 'scaling', {})
     return {a: float(strengths.get(a, 1)) for a in m.active_adapters if strengths.get(a, 1)}
 
+def _image_strengths(m): # of the IP-Adapters in an attention processor, in words; '' where none runs
+    scales = getattr(m, 'scale', ())
+    scales = scales if isinstance(scales, (list, tuple)) else [scales]
+    return ' '.join(f'{s}' for s in scales) if any(s!=0 for s in scales) else ''
+
 def running_adapters(net:torch.nn.Module, # a network
                     )->dict:              # adapter -> paths of the layers it changes
     "Adapters of a network, such as LoRA, that change what it computes as it is now"
     res = {}
     for path,m in _adapted_layers(net).items():
         for a in _running(m): res.setdefault(a, []).append(_own_name(path))
-    return res
+    images = [_own_name(path) for path,m in _image_layers(net).items() if _image_strengths(m)]
+    return res|{'IP-Adapter': images} if images else res
 
 def _adapter_tensors(net): # name -> tensor, of the adapters that run; their strengths are in the names
     res = {}
@@ -70,6 +82,11 @@ def _adapter_tensors(net): # name -> tensor, of the adapters that run; their str
         for a,strength in _running(m).items():
             res |= {f'{_own_name(path)}.{n}*{strength:.6g}': p.detach() for n,p in m.named_parameters()
                     if not n.startswith('base_layer.') and a in n.split('.')}
+    images = _image_layers(net)
+    strengths = {path: _image_strengths(m) for path,m in images.items()}
+    if any(strengths.values()):
+        res |= {f'{path}.{n}*{strengths[path]}': p.detach() for path,m in images.items()
+                for n,p in m.named_parameters()}
     return dict(sorted(res.items()))
 
 # %% ../../nbs/15_models/17_identity.ipynb #idn00011
@@ -120,6 +137,8 @@ def _adapters_differ(made, used): # in words; the weights are the same
     other = 'an adapter such as a LoRA runs here that did not run then'
     if made[20:]!='0000': other = 'another adapter runs here, or one of another strength'
     remedy = 'pipe.disable_lora() switches it off, pipe.unload_lora_weights() takes it out'
+    if 'IP-Adapter' in dict(getattr(used, 'adapters', ())):
+        remedy = 'pipe.set_ip_adapter_scale(0) switches it off, pipe.unload_ip_adapter() takes it out'
     return f'the weights are the same, but {other} ({"; ".join(which) or "which is not known"}): {remedy}'
 
 def _parts_differ(made, used): # (what, in which quarter), where the weights are not the same

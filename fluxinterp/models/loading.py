@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from accelerate import cpu_offload
 
 from ..core import compute_device
 
@@ -166,6 +165,7 @@ def place(pipe,             # a diffusers pipeline, on the CPU
     elif offload=='group':
         for m in networks: _group_offload(m, device)
     elif device.type=='cpu': # diffusers would say cpu:0, for torch another device, which accelerate copies to
+        from accelerate import cpu_offload
         for m in networks: cpu_offload(m, device, offload_buffers=len(m._parameters)>0)
     else: pipe.enable_sequential_cpu_offload(device=device)
     return pipe

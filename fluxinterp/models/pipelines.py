@@ -10,28 +10,26 @@ __all__ = ['load_pipeline', 'check_pipeline', 'denoiser_of', 'check_prompts', 't
 import inspect, threading, weakref
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers, torch
-from diffusers import DiffusionPipeline
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments import check_text
-from ..core import prompt_generator
+from ..core import bundled_pipelines, prompt_generator
 from .families import family_of, image_unit, patch_of
 from .loading import check_checkpoint, check_placement, named_parts, place
 from .loading import quantization_config
-from ..worlds.flux import flux_sizes, load_tiny
-from ..worlds.sdxl import load_tiny_sdxl, sdxl_sizes
+
+if TYPE_CHECKING: from diffusers import DiffusionPipeline # imported when one is opened: it takes seconds
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #fc9e9cfa
-_bundled = (*flux_sizes, *sdxl_sizes)
-
 def _not_found(name, e): # the error for a hub id that did not load
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
     return FileNotFoundError(
-        f'no pipeline {name!r}: no folder of this name, not a bundled model ({", ".join(_bundled)}), '
+        f'no pipeline {name!r}: no folder of this name, not a bundled model ({", ".join(bundled_pipelines)}), '
         f'not complete in the cache of downloads ({constants.HF_HUB_CACHE}), and the hub did not give it. '
         f'Where there is a network: hf download {name}, after hf auth login if its licence has '
         f'to be accepted; then copy the folder here. The hub said: {reason}')
@@ -41,12 +39,12 @@ def _folder(name): # folder of a checkpoint; None where there is none, and the n
         path = Path(name).expanduser()
         if path.exists(): return path
     except (OSError, RuntimeError, ValueError): pass # a name that no file can have, a home of nobody
-    near = get_close_matches(name, _bundled, n=1) if '/' not in name else []
+    near = get_close_matches(name, bundled_pipelines, n=1) if '/' not in name else []
     if near: raise FileNotFoundError(f'no pipeline {name!r}: did you mean {near[0]!r}?')
     try: validate_repo_id(name)
     except HFValidationError:
         raise FileNotFoundError(f'no pipeline {name!r}: there is no folder of this name, it is no hub id '
-                                f'(user/name), and the bundled models are {", ".join(_bundled)}') from None
+                                f'(user/name), and the bundled models are {", ".join(bundled_pipelines)}') from None
 
 def _as_dtype(dtype, torch_dtype): # of a dtype, its name, or None; of both spellings of the argument
     if dtype is not None and torch_dtype is not None and dtype!=torch_dtype:
@@ -82,6 +80,7 @@ def _check_bundled(name, device, quantize, kwargs):
 def _check_arguments(index, kwargs): # of a checkpoint's class, which its index names
     known = {*_reading, *_building}
     if kwargs.keys()<=known or kwargs.keys()&{'custom_pipeline', 'trust_remote_code'}: return
+    import diffusers
     cls = getattr(diffusers, str(index().get('_class_name')), None)
     if cls is None: return # of another library, which says itself what it takes
     own = [k for k in inspect.signature(cls.__init__).parameters if k!='self']
@@ -89,6 +88,7 @@ def _check_arguments(index, kwargs): # of a checkpoint's class, which its index 
 
 # %% ../../nbs/15_models/15_pipelines.ipynb #pip00012
 def _open_checkpoint(name, folder, dtype, device, quantize, kwargs): # a folder, or a hub id where it is None
+    from diffusers import DiffusionPipeline
     download = {k: v for k,v in kwargs.items() if k in _download}
     source = str(folder or name)
     def _index(): return DiffusionPipeline.load_config(source, **download)
@@ -110,11 +110,13 @@ def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl',
                   offload:str|None=None, # kind of offloading: 'model', 'group' or 'sequential'; see `place`
                   quantize=None,    # '8bit', '4bit' or a diffusers `PipelineQuantizationConfig`
                   **kwargs,         # keyword arguments of `DiffusionPipeline.from_pretrained`
-                 )->DiffusionPipeline: # a pipeline, ready to be recorded and steered
+                 )->'DiffusionPipeline': # a pipeline, ready to be recorded and steered
     "Load a bundled, local or Hub pipeline; raises `FileNotFoundError`, `ValueError` or `ImportError`"
     dtype = _as_dtype(dtype, kwargs.pop('torch_dtype', None))
     check_placement(device, offload, quantize)
-    if name in _bundled:
+    if name in bundled_pipelines:
+        from fluxinterp.worlds.flux import flux_sizes, load_tiny
+        from fluxinterp.worlds.sdxl import load_tiny_sdxl
         _check_bundled(name, device, quantize, kwargs)
         pipe = (load_tiny if name in flux_sizes else load_tiny_sdxl)(name, dtype or torch.float32)
     else:
@@ -126,6 +128,7 @@ def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl',
 def check_pipeline(pipe, # any value
                   ):
     "Raise `TypeError` unless `pipe` is a diffusers pipeline with a denoiser"
+    from diffusers import DiffusionPipeline
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f'expected a diffusers pipeline, got {type(pipe).__name__}: '
                         'open one with fi.load_pipeline("tiny-flux")')

@@ -46,8 +46,9 @@ def _read(path): # -> (what JSON holds, tensors); raises whatever damage leads t
     if not is_sealed(about): raise ValueError('its own checksum is wrong')
     if about['checksum']!=file_checksum(path/'state.safetensors'):
         raise ValueError('the checksum of its tensors is wrong')
-    with uninterrupted(), safe_open(path/'state.safetensors', 'pt') as f: # torch makes Ctrl-C a `ValueError`
-        return about,{k: f.get_tensor(k) for k in f.keys()}
+    # torch makes Ctrl-C a `ValueError`; copies are aligned as any tensor: products have the same last bits
+    with uninterrupted(), safe_open(path/'state.safetensors', 'pt') as f:
+        return about,{k: f.get_tensor(k).clone() for k in f.keys()}
 
 def newest_state(folder:Path,   # folder of the run's checkpoints
                 )->tuple|None:  # what JSON holds, tensors by name; None where no checkpoint can be read

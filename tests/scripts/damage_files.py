@@ -144,7 +144,7 @@ class Made:
         arrays = [self.root/'atlas'/n for n in array_files(self.root/'atlas')]
         self.put('atlas, arrays', arrays, read)
         self.put('atlas.json', [self.root/'atlas/atlas.json'], read)
-        self.put('atlas.sqlite', [self.root/'atlas/atlas.sqlite'], read, None)
+        self.put('atlas.sqlite', [self.root/'atlas/atlas.sqlite'], read)
         def forge(f):
             path = self.root/'atlas/atlas.json'
             about = json.loads(path.read_bytes())
