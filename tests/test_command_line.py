@@ -64,6 +64,8 @@ mistakes = {
     'harvest tiny-flux p.txt acts --site mid.0 --steps 0,x': ("'--steps'", 'numbers and ranges'), 'harvest tiny-flux p.txt acts --site mid.0 --steps 3-1': ("'--steps'", 'backwards'), 'harvest tiny-flux p.txt acts --site mid.0 --batch-size big': ("'--batch-size'", "or 'auto'"),
     'harvest tiny-flux p.txt acts --site mid.0 --seed -3': ("'--seed'", 'greater than or equal to 0'), 'harvest tiny-flux p.txt p.txt --site mid.0': ("'out'", 'is a file'), 'harvest tiny-flux p.txt acts': ("'--site'", 'Missing option'), 'harvest tiny-flux p.txt acts --site mid.0 --guidance all': ("'--guidance'", 'choose from conditional'),
     'train nothing sae': ("'store'", 'no store'), 'train here sae': ("'store'", 'no manifest.json'), 'atlas nothing out': ("'dictionary'", 'tiny-flux/double.1.image'), 'atlas tiny-flux/doubel.1.image out': ("'dictionary'", "did you mean 'tiny-flux/double.1.image'"),
+    **{f'train store sae {o} -1': (f"'{o}'", 'greater than or equal to 0') for o in ('--steps', '--lr', '--dead-after', '--seed', '--checkpoint-every', '--eval-every')},
+    'train store sae --csv here': ("'--csv'", 'here is a folder'), 'train store sae --tensorboard p.txt': ("'--tensorboard'", 'is a file'), 'explain tiny-flux/double.1.image --cache here': ("'--cache'", 'here is a folder'), 'dashboard nothing': ("'atlas'", 'no atlas'),
     'explain nothing': ("'atlas'", 'no atlas'), 'explain here --features 1': ("'atlas'", 'no atlas.json'), 'dashboard tiny-flux/double.1.image --view brwoser': ("'--view'", "did you mean 'browser'"), 'harvst': ('No such command', "Did you mean 'harvest'"), 'sites --siet x': ('No such option', '--siet'),
 }
 
@@ -71,12 +73,14 @@ def test_mistakes_are_told_in_a_line_before_anything_is_loaded(tmp_path):
     (tmp_path/'p.txt').write_text('a red circle\n')
     (tmp_path/'broken.txt').write_bytes(b'\xff\xfe\n\n')
     (tmp_path/'here').mkdir()
+    (tmp_path/'store').mkdir()
+    (tmp_path/'store/manifest.json').touch()
     done,out = run(list(mistakes), tmp_path)
     for line,says in mistakes.items():
         status,_,err = done[line]
         lines = err.strip().splitlines()
         assert status==2 and len(lines)==1 and all(s in lines[0] for s in says), (line, status, err)
-    assert '-- no torch' in out and sorted(p.name for p in tmp_path.iterdir())==['broken.txt', 'here', 'p.txt']
+    assert '-- no torch' in out and sorted(p.name for p in tmp_path.iterdir())==['broken.txt', 'here', 'p.txt', 'store']
 
 def test_the_readme_example_runs_without_a_warning(tmp_path):
     "On stderr: bars alone"

@@ -8,6 +8,7 @@ __all__ = ['HumanVerdicts', 'Asked', 'task_images', 'HumanJudge']
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #hum00003
 import hashlib, json, time
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -164,7 +165,7 @@ class HumanJudge(View):
     about = traitlets.Unicode('').tag(sync=True)       # features that are asked about
     question = traitlets.Int(0).tag(sync=True)         # number of the question that is shown
     pressed = traitlets.List([]).tag(sync=True)        # number of the question, word
-    def __init__(self, atlas:Atlas,          # atlas with explanations, not read-only
+    def __init__(self, atlas:Atlas|str|Path, # atlas with explanations, not read-only, or its folder
                  scorer:Scorer|None=None,    # scorer whose questions are asked; None takes `Detection`
                  explainer:str='prompts',    # name of the explainer whose explanations are judged
                  features=None,              # numbers; None draws some that have an explanation
@@ -172,6 +173,7 @@ class HumanJudge(View):
                  seed:int=0,                 # seed of the sample, the order and the shuffled explanations
                  questions:int=50,           # questions at most, where features are drawn
                 ):
+        atlas = atlas if isinstance(atlas, Atlas) else Atlas(atlas)
         if atlas.text.readonly:
             raise AtlasError(f'{atlas.path} is read only, and keeps no answers: '
                              'make a copy of your own with atlas.copy(folder), and judge that')

@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['HumanVerdicts', 'Asked', 'task_images', 'HumanJudge']
 import hashlib, json, time
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import traitlets
@@ -79,7 +80,7 @@ class HumanJudge(View):
     seed: Any
     tasks: Any
 
-    def __init__(self, atlas: Atlas, scorer: Scorer | None=None, explainer: str='prompts', features=None, who: str='', seed: int=0, questions: int=50):
+    def __init__(self, atlas: Atlas | str | Path, scorer: Scorer | None=None, explainer: str='prompts', features=None, who: str='', seed: int=0, questions: int=50):
         ...
 
     @property

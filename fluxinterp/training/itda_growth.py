@@ -28,9 +28,9 @@ from ..dictionaries.files import save_dictionary
 from .checkpoints import newest_state, write_state
 from .token_streams import token_stream, stream_length, captions_of
 from .distinct_directions import central_rows, distinct_rows
-from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
-    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn,
-    say_finished, starting_dictionary)
+from .training_folders import (another_run, check_folder, check_start, data_origin,
+    differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences,
+    remove_torn, say_finished, starting_dictionary)
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #b2400016
 class _At(NamedTuple): # where a run is; replaced as one, so that an interruption leaves a whole state
@@ -340,6 +340,7 @@ def fit_itda(config:ITDAConfig,        # how it grows and encodes
             )->ITDA:                   # on the CPU, in eval mode
     "Grow an ITDA in one pass; Ctrl-C keeps what was found, the same call with the same `out` goes on"
     out = None if out is None else user_path(out)
+    check_folder(out)
     folder = None if out is None else out/'checkpoints'
     start,mark = starting_dictionary(init, ITDA)
     new = again or out is None or has_checkpoint(folder)

@@ -21,7 +21,7 @@ from ..dictionaries.files import save_dictionary
 from .checkpoints import newest_state, write_state
 from .token_streams import token_stream, stream_length, captions_of
 from .distinct_directions import central_rows, distinct_rows
-from fluxinterp.training.training_folders import another_run, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
+from .training_folders import another_run, check_folder, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
 class _At(NamedTuple):
     atoms: int = 0
     batches: int = 0

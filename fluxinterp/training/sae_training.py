@@ -28,9 +28,9 @@ from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
-from fluxinterp.training.training_folders import (another_run, check_start, data_origin, differences,
-    drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn,
-    say_finished, starting_dictionary)
+from .training_folders import (another_run, check_folder, check_start, data_origin,
+    differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences,
+    remove_torn, say_finished, starting_dictionary)
 from .training_run import TrainingRun, process_rank
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db4
@@ -364,6 +364,7 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
     several = isinstance(config, (list, tuple))
     configs = list(config) if several else [config]
     out = user_path(out) if out is not None else None
+    check_folder(out)
     loggers = [loggers] if callable(loggers) else list(loggers)
     held = validation if validation is not None or not eval_every or isinstance(data, torch.Tensor) else data
     held_split = 'validation' if validation is None else None

@@ -20,7 +20,7 @@ from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
 from .token_streams import TokenLoop
-from fluxinterp.training.training_folders import another_run, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
+from .training_folders import another_run, check_folder, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
 from .training_run import TrainingRun, process_rank
 class Trainer:
     apart: Any
