@@ -281,6 +281,16 @@ def test_reserved_and_misspelt_arguments(tiny, tmp_path, monkeypatch):
     h.remove()
     assert not calls and not list(tmp_path.iterdir()) # nothing was drawn, nothing written
 
+def test_counts_that_are_none(tiny, tmp_path, monkeypatch):
+    "No count is put in another's place without a word"
+    monkeypatch.chdir(tmp_path) # where harvest makes its folder
+    every = drawing(tiny)
+    for name in ('record', 'harvest', 'activation_map', 'generate', 'splice'):
+        for given in (dict(num_inference_steps=0), dict(batch_size=0), dict(batch_size='big'), dict(seed=-1), dict(seed=[1, 2]), dict(num_images_per_prompt=0), dict(num_images_per_prompt=True)):
+            with pytest.raises(ValueError, match=f'{next(iter(given))}.* number'): every[name](**given)
+    counts = dict(num_inference_steps=1, batch_size=1, seed=3, num_images_per_prompt=2)
+    assert torch.equal(every['record'](**{k: np.int64(v) for k,v in counts.items()})['double.1.image'].x, every['record'](**counts)['double.1.image'].x)
+
 def same_images(a, b): return len(a)==len(b) and all(np.abs(np.asarray(x).astype(int)-np.asarray(y)).max()<=2 for x,y in zip(a, b))
 
 def test_whatever_draws_draws_the_same(tiny):

@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..core import user_path
-from .batching import check_call
+from .batching import check_call, first_batch_size
+from ..arguments import check_count
 from .recording import record_batches
 from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts
@@ -196,7 +197,7 @@ def _merge_prompts(folder, manifest, new, append): # all prompts, how many are n
 def _extend(h, m, added, num_broken, images_sum, shard_mb): # plan the shards of new prompts, in the manifest
     if not added: return
     m['prompt_bytes'] = m['rows_per_prompt']*sum(row_bytes(m, s) for s in m['sites'])
-    batch = 64 if h.call['batch_size']=='auto' else h.call['batch_size']
+    batch = first_batch_size(h.call['batch_size'])
     batches = max(1, int(shard_mb*2**20/(m['prompt_bytes']*batch))) # of a shard
     text = _lines(h.prompts[-added:])
     m['segments'].append(dict(file=f"prompts-{len(m['segments']):05d}.jsonl",
@@ -287,7 +288,7 @@ def _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, ap
         raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(store_dtypes)}')
     if tokens is not None and not (tokens>=1 if isinstance(tokens, int) else 0<tokens<=1):
         raise ValueError(f'tokens={tokens}: give a count of at least 1, or a share in (0, 1]')
-    if seed<0: raise ValueError(f'seed {seed} is negative')
+    check_count(seed, 'seed')
     if not sites or len({s.name for s in sites})<len(sites):
         raise ValueError(f'name each site once, and at least one: {[s.name for s in sites]}')
     once = [s.name for s in sites if runs_once(s.path)]
@@ -325,8 +326,7 @@ def _open_store(folder, model, settings): # its manifest; None for a new store
     return old
 
 def _begin(h, model, settings): # manifest of a new store, and the recordings of its first batch
-    size = h.call['batch_size']
-    first = list(h.record(0, min(64 if size=='auto' else size, len(h.prompts))))
+    first = list(h.record(0, min(first_batch_size(h.call['batch_size']), len(h.prompts))))
     manifest = dict(kind='fluxinterp store', format=store_format, model=model, settings=settings,
                     dtype=h.dtype, rows_per_prompt=h.rows_per_prompt, prompt_bytes=0, **h.about(first[0]),
                     segments=[], shards=[])

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 from ..core import user_path
-from .batching import check_call
+from .batching import check_call, first_batch_size
+from ..arguments import check_count
 from .recording import record_batches
 from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline, check_prompts

@@ -93,7 +93,7 @@ class _Generator:
                 ):
         pipe,description,call = plan.pipe,plan.description,dict(plan.call)
         self.plan,self.flux = plan,description.family.name=='FLUX.1'
-        if plan.num_inference_steps: call['num_inference_steps'] = plan.num_inference_steps
+        if plan.num_inference_steps is not None: call['num_inference_steps'] = plan.num_inference_steps
         self.batches = PromptBatches(pipe, plan.prompts, call, plan.seed, plan.num_images_per_prompt)
         _check_size(pipe, self.batches.call)
         self.model = description.fingerprint

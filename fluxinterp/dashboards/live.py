@@ -23,6 +23,7 @@ from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary
 from ..widgets.worker import WorkDashboard
+from ..worlds.flux import unknown_words
 from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
@@ -46,15 +47,18 @@ def unread_text(pipe,                              # diffusers pipeline with its
                 prompt:str,                        # prompt as given to the pipeline
                 max_sequence_length:int|None=None, # tokens read; None takes the pipeline's default
                )->str:                             # a sentence; '' when all of the prompt is read
-    "The end of a prompt that the tokenizer truncates"
+    "The words of a prompt that a tiny model does not know, and the end that the tokenizer truncates"
     tokenizer = _prompt_tokenizer(pipe)
     if tokenizer is None: return ''
     limit = min(getattr(tokenizer, 'model_max_length', 10**9), max_sequence_length or _sequence_length(pipe))
     ids = tokenizer(prompt, truncation=False, verbose=False)['input_ids']
-    if len(ids)<=limit: return ''
+    unknown = unknown_words(prompt) if hasattr(pipe, 'known_as') else []
+    strange = f'{pipe.known_as} does not know: {", ".join(unknown)}.' if unknown else ''
+    if len(ids)<=limit: return strange
     rest = tokenizer.decode(ids[limit-1:], skip_special_tokens=True)
-    return (f'The prompt has {len(ids)} tokens and the pipeline reads {limit}: '
-            f'it is cut before “{rest[:60]}{"…" if len(rest)>60 else ""}”.')
+    cut = (f'The prompt has {len(ids)} tokens and the pipeline reads {limit}: '
+           f'it is cut before “{rest[:60]}{"…" if len(rest)>60 else ""}”.')
+    return f'{cut} {strange}'.strip()
 
 def token_texts(pipe,                   # diffusers pipeline with its tokenizers
                 site_record:SiteRecord, # record of a text stream

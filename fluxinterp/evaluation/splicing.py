@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
 from ..activations.batching import PromptBatches, check_call
+from ..arguments import check_count
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..models.steps import step_window
@@ -213,7 +214,8 @@ def splice(pipe,                       # diffusers pipeline
     named = dict(dictionary) if isinstance(dictionary, Mapping) else {'xhat': dictionary}
     site = _splice_site(pipe, named, site, force)
     _check_splice(pipe, call, mean, site)
-    if num_inference_steps: call['num_inference_steps'] = num_inference_steps
+    if num_inference_steps is not None: call['num_inference_steps'] = num_inference_steps
+    batch_size = check_count(batch_size, 'batch_size', 1)
     batches = PromptBatches(pipe, prompts, call, seed, num_images_per_prompt)
     every = list(range(len(batches)))
     calls = [partial(batches.arguments, every[k:k+batch_size]) for k in every[::batch_size]]

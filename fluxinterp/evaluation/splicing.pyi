@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
 from ..activations.batching import PromptBatches, check_call
+from ..arguments import check_count
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..models.steps import step_window
