@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from .commands import (CommandGroup, count_or_auto, device_name, new_folder, number_ranges, one_of,
-    only_site, part_of, place_of, price_pair, prompts_file, run_loggers, saved_at, say_trained, step_numbers)
+from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
+    number_ranges, one_of, only_site, part_of, place_of, price_pair, prompts_file, run_loggers, saved_at,
+    say_trained, step_numbers)
 
 # %% ../nbs/92_cli.ipynb #3d22d982
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False,
@@ -162,23 +163,26 @@ def train_command(
     normalizer:Annotated[str, typer.Option( # none, mean, mean-norm, standardize or whiten
         callback=one_of('none', 'mean', 'mean-norm', 'standardize', 'whiten'),
         help='none, mean, mean-norm, standardize or whiten')]='mean-norm',
-    steps:int=2500, # training steps
+    steps:Annotated[int, typer.Option(min=0)]=2500, # training steps
     batch_size:Annotated[int, typer.Option(min=1, help='tokens')]=2048, # batch size
-    lr:float=2e-3, # learning rate
+    lr:Annotated[float, typer.Option(min=0)]=2e-3, # learning rate
     dead_after:Annotated[int, typer.Option( # tokens without firing after which a latent counts as dead
-        help='tokens without firing after which a latent counts as dead')]=100_000,
+        min=0, help='tokens without firing after which a latent counts as dead')]=100_000,
     dead:Annotated[str, typer.Option( # treatment of dead latents
         callback=one_of('auxk', 'resample', 'none'), help='auxk, resample or none')]='auxk',
     seed:Annotated[int, typer.Option( # seed of the weights and the order of the data
-        help='seed of the weights and the order of the data')]=0,
+        min=0, help='seed of the weights and the order of the data')]=0,
     split:Annotated[str, typer.Option( # prompts to train on
         callback=one_of('train', 'validation', 'test', 'all'),
         help='prompts to train on: train, validation, test, or all')]='train',
-    checkpoint_every:Annotated[int, typer.Option(help='steps; 0 for never')]=500, # steps between checkpoints
+    checkpoint_every:Annotated[int, typer.Option( # steps between checkpoints
+        min=0, help='steps; 0 for never')]=500,
     eval_every:Annotated[int, typer.Option( # steps between evaluations on the validation prompts
-        help='steps between evaluations on the validation prompts; 0 for none')]=0,
-    csv:Annotated[str, typer.Option(help='file for the numbers of the run')]='', # CSV file
-    tensorboard:Annotated[str, typer.Option(help='folder for the numbers of the run')]='', # events' folder
+        min=0, help='steps between evaluations on the validation prompts; 0 for none')]=0,
+    csv:Annotated[str, typer.Option( # CSV file
+        callback=new_file, help='file for the numbers of the run')]='',
+    tensorboard:Annotated[str, typer.Option( # events' folder
+        callback=new_folder, help='folder for the numbers of the run')]='',
     shard_latents:Annotated[bool, typer.Option( # latents shared out over processes, instead of tokens
         help='share out the latents over the processes, instead of the tokens')]=False,
     again:Annotated[bool, typer.Option('--again', help='replace what is there')]=False, # a new run
@@ -324,7 +328,7 @@ def explain_command(
     prices:Annotated[str, typer.Option( # prices of a million tokens
         callback=price_pair, help='prices of a million tokens, read and written, e.g. 0.15,0.6')]='',
     cache:Annotated[str, typer.Option( # file answers are kept in
-        help='file answers are kept in; answers.sqlite in the atlas by default')]='',
+        callback=new_file, help='file answers are kept in; answers.sqlite in the atlas by default')]='',
     prompts:Annotated[str, typer.Option( # folder of your own prompt files
         help='folder of your own prompt files')]='',
     plan:Annotated[bool, typer.Option(help='only say what it would take')]=False, # estimate of cost alone
@@ -382,11 +386,11 @@ def dashboard_command(
         callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
     "Serve a view of an atlas on this machine, to whoever has the address with its token; Ctrl-C ends it."
+    if view!='monitor':
+        place_of('atlas', "'atlas'")(atlas)
     import signal
     from fluxinterp.core import default_device
     from fluxinterp.dashboards.serving import serve_dashboard
-    if view!='monitor':
-        place_of('atlas')(atlas)
     where = str(default_device(device or None))
     serve_dashboard(atlas, pipeline, view, port, dark, where, typer.echo, dictionary)
     signal.signal(signal.SIGINT, signal.SIG_IGN) # it has ended: a second Ctrl-C finds nothing to end

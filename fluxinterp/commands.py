@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['command_words', 'CommandGroup', 'number_ranges', 'step_numbers', 'count_or_auto', 'price_pair', 'part_of', 'one_of',
-           'device_name', 'prompts_file', 'new_folder', 'place_of', 'only_site', 'run_loggers', 'say_trained',
-           'saved_at']
+           'device_name', 'prompts_file', 'new_folder', 'new_file', 'place_of', 'only_site', 'run_loggers',
+           'say_trained', 'saved_at']
 
 # %% ../nbs/88_commands.ipynb #cmd00004
 import os, re, sys
@@ -178,6 +178,14 @@ def new_folder(path, # folder to write to, or its URL
         raise typer.BadParameter(f'{path} is a file: give a folder')
     return user_path(path) if isinstance(path, Path) else path
 
+# %% ../nbs/88_commands.ipynb #newfile1
+def new_file(path, # file to write to; empty where not given
+            ):     # the same
+    "Check that a folder is not in the place of a file to be written"
+    if path and os.path.isdir(user_path(path)):
+        raise typer.BadParameter(f'{path} is a folder: give a file')
+    return path
+
 # %% ../nbs/88_commands.ipynb #cmd00013
 # what is opened -> (files of which its folder has one; names packaged with the library; may be on the hub)
 _places = dict(
@@ -186,28 +194,30 @@ _places = dict(
     atlas=(('atlas.json', 'plan.json'), lambda: packaged_names('atlases'), False),
     store=(('manifest.json', 'manifest.backup.json'), lambda: (), False))
 
-def _check_place(kind, name): # raises `BadParameter` where nothing can be there
+def _check_place(kind, name, hint): # raises `BadParameter` where nothing can be there
     files,names,on_hub = _places[kind]
     folder,names = user_path(name),names()
     if os.path.isdir(folder):
         if files and not any(os.path.isfile(folder/f) for f in files):
-            raise typer.BadParameter(f'{name} holds no {kind}: it has no {files[0]}')
+            raise typer.BadParameter(f'{name} holds no {kind}: it has no {files[0]}', param_hint=hint)
         return
     if os.path.isfile(folder):
-        raise typer.BadParameter(f'{name} is a file: give the folder of a {kind}')
+        raise typer.BadParameter(f'{name} is a file: give the folder of a {kind}', param_hint=hint)
     packaged = name in names or any(n.startswith(f'{name}.') for n in names)
     hub_id = on_hub and re.fullmatch(r'[\w.-]+/[\w./-]+', name) and not os.path.exists(name.split('/')[0])
     if packaged or '://' in name or hub_id and not did_you_mean(name, names):
         return
     known = f', and there are {", ".join(names)}' if names else ''
-    raise typer.BadParameter(f'no {kind} {name!r}: no such folder{known}{did_you_mean(name, names)}')
+    raise typer.BadParameter(f'no {kind} {name!r}: no such folder{known}{did_you_mean(name, names)}',
+                             param_hint=hint)
 
-def place_of(kind:str,  # 'pipeline', 'dictionary', 'atlas' or 'store'
+def place_of(kind:str,           # 'pipeline', 'dictionary', 'atlas' or 'store'
+             hint:str|None=None, # argument that is named; None where it is a callback of that argument
             )->Callable:
     "A check that a name can be that of a folder, a packaged one or one on the hub"
     def _check(name):
         if name:
-            _check_place(kind, name)
+            _check_place(kind, name, hint)
         return name
     return _check
 
