@@ -62,7 +62,7 @@ def central_rows(u:torch.Tensor,    # rows of length 1, (n, d)
                  signed:bool=False, # whether a row and its opposite are alike
                 )->torch.Tensor:    # (n,) positions, in increasing order
     "k-means by cosine, and of every cluster the member nearest to its center"
-    if not 0<n<=len(u): raise ValueError(f'{n} centres of {len(u)} rows: choose from 1 to {len(u)}')
+    if not 0<n<=len(u): raise ValueError(f'{n} centers of {len(u)} rows: choose from 1 to {len(u)}')
     centers = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n].to(u.device)]
     for step in range(steps+1):
         best,of = _nearest_centers(u, centers, signed)
