@@ -166,8 +166,7 @@ def train_command(
     steps:Annotated[int, typer.Option(min=0)]=2500, # training steps
     batch_size:Annotated[int, typer.Option(min=1, help='tokens')]=2048, # batch size
     lr:Annotated[float, typer.Option(min=0)]=2e-3, # learning rate
-    dead_after:Annotated[int, typer.Option( # tokens without firing after which a latent counts as dead
-        min=0, help='tokens without firing after which a latent counts as dead')]=100_000,
+    dead_after:Annotated[int, typer.Option(min=0, help='silent tokens of a dead latent')]=100_000, # tokens
     dead:Annotated[str, typer.Option( # treatment of dead latents
         callback=one_of('auxk', 'resample', 'none'), help='auxk, resample or none')]='auxk',
     seed:Annotated[int, typer.Option( # seed of the weights and the order of the data
@@ -177,12 +176,10 @@ def train_command(
         help='prompts to train on: train, validation, test, or all')]='train',
     checkpoint_every:Annotated[int, typer.Option( # steps between checkpoints
         min=0, help='steps; 0 for never')]=500,
-    eval_every:Annotated[int, typer.Option( # steps between evaluations on the validation prompts
-        min=0, help='steps between evaluations on the validation prompts; 0 for none')]=0,
-    csv:Annotated[str, typer.Option( # CSV file
-        callback=new_file, help='file for the numbers of the run')]='',
+    eval_every:Annotated[int, typer.Option(min=0, help='steps; 0 for none')]=0, # steps between evaluations
+    csv:Annotated[str, typer.Option(callback=new_file, help='file for its numbers')]='', # CSV file
     tensorboard:Annotated[str, typer.Option( # events' folder
-        callback=new_folder, help='folder for the numbers of the run')]='',
+        callback=new_folder, help='folder for its numbers')]='',
     shard_latents:Annotated[bool, typer.Option( # latents shared out over processes, instead of tokens
         help='share out the latents over the processes, instead of the tokens')]=False,
     again:Annotated[bool, typer.Option('--again', help='replace what is there')]=False, # a new run

@@ -29,7 +29,8 @@ if TYPE_CHECKING: from diffusers import DiffusionPipeline # imported when one is
 def _not_found(name, e): # the error for a hub id that did not load
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
     return FileNotFoundError(
-        f'no pipeline {name!r}: no folder of this name, not a bundled model ({", ".join(bundled_pipelines)}), '
+        f'no pipeline {name!r}: no folder of this name, '
+        f'not a bundled model ({", ".join(bundled_pipelines)}), '
         f'not complete in the cache of downloads ({constants.HF_HUB_CACHE}), and the hub did not give it. '
         f'Where there is a network: hf download {name}, after hf auth login if its licence has '
         f'to be accepted; then copy the folder here. The hub said: {reason}')
@@ -44,7 +45,8 @@ def _folder(name): # folder of a checkpoint; None where there is none, and the n
     try: validate_repo_id(name)
     except HFValidationError:
         raise FileNotFoundError(f'no pipeline {name!r}: there is no folder of this name, it is no hub id '
-                                f'(user/name), and the bundled models are {", ".join(bundled_pipelines)}') from None
+                                '(user/name), and the bundled models are '
+                                f'{", ".join(bundled_pipelines)}') from None
 
 def _as_dtype(dtype, torch_dtype): # of a dtype, its name, or None; of both spellings of the argument
     if dtype is not None and torch_dtype is not None and dtype!=torch_dtype:

@@ -66,7 +66,8 @@ def only_run(folder:Path|None, # folder of the run's checkpoints; None where not
         with suppress(OSError): folder.rmdir() # not while there are checkpoints
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold7b
-_others = {'manifest.json': 'a store', 'plan.json': 'an atlas', 'atlas.json': 'an atlas'} # file -> what has it
+# file -> what has it
+_others = {'manifest.json': 'a store', 'plan.json': 'an atlas', 'atlas.json': 'an atlas'}
 
 def check_folder(folder:Path|None): # folder to train into; None where nothing is written
     "Raise `ValueError` where a store or an atlas lies in the folder of a training"
