@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from .annotations import AtlasError
 from .atlas_files import read_about
 from .atlas import Atlas
-from .building import finish, image_source, plan_atlas, scan_part, write_text
+from .building import finish, image_source, plan_atlas, scan_part, sweep_parts, write_text
 from .redrawing import redrawn
 from ..activations.store import Store, StoreData
 from ..arguments import did_you_mean
@@ -108,5 +108,6 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
                 complete = (out/'atlas.json').is_file()
                 complete = complete or finish(out, plan, source.captions, dictionary, part[1], whole)
             if not complete: return None
+        sweep_parts(out) # a kill may have come before the end of the last sweep
         if not (out/'atlas.sqlite').is_file(): write_text(out, read_about(out), source.captions)
     return Atlas(out)
