@@ -7,11 +7,13 @@ __all__ = ['write_advice', 'WriteError', 'write_error', 'writing', 'atomic_path'
            'file_checksum', 'tensors_checksum', 'seal', 'is_sealed']
 
 # %% ../nbs/03_safe_files.ipynb #saf00004
-import errno, json, os, re, tempfile
+import errno, json, os, re, socket, tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
+
+import psutil
 
 from .core import user_path
 
@@ -54,6 +56,16 @@ def writing(kept:str,                          # what is still good when a write
         raise error from None
 
 # %% ../nbs/03_safe_files.ipynb #5f367ba6
+_host = f'{crc32(socket.gethostname().encode())&0xffff:04x}' # a folder may be shared by machines
+_swept = set()
+
+def _sweep(folder): # what killed processes of this machine were writing; once a process
+    if folder in _swept: return
+    _swept.add(folder)
+    for file in os.scandir(folder):
+        unfinished = re.match(rf'\..+\.{_host}-(\d+)\.', file.name)
+        if unfinished and not psutil.pid_exists(int(unfinished[1])): Path(file).unlink(missing_ok=True)
+
 @contextmanager
 def atomic_path(path:str|os.PathLike, # file to write; its folder is made
                )->Iterator[Path]:     # temporary path to write to
@@ -61,7 +73,9 @@ def atomic_path(path:str|os.PathLike, # file to write; its folder is made
     path,tmp = user_path(path),None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix=path.suffix)
+        _sweep(path.parent.resolve())
+        prefix = f'.{path.name}.{_host}-{os.getpid()}.'
+        fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(fd)
         mask = os.umask(0)
         os.umask(mask)

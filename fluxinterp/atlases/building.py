@@ -347,7 +347,7 @@ def _merged(files, about, prompts): # the passes of all parts in one; None while
 def sweep_parts(folder, # folder of a complete atlas
                ):
     "Delete what only building needed, and what killed processes left"
-    for pattern in ('parts/*.safetensors', 'samples/*.safetensors', '*/.*.safetensors'):
+    for pattern in ('parts/*.safetensors', 'samples/*.safetensors', '**/.*.safetensors'):
         for file in Path(folder).glob(pattern): file.unlink(missing_ok=True)
 
 def finish(folder,                      # folder of the atlas
