@@ -22,13 +22,13 @@ class PursuitEncoder(Dictionary):
     def __repr__(self):
         ...
 
-    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+    def normalized(self, x: torch.Tensor, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
-    def decode(self, code: SparseCode) -> torch.Tensor:
+    def decode(self, code: SparseCode, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
     def encoder_settings(self) -> list:
