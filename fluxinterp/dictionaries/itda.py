@@ -223,6 +223,7 @@ def subset(self:ITDA, atoms)->ITDA: # positions in the order wanted, each once
     small = Thumbnails(self.thumbnails.jpegs, self.thumbnails.of[i]) if self.thumbnails else None
     some = ITDA(self.atoms[on], deepcopy(self.normalizer), replace(self.config), self.norms[on], coords,
                 captions, deepcopy(self.meta), self._growth.clone(), self.stored, small)
+    some.nuisance = deepcopy(self.nuisance)
     return some.eval().requires_grad_(False)
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000e
@@ -249,7 +250,7 @@ def _itda_parts(itda:ITDA, exact=True):
     atoms = state.pop('atoms')
     n = deepcopy(itda.normalizer).cpu().float()
     raw = atoms if opens else n.raw_write(atoms).contiguous()
-    own = {k if k.startswith('normalizer') else 'origin.norm': v for k,v in state.items()}
+    own = {k: v for k,v in state.items() if k.startswith('normalizer')}|{'origin.norm': state['norms']}
     own |= {f'origin.{k}': v for k,v in itda.coords.items()}|dict(growth=itda._growth.double().flatten())
     if not opens:
         steps = None if n.kind=='whiten' else float_steps(atoms, (raw/n.scale).contiguous())

@@ -336,7 +336,8 @@ def _sae_parts(sae:SAE, exact=True):
     state = {k: v.detach() for k,v in sae.state_dict().items()}
     tensors = dict(W_enc=sae.read_directions.T.contiguous(), b_enc=state['b_enc'], W_dec=sae.write_directions,
                    b_dec=n.inverse(state['b_dec']))
-    own = {k: v for k,v in state.items() if k not in ('W_enc', 'W_dec', 'b_enc')}
+    own = {k: v for k,v in state.items()
+           if k not in ('W_enc', 'W_dec', 'b_enc') and not k.startswith('nuisance.')}
     for name,folded in (('W_enc', tensors['W_enc'].T), ('W_dec', tensors['W_dec'])):
         steps = None # corrections of the unfolded weights; None where they are stored whole
         if n.kind!='whiten':

@@ -21,7 +21,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
-from ..dictionaries.nuisances import fit_nuisance
+from ..dictionaries.nuisances import check_known, fit_nuisance
 from ..activations.site_records import token_batches
 
 from ..dictionaries.metrics import evaluate
@@ -203,7 +203,7 @@ def _start(self:Trainer, start, normalizer_tokens): # `start`: dictionary to beg
     _fit_normalizers(self.runs, self.data, self.split, normalizer_tokens, self.order)
     for r in self.runs if start is not None else ():
         shape = lambda sae,c: dict(width=sae.width, num_latents=c.num_latents, architecture=c.architecture,
-                                   normalizer=c.normalizer)
+                                   normalizer=c.normalizer, remove=c.remove)
         check_start(shape(start, start.config), shape(r.sae, r.config))
         r.begin_from(start)
         r.sae.meta.init = self.origin['init']
@@ -383,6 +383,8 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
     held_split = 'validation' if validation is None else None
     _check_call(configs, held, out, loggers, checkpoint_every=checkpoint_every, keep=keep,
                 eval_every=eval_every, patience=patience)
+    for c in configs: check_known(data, c.remove)
+    for c in configs if eval_every else (): check_known(held, c.remove)
     width = _width(data, split)
     if eval_every and _width(held, held_split)!=width:
         raise ValueError(f'the held-out activations have width {_width(held, held_split)}, '

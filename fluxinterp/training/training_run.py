@@ -235,7 +235,7 @@ def load(self:TrainingRun,
     self.config = replace(self.config, precision=about['config']['precision'])
     self.sae.config = self.config
     state = _under('sae/', t)
-    self.sae.nuisance = restored_nuisance(self.config.remove, _under('nuisance.', state))
+    self.sae.nuisance = restored_nuisance(self.config.remove, _under('nuisance.', state), self.sae.width)
     self.sae.to(self.device).load_state_dict(state)
     self.average = {k: v.to(self.device) for k,v in _under('average/', t).items()}
     self.silent.copy_(t['silent'])
