@@ -300,32 +300,36 @@ def check_plain(dictionary:Dictionary, # dictionary to be used
                      f'{" and ".join(dictionary.nuisance.remove)}: train one without remove=')
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #13670b25
-def _tiles(dictionary, x, batch_size): # -> pairs of vectors (n, d) and what is removed from them
+def _tiles(dictionary, x, batch_size, nuisance): # -> pairs of vectors (n, d) and what is removed from them
     if isinstance(x, SiteRecord):
         if dictionary.nuisance is not None:
             for b in token_batches(x, batch_size): yield b.x,dictionary.nuisance_of(x, b.coords)
             return
         x = x.x
-    for tile in x.flatten(0, -2).split(batch_size): yield tile,None
+    tiles = x.flatten(0, -2).split(batch_size)
+    known = [None]*len(tiles) if nuisance is None else nuisance.flatten(0, -2).split(batch_size)
+    yield from zip(tiles, known)
 
 @patch
 @torch.no_grad()
 def code_tiles(self:Dictionary,
                x:torch.Tensor|SiteRecord, # raw activations (..., d) of any float type and device, or a record
                batch_size:int=8192,       # vectors encoded at a time, which bounds the memory
+               nuisance:torch.Tensor|None=None, # what is removed from a tensor `x`, of its shape; see `nuisance_of`
               )->Iterator[SparseCode]:    # codes of up to `batch_size` vectors each, on the dictionary's device
     "Encode activations tile by tile, without gradients: codes of one tile after the other"
-    for tile,nuisance in _tiles(self, x, batch_size):
-        yield self.encode(tile.to(self.device, torch.float32), nuisance)
+    for tile,known in _tiles(self, x, batch_size, nuisance):
+        yield self.encode(tile.to(self.device, torch.float32), known)
 
 @patch
 def encode_tiled(self:Dictionary,
                  x:torch.Tensor|SiteRecord, # raw activations (..., d), as for `code_tiles`, or a record
                  batch_size:int=8192,  # vectors encoded at a time, which bounds the memory
                  device:torch.device|str|None=None, # device of the code; the dictionary's when None
+                 nuisance:torch.Tensor|None=None, # what is removed from a tensor `x`, of its shape
                 )->SparseCode:         # code of all vectors, (..., k)
     "Encode activations tile by tile, without gradients, into one code"
-    tiles = self.code_tiles(x, batch_size)
+    tiles = self.code_tiles(x, batch_size, nuisance)
     code = SparseCode.cat([c if device is None else c.to(device) for c in tiles])
     return code.reshape(*(x.x if isinstance(x, SiteRecord) else x).shape[:-1])
 
@@ -344,10 +348,11 @@ def sparse_decode(code:SparseCode,         # code over the directions
 def reconstruct(dictionary:Dictionary, # dictionary to encode and decode with
                 x:torch.Tensor|SiteRecord, # raw activations, (..., d), or a record
                 batch_size:int=8192,   # vectors encoded at a time, which bounds the memory
+                nuisance:torch.Tensor|None=None, # what is removed from a tensor `x` and put back, of its shape
                )->torch.Tensor:        # reconstruction, (..., d), of the dtype and on the device of `x`
     "Reconstruction `decode(encode(x))`, tile by tile"
     like = x.x if isinstance(x, SiteRecord) else x
-    tiles = _tiles(dictionary, x, batch_size)
+    tiles = _tiles(dictionary, x, batch_size, nuisance)
     return torch.cat([dictionary(b.to(dictionary.device), n).to(like) for b,n in tiles]).view(like.shape)
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #542ea4c6

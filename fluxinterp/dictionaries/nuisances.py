@@ -144,6 +144,7 @@ def now(self:Nuisance,
        )->torch.Tensor:  # (row, token, d)
     "What is to be subtracted in a pass that is running, whose noise the denoiser was given in its first step"
     _check_grid(self, clock.grid, 'this site')
+    if not 0<=clock.step<len(clock.levels): raise ValueError(unknown_noise) # the denoiser was called by hand
     tokens = clock.grid[0]*clock.grid[1]
     noise = _noise_now(self, clock, rows).flatten(0, 1) if 'noise' in self.remove else None
     level = torch.tensor([float(clock.levels[clock.step])]).expand(rows*tokens)

@@ -9,7 +9,7 @@ __all__ = ['PursuitEncoder', 'pursuit_encoder']
 import torch
 from fastcore.basics import patch
 
-from .dictionary import Dictionary, SparseCode
+from .dictionary import Dictionary, SparseCode, check_plain
 from .pursuit import pursue
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #b3900007

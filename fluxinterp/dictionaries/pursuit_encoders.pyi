@@ -3,7 +3,7 @@ from typing import Any
 __all__ = ['PursuitEncoder', 'pursuit_encoder']
 import torch
 from fastcore.basics import patch
-from .dictionary import Dictionary, SparseCode
+from .dictionary import Dictionary, SparseCode, check_plain
 from .pursuit import pursue
 class PursuitEncoder(Dictionary):
     dictionary: Any
