@@ -57,9 +57,13 @@ class LinearDictionary(Dictionary):
         "Activations with the mean, (..., d)"
         return z+self.mean
 
+    def pre_acts(self, z:torch.Tensor)->torch.Tensor: # deviations from the mean, (..., d)
+        "All projections, (..., num_latents)"
+        return z@self.directions.T
+
     def codes(self, z:torch.Tensor)->SparseCode: # deviations from the mean, (n, d)
         "The `k` largest projections of each vector, with their signs"
-        p = z@self.directions.T
+        p = self.pre_acts(z)
         if self.fixed: i = torch.arange(self.k, device=z.device).expand(len(p), -1)
         else: i = p.abs().topk(self.k, dim=-1).indices
         v = p.gather(-1, i)

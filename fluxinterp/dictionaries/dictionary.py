@@ -163,6 +163,10 @@ class Dictionary(nn.Module):
         "Codes of normalized activations"
         raise NotImplementedError
 
+    def pre_acts(self, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+        "What every latent makes of normalized activations, dense, (..., num_latents)"
+        raise ValueError(f'{type(self).__name__} has no pre-activations, only codes: readout="code"')
+
     def sums(self, code:SparseCode)->torch.Tensor: # code of each vector
         "What active latents add up to, in normalized space, (..., d)"
         raise NotImplementedError

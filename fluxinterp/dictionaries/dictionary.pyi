@@ -99,6 +99,9 @@ class Dictionary(nn.Module):
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
+    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
+        ...
+
     def sums(self, code: SparseCode) -> torch.Tensor:
         ...
 
