@@ -99,9 +99,6 @@ class Dictionary(nn.Module):
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
-    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
-        ...
-
     def sums(self, code: SparseCode) -> torch.Tensor:
         ...
 
@@ -120,6 +117,9 @@ class Dictionary(nn.Module):
 
     @property
     def write_directions(self) -> torch.Tensor:
+        ...
+
+    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
         ...
 
     @property

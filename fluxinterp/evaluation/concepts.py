@@ -84,6 +84,7 @@ class SceneActivations:
         picture = torch.where(positive, 1, torch.where(negative, 0, -1))
         return picture[:,:,None].expand(-1, -1, steps).flatten(1)
 
+# %% ../../nbs/40_evaluation/10_concepts.ipynb #cpt00016
 def record_scenes(pipe,                 # diffusers pipeline
                   sites:list,           # names of image sites, of one grid
                   n:int=256,            # number of scenes

@@ -130,7 +130,7 @@ def differences(self:MethodComparison,
                 method:str,                # name of the method the others are taken from
                 measure:str='one feature', # 'one feature', '1-sparse', ...
                 at:float|None=.9,          # AUROC that counts as recovered; None for the AUROC itself
-               )->pd.DataFrame:            # difference, low, high, concepts; a line per read-out and other method
+               )->pd.DataFrame:            # difference, low, high, concepts; a line per read-out and method
     "What a method is ahead of every other, read alike, over decodable concepts, with 95 % intervals"
     lines = self.lines[self.lines.measure==measure]
     known = list(lines.method.unique())
