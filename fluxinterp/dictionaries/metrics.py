@@ -297,8 +297,9 @@ def _measure(dictionary, stats): # -> _GroupSums
     sums = _GroupSums(stats, dictionary.num_latents)
     for b in tqdm(stats.batches(), desc='evaluate', leave=False, delay=3):
         if not len(b.x): continue
-        code = dictionary.encode(b.x.to(dictionary.device))
-        xhat = dictionary.decode(code)
+        nuisance = dictionary.nuisance_of(stats.data, b.coords)
+        code = dictionary.encode(b.x.to(dictionary.device), nuisance)
+        xhat = dictionary.decode(code, nuisance)
         _check_shapes(b.x, xhat)
         check_finite(xhat, b.coords, what='reconstructions')
         sums.add(b, code, xhat)
