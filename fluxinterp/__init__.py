@@ -83,6 +83,7 @@ surface |= {
         'token_streams': ('LiveData',),
         'loggers': ('tensorboard_logger', 'wandb_logger'),
         'sae_training': ('train',),
+        'trained_controls': ('trained_controls',),
         'itda_growth': ('fit_itda',),
         'itda_pruning': ('prune', 'reduce', 'threshold_for', 'usage'),
         'itda_transcoder': ('evaluate_transcoder', 'fit_transcoder'),

@@ -54,7 +54,8 @@ class TrainingRun:
         self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .99), fused=fused)
         self.silent = torch.zeros(len(self.sae.W_dec), device=device) # tokens since each latent fired
         self.average = {} # averaged weights by name
-        if config.ema: self.average = {n: p.detach().clone() for n,p in self.sae.named_parameters()}
+        learnt = {n: p for n,p in self.sae.named_parameters() if p.requires_grad}
+        if config.ema: self.average = {n: p.detach().clone() for n,p in learnt.items()}
         self.done = False
         self.best = math.inf # lowest FVU on held-out activations
         self.waited = 0 # evaluations since
