@@ -50,6 +50,7 @@ surface = {
         'attention': ('attention_weights',),
         'hooks': ('hooked',),
         'recording': ('record',),
+        'site_statistics': ('stream_figure', 'stream_statistics', 'variance_shares'),
         'prompt_words': ('prompt_tokens', 'word_activations'),
         'store_files': ('StoreError',),
         'store_check': ('check_store',),

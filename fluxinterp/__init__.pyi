@@ -38,6 +38,9 @@ from .activations.site_records import TokenBatch as TokenBatch
 from .activations.attention import attention_weights as attention_weights
 from .activations.hooks import hooked as hooked
 from .activations.recording import record as record
+from .activations.site_statistics import stream_figure as stream_figure
+from .activations.site_statistics import stream_statistics as stream_statistics
+from .activations.site_statistics import variance_shares as variance_shares
 from .activations.prompt_words import prompt_tokens as prompt_tokens
 from .activations.prompt_words import word_activations as word_activations
 from .activations.store_files import StoreError as StoreError
