@@ -91,7 +91,7 @@ def stream_figure(statistics:pd.DataFrame, # what `stream_statistics` gave
     blocks = t.drop_duplicates('depth').sort_values('depth').block.tolist()
     steps = sorted(set(t.step))
     colors = matplotlib.colormaps['viridis']([i/max(len(steps), 1) for i in range(len(steps))])
-    fig = Figure(figsize=(size*len(columns), 2.6), layout='constrained', dpi=72)
+    fig = Figure(figsize=(size*len(columns), 2.6), layout='constrained')
     for ax,column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns):
         for (stream,step),lines in t.groupby(['stream', 'step'], sort=False):
             lines = lines.sort_values('depth')
