@@ -109,6 +109,8 @@ surface |= {
         'generation': ('generate',),
         'recipes': ('RecipeError', 'load_recipe', 'recipe_json', 'save_recipe'),
         'image_judges': ('CLIPJudge', 'reader_judge'),
+        'image_distances': ('feature_color', 'manhattan_distance', 'perceptual_distance', 'texture_score'),
+        'feature_tests': ('color_spreads', 'feature_sensitivity', 'intervention_locality'),
         'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
                         'replace_with_feature', 'steering_effects', 'top_activating_images'),
     },
@@ -120,6 +122,7 @@ surface |= {
         'annotations': ('AtlasError',),
         'atlas': ('Atlas',),
         'atlas_building': ('build_atlas',),
+        'image_search': ('search_by_image',),
     },
     'autointerp': {
         'endpoint': ('Endpoint',),

@@ -140,6 +140,13 @@ from .steering.recipes import recipe_json as recipe_json
 from .steering.recipes import save_recipe as save_recipe
 from .steering.image_judges import CLIPJudge as CLIPJudge
 from .steering.image_judges import reader_judge as reader_judge
+from .steering.image_distances import feature_color as feature_color
+from .steering.image_distances import manhattan_distance as manhattan_distance
+from .steering.image_distances import perceptual_distance as perceptual_distance
+from .steering.image_distances import texture_score as texture_score
+from .steering.feature_tests import color_spreads as color_spreads
+from .steering.feature_tests import feature_sensitivity as feature_sensitivity
+from .steering.feature_tests import intervention_locality as intervention_locality
 from .steering.block_roles import ablate_blocks as ablate_blocks
 from .steering.block_roles import feature_icons as feature_icons
 from .steering.block_roles import feature_roles as feature_roles
@@ -151,6 +158,7 @@ from .steering.block_roles import top_activating_images as top_activating_images
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
 from .atlases.atlas_building import build_atlas as build_atlas
+from .atlases.image_search import search_by_image as search_by_image
 
 from .autointerp.endpoint import Endpoint as Endpoint
 from .autointerp.judges import ModelVerdicts as ModelVerdicts
