@@ -167,8 +167,12 @@ from .autointerp.causal_explainer import CausalImages as CausalImages
 from .autointerp.scorers import Detection as Detection
 from .autointerp.scorers import Intruder as Intruder
 from .autointerp.scorers import Localization as Localization
-from .autointerp.scorers import score as score
-from .autointerp.scorers import scores as scores
+from .autointerp.fuzzing import Fuzzing as Fuzzing
+from .autointerp.embedding_scorer import Embedding as Embedding
+from .autointerp.embedding_scorer import PromptEmbedder as PromptEmbedder
+from .autointerp.embedding_scorer import ReaderEmbedder as ReaderEmbedder
+from .autointerp.scoring import score as score
+from .autointerp.scoring import scores as scores
 from .autointerp.generative_scorers import Generation as Generation
 from .autointerp.generative_scorers import Intervention as Intervention
 from .autointerp.reader_server import ReaderServer as ReaderServer
