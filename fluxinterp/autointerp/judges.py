@@ -140,7 +140,7 @@ def interval(truth,             # whether each example is positive, (n,) bool
              seed:int=0,        # seed of the resamples
             )->tuple:           # value, low, high
     "AUROC and its 95 % bootstrap interval; NaN without positives or negatives"
-    t,v = torch.as_tensor(np.asarray(truth, bool)),torch.as_tensor(np.asarray(verdicts, np.float64))
+    t,v = torch.from_numpy(np.array(truth, bool)),torch.from_numpy(np.array(verdicts, np.float64))
     value = float(auroc(v[:,None], t))
     if value!=value: return value,value,value
     rng = np.random.default_rng(seed)
