@@ -136,7 +136,8 @@ def _explained_chapter(run): # -> PCA, which the next chapter compares too
 # %% ../nbs/91_demo.ipynb #fde54698
 def _concepts_chapter(run, num_scenes, pcs):
     from fluxinterp.dictionaries.baselines import coordinates, random_directions
-    from fluxinterp.evaluation.concepts import compare_methods, find_concepts, record_scenes
+    from fluxinterp.evaluation.concepts import find_concepts, record_scenes
+    from fluxinterp.evaluation.method_comparison import compare_methods
     neurons = f'{run.site}.mlp'
     k = run.sae.k
     sites = [run.site, neurons]
@@ -144,7 +145,7 @@ def _concepts_chapter(run, num_scenes, pcs):
     others = {'SAE': run.sae, 'MLP neurons': coordinates(a.recording[neurons], k),
               'coordinates': coordinates(run.rec, k), 'PCA': pcs,
               'random directions': random_directions(run.rec, 128, k)}
-    shares = compare_methods(others, a, b)
+    shares = compare_methods(others, a, b, progress=False).shares()
     run.found = find_concepts(run.sae, a, b).sort_values('auroc', ascending=False)
     run.report.heading('3. Features against known concepts')
     run.report.text(

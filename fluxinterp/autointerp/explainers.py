@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from fluxinterp.atlases.annotations import (add_explanations, detail_field, read_detail, search_words,
     unfinished)
 from ..atlases.atlas import Atlas
-from ..evaluation.concepts import auroc, reader_labels
+from ..evaluation.concept_scores import auroc
+from ..evaluation.concepts import reader_labels
 from ..worlds.scenes import concepts
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #exp00006

@@ -7,6 +7,7 @@ __all__ = ['LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directio
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #80435f7b
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 
 from fluxinterp.dictionaries.dictionary import (Dictionary, DictionaryMeta, SparseCode, data_site, meta_of,
@@ -59,7 +60,7 @@ class LinearDictionary(Dictionary):
 
     def codes(self, z:torch.Tensor)->SparseCode: # deviations from the mean, (n, d)
         "The `k` largest projections of each vector, with their signs"
-        p = z@self.directions.T
+        p = self.pre_acts(z)
         if self.fixed: i = torch.arange(self.k, device=z.device).expand(len(p), -1)
         else: i = p.abs().topk(self.k, dim=-1).indices
         v = p.gather(-1, i)
@@ -86,6 +87,11 @@ class LinearDictionary(Dictionary):
         return f'{self.name}{site}: {self.num_latents} directions, {kept}'
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #5d0a1b10
+@patch
+def pre_acts(self:LinearDictionary, z:torch.Tensor)->torch.Tensor: # deviations from the mean, (..., d)
+    "All projections, (..., num_latents)"
+    return z@self.directions.T
+
 def _linear(directions, m, k, name, data, split, **kwargs):
     return LinearDictionary(directions.float().contiguous(), m.mean.float(), k, name=name,
                             meta=meta_of(data, split, m), **kwargs)

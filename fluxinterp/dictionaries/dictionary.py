@@ -192,6 +192,11 @@ class Dictionary(nn.Module):
         raise NotImplementedError
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #8249ca77
+@patch
+def pre_acts(self:Dictionary, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+    "What every latent makes of normalized activations, dense, (..., num_latents)"
+    raise ValueError(f'{type(self).__name__} has no pre-activations, only codes: readout="code"')
+
 @patch(as_prop=True)
 def width(self:Dictionary)->int:
     "Width of the activations"

@@ -119,6 +119,9 @@ class Dictionary(nn.Module):
     def write_directions(self) -> torch.Tensor:
         ...
 
+    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
+        ...
+
     @property
     def width(self) -> int:
         ...

@@ -157,6 +157,11 @@ def codes(self:ITDA, z:torch.Tensor)->SparseCode: # normalized activations, (n, 
     return SparseCode(values, indices, self.num_latents)
 
 @patch
+def pre_acts(self:ITDA, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
+    "Projections on all atoms, with which a pursuit begins, (..., num_latents)"
+    return z@self.atoms.T
+
+@patch
 def sums(self:ITDA, code:SparseCode)->torch.Tensor: # codes, (..., k)
     "Sum of the active atoms, in normalized space, (..., d)"
     return sparse_decode(code, self.atoms)

@@ -87,6 +87,9 @@ class ITDA(Dictionary):
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
+    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
+        ...
+
     def sums(self, code: SparseCode) -> torch.Tensor:
         ...
 

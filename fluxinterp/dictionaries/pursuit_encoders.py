@@ -72,6 +72,11 @@ def codes(self:PursuitEncoder, z:torch.Tensor)->SparseCode: # activations in tha
     return SparseCode(values/self.length[indices], indices, self.num_latents) # of the dictionary's directions
 
 @patch
+def pre_acts(self:PursuitEncoder, z:torch.Tensor)->torch.Tensor: # activations in that space, (..., d)
+    "Projections on all directions, with which a pursuit begins, (..., num_latents)"
+    return z@self.atoms.T
+
+@patch
 def decode(self:PursuitEncoder, code:SparseCode)->torch.Tensor: # codes, (..., k)
     "Reconstruction by the dictionary itself, (..., d)"
     return self.dictionary.decode(code)

@@ -28,6 +28,9 @@ class PursuitEncoder(Dictionary):
     def codes(self, z: torch.Tensor) -> SparseCode:
         ...
 
+    def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
+        ...
+
     def decode(self, code: SparseCode) -> torch.Tensor:
         ...
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .concepts import auroc, reader_labels
+from .concept_scores import auroc
+from .concepts import reader_labels
 from ..models.description import describe
 from ..models.families import call_arguments
 from ..activations.attention import unseen
