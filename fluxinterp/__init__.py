@@ -60,6 +60,7 @@ surface = {
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),
         'dictionary': ('Dictionary', 'SparseCode', 'reconstruct'),
+        'readouts': ('feature_activations',),
         'baselines': ('LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions'),
         'step_overlap': ('code_overlap',),
         'metrics': ('compare', 'evaluate', 'explained_variance_variants', 'fvu'),
@@ -96,8 +97,9 @@ surface |= {
     'evaluation': {
         'splicing': ('splice',),
         'synthetic': ('SyntheticActivations', 'recovery', 'stability'),
-        'concepts': ('best_concepts', 'compare_methods', 'find_concepts', 'labeled_activations',
-                     'record_scenes', 'recovered'),
+        'concepts': ('best_concepts', 'find_concepts', 'labeled_activations', 'record_scenes', 'recovered'),
+        'probes': ('fit_probe', 'probe_ceiling', 'sparse_probes'),
+        'method_comparison': ('MethodComparison', 'compare_methods', 'paired_difference'),
         'concept_structure': ('concept_absorption', 'concept_splitting', 'features_by_step'),
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),

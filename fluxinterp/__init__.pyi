@@ -51,6 +51,7 @@ from .dictionaries.normalizers import moments as moments
 from .dictionaries.dictionary import Dictionary as Dictionary
 from .dictionaries.dictionary import SparseCode as SparseCode
 from .dictionaries.dictionary import reconstruct as reconstruct
+from .dictionaries.readouts import feature_activations as feature_activations
 from .dictionaries.baselines import LinearDictionary as LinearDictionary
 from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
@@ -109,11 +110,16 @@ from .evaluation.synthetic import SyntheticActivations as SyntheticActivations
 from .evaluation.synthetic import recovery as recovery
 from .evaluation.synthetic import stability as stability
 from .evaluation.concepts import best_concepts as best_concepts
-from .evaluation.concepts import compare_methods as compare_methods
 from .evaluation.concepts import find_concepts as find_concepts
 from .evaluation.concepts import labeled_activations as labeled_activations
 from .evaluation.concepts import record_scenes as record_scenes
 from .evaluation.concepts import recovered as recovered
+from .evaluation.probes import fit_probe as fit_probe
+from .evaluation.probes import probe_ceiling as probe_ceiling
+from .evaluation.probes import sparse_probes as sparse_probes
+from .evaluation.method_comparison import MethodComparison as MethodComparison
+from .evaluation.method_comparison import compare_methods as compare_methods
+from .evaluation.method_comparison import paired_difference as paired_difference
 from .evaluation.concept_structure import concept_absorption as concept_absorption
 from .evaluation.concept_structure import concept_splitting as concept_splitting
 from .evaluation.concept_structure import features_by_step as features_by_step

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .endpoint import Answerer
 from .questions import Answer, Question, fill_prompt, load_prompt, read_json
-from ..evaluation.concepts import auroc
+from ..evaluation.concept_scores import auroc
 from ..overlays import image_bytes, spotlight
 from ..worlds.reader import read_images
 from ..worlds.scenes import concepts
