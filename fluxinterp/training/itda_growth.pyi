@@ -33,6 +33,7 @@ class _Growing:
     config: Any
     coords: Any
     device: Any
+    explained: Any
     history: Any
     meta: Any
     normalizer: Any
@@ -54,7 +55,7 @@ class _Growing:
     def full(self) -> bool:
         ...
 
-    def explain(self, z: torch.Tensor, count: int) -> torch.Tensor:
+    def explain(self, z: torch.Tensor, count: int, k: int) -> torch.Tensor:
         ...
 
     @torch.no_grad()

@@ -309,6 +309,9 @@ def fit_transcoder(config:ITDAConfig,    # how pairs grow, by rule 'fvu', and th
     if refit not in _refits: raise ValueError(f'refit={refit!r}: choose from {_refits}')
     if config.remove: raise ValueError(f'a transcoder removes nothing: remove={config.remove}')
     if config.rule!='fvu': raise ValueError(f"a transcoder grows by rule 'fvu', not {config.rule!r}")
+    if config.residual_k:
+        raise ValueError(f'residual_k={config.residual_k}: the atoms of a transcoder are whole tokens, '
+                         'residual_k=0')
     device = default_device(device)
     m,dx = _paired_moments(x, y, split, config.seed, progress)
     linear = _fit_linear(m, dx, config.normalizer, skip, ridge, device)
