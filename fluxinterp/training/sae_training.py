@@ -49,7 +49,8 @@ def _fit_normalizers(runs, data, split, tokens, seed): # from the first `tokens`
         r.sae.meta = meta_of(data, split, counted)
 
 def _names(configs): # a folder name for each of several dictionaries
-    names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}' for c in configs]
+    frozen = [f'-frozen-{c.frozen.replace(" ", "-")}' if c.frozen else '' for c in configs]
+    names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}{f}' for c,f in zip(configs, frozen)]
     return [n if names.count(n)==1 else f'{n}-{i}' for i,n in enumerate(names)]
 
 def _width(data, split)->int: # of activations of which there is at least one

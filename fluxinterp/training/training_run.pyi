@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
 from ..dictionaries.sae import SAE, SAEConfig, make_sae, over_ranks
-from ..dictionaries.sparse_ops import bf16_pays, normalize_rows_, project_gradient_
+from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
 def process_rank() -> tuple:
     ...
