@@ -20,6 +20,7 @@ from .models.pipelines import load_pipeline as load_pipeline
 from .models.description import describe as describe
 from .models.miniatures import miniature as miniature
 from .models.miniatures import miniature_call as miniature_call
+from .models.random_weights import random_weights as random_weights
 from .models.steps import noise as noise
 from .models.sites import Site as Site
 from .models.sites import list_sites as list_sites
@@ -57,6 +58,7 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
+from .dictionaries.controls import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
@@ -83,6 +85,7 @@ from .training.token_streams import LiveData as LiveData
 from .training.loggers import tensorboard_logger as tensorboard_logger
 from .training.loggers import wandb_logger as wandb_logger
 from .training.sae_training import train as train
+from .training.trained_controls import trained_controls as trained_controls
 from .training.itda_growth import fit_itda as fit_itda
 from .training.itda_pruning import prune as prune
 from .training.itda_pruning import reduce as reduce
