@@ -22,6 +22,7 @@ from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
     empty_data, rounding)
 from ..activations.site_records import TokenBatch, token_batches
+from .controls import with_controls
 from ..models.guidance_rows import guidance_kinds
 
 if TYPE_CHECKING: from matplotlib.figure import Figure # imported when a figure is made
@@ -297,8 +298,9 @@ def _measure(dictionary, stats): # -> _GroupSums
     sums = _GroupSums(stats, dictionary.num_latents)
     for b in tqdm(stats.batches(), desc='evaluate', leave=False, delay=3):
         if not len(b.x): continue
-        code = dictionary.encode(b.x.to(dictionary.device))
-        xhat = dictionary.decode(code)
+        nuisance = dictionary.nuisance_of(stats.data, b.coords)
+        code = dictionary.encode(b.x.to(dictionary.device), nuisance)
+        xhat = dictionary.decode(code, nuisance)
         _check_shapes(b.x, xhat)
         check_finite(xhat, b.coords, what='reconstructions')
         sums.add(b, code, xhat)
@@ -377,10 +379,12 @@ def compare(dictionaries:dict,           # name -> dictionary
             normalizer:Normalizer|None=None, # whitening normalizer; fitted to the evaluated data when None
             batch_size:int=8192,         # tokens encoded at a time
             force:bool=False,            # whether data of another model is only a warning
+            controls:bool=True,          # whether controls are added where no baseline is given
            )->pd.DataFrame:              # a line per dictionary
-    "Evaluations of several dictionaries side by side"
+    "Evaluations of several dictionaries side by side, with their controls"
     passes = {} # site -> its data and the first pass over it
     rows = []
+    if controls: dictionaries = with_controls(dictionaries, lambda d: _data_of(data, d.meta.site), split)
     for name,d in dictionaries.items():
         key = d.meta.site if _several(data) else None
         if key not in passes:

@@ -82,16 +82,17 @@ def concepts_beside_chance(dictionary:Dictionary,   # dictionary whose features 
     return found
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00012
-def _dense_codes(dictionary, x): # (n, d) -> (n, num_latents)
-    code = dictionary.encode(x.to(dictionary.device, torch.float32)).to('cpu').to_dense()
-    return code.abs() if dictionary.signed else code
+def _dense_codes(dictionary, record): # -> (n, num_latents), tile by tile
+    for code in dictionary.code_tiles(record):
+        code = code.to('cpu').to_dense()
+        yield code.abs() if dictionary.signed else code
 
 def _codes(dictionary, acts, site, candidates=None): # (token, feature) of most energy, their numbers
-    tiles = acts.recording[site or dictionary.meta.site].tokens.split(8192)
+    record = acts.recording[site or dictionary.meta.site]
     if isinstance(candidates, int):
-        energy = sum(_dense_codes(dictionary, x).square().sum(0) for x in tiles)
+        energy = sum(c.square().sum(0) for c in _dense_codes(dictionary, record))
         candidates = energy.topk(min(candidates, len(energy))).indices
-    return torch.cat([_dense_codes(dictionary, x)[:,candidates] for x in tiles]),candidates
+    return torch.cat([c[:,candidates] for c in _dense_codes(dictionary, record)]),candidates
 
 def _f1s(fires, y): # (n, candidates) bool, (n,) bool -> (candidates,)
     hit = (fires&y[:,None]).sum(0).double()
