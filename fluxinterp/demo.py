@@ -246,7 +246,7 @@ def _turned(run, pick): # added where the object is, beside a random direction a
                      'mean change of a pixel': float(pairs[times].difference().mean())})
     steered = pd.DataFrame(rows).set_index('strength')
     run.report.image('steer_add', pairs[2].grid(), f'Above: captions without {pick.value}. Below: the same '
-                     f'noise, feature {f} added where the object is, twice as strong as it ever is by itself.')
+                     f'noise, feature {f} added where the object is, twice as strong as it ever is alone.')
     _show_table(run, steered)
     ablated = generate(run.pipe, _captions_with(pick.factor, pick.value, single, 8), [Ablate(run.sae, f)],
                        seed=run.seed)
@@ -262,7 +262,7 @@ def _story_chapter(run):
     scores = pd.Series(here|{'full linear probe': of_it(run.compared.ceiling)}, name=f'AUROC, {pick.value}')
     text = (f'Of {run.sae.num_latents} features of the sparse autoencoder, number {pick.feature} tells '
             f'tokens of {pick.value} objects from tokens of other objects with an AUROC of {pick.auroc:.2f} '
-            'on held-out scenes; the best feature of any control, chosen in the same way and read alike by its '
+            'on held-out scenes; the best feature of any control, chosen and read in the same way by its '
             f'code, reaches {best:.2f}.')
     run.report.text(text)
     print(text)
