@@ -260,8 +260,8 @@ def _story_chapter(run):
     best = max(v for name,v in here.items() if name!='SAE')
     scores = pd.Series(here|{'full linear probe': of_it(run.compared.ceiling)}, name=f'AUROC, {pick.value}')
     text = (f'Of {run.sae.num_latents} features of the sparse autoencoder, number {pick.feature} tells '
-            f'tokens of {pick.value} objects from tokens of other objects with an AUROC of {pick.auroc:.2f} on '
-            'held-out scenes; the best feature of any control, chosen in the same way and read alike by its '
+            f'tokens of {pick.value} objects from tokens of other objects with an AUROC of {pick.auroc:.2f} '
+            'on held-out scenes; the best feature of any control, chosen in the same way and read alike by its '
             f'code, reaches {best:.2f}.')
     run.report.text(text)
     print(text)

@@ -132,7 +132,7 @@ def _all_match(n, coordinates): # positions of the n entries that match; name ->
 
 @patch
 def select(self:SiteRecord,
-           rows=None,      # row positions, or a boolean mask over the rows
+           rows=None,      # row positions, a slice of them, or a boolean mask over the rows
            prompt=None,    # prompt index, one or a list
            image=None,     # image index within a prompt, one or a list
            guidance=None,  # kind of guidance row, one or a list of `guidance_kinds`
@@ -141,7 +141,8 @@ def select(self:SiteRecord,
            level=None,     # noise level, one or a list
           )->SiteRecord:   # record of the rows and steps that match
     "The part of a record that has these coordinates, in its order; raises `KeyError` with what there is"
-    if rows is not None: keep = np.atleast_1d(np.arange(len(self))[np.asarray(rows)])
+    if isinstance(rows, slice): keep = np.arange(len(self))[rows]
+    elif rows is not None: keep = np.atleast_1d(np.arange(len(self))[np.asarray(rows)])
     else:
         wanted = dict(prompt=prompt, image=image, guidance=guidance)
         keep = _all_match(len(self), {k: (self.rows[k].tolist(), v) for k,v in wanted.items()})

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['nuisances', 'level_tolerance', 'unknown_noise', 'Nuisance', 'check_nuisances', 'check_known', 'fit_nuisance',
-           'restored_nuisance']
+           'restored_nuisance', 'removed_share']
 
 # %% ../../nbs/25_dictionaries/03_nuisances.ipynb #nui00004
 from collections.abc import Iterable, Iterator
 
+import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..activations.site_records import SiteRecord, TokenBatch, token_batches
 from ..core import plain_torch
-from .normalizers import as_float64, check_finite, empty_data
+from .normalizers import RunningMoments, as_float64, check_finite, empty_data
 from ..models.initial_noise import token_latents, tokens_at
 
 # %% ../../nbs/25_dictionaries/03_nuisances.ipynb #nui00007
@@ -262,5 +263,24 @@ def restored_nuisance(remove:list, # what is removed: of `nuisances`
         res = Nuisance(d, remove, levels.tolist(), grid, channels)
         res.load_state_dict({k: v.float() for k,v in state.items()})
     except (KeyError, IndexError, RuntimeError, TypeError) as e:
-        raise ValueError(f'what is to be removed is damaged: {e}') from None
+        raise ValueError(f'what is to be removed is damaged: {" ".join(str(e).split())}') from None
     return res.requires_grad_(False)
+
+# %% ../../nbs/25_dictionaries/03_nuisances.ipynb #nui00031
+@plain_torch()
+@torch.no_grad()
+def removed_share(nuisance:Nuisance,   # fitted on other data
+                  data,                # `SiteRecord`, store data or `LiveData`
+                  split:str|None=None, # part of the prompts: 'train', 'validation' or 'test'; all when None
+                  batch_size:int=8192, # vectors read at a time
+                 )->pd.Series:         # noise level -> share, 0 for nothing
+    "Share of the variance about each step's mean that goes with what is removed"
+    before,after = {},{}
+    for b in token_batches(data, batch_size, split=split):
+        rest = next(nuisance.removed(data, [b])).x
+        for l in b.coords['level'].unique().tolist():
+            here = b.coords['level']==l
+            before.setdefault(l, RunningMoments(nuisance.width)).update(b.x[here])
+            after.setdefault(l, RunningMoments(nuisance.width)).update(rest[here])
+    shares = {round(l, 4): 1-float(after[l].variance.sum()/m.variance.sum()) for l,m in before.items()}
+    return pd.Series(shares, name='removed').rename_axis('noise level').sort_index(ascending=False)

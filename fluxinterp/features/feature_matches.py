@@ -46,6 +46,13 @@ class Firing:
     largest:Tensor  # largest activation, (feature,)
     live:Tensor     # whether the activation varies, (feature,); a constant correlates with nothing
 
+    def activation(self, feature:int)->Tensor: # number of the feature
+        "Activation of one feature on every token, (row x step x token,)"
+        if self.readout=='code': return self.code.latent(feature)
+        parts = torch.arange(len(self.code)).split(self.code.batch_size)
+        deviation = torch.cat([self.code.deviations(p)@self.code.weights[feature] for p in parts])
+        return deviation+self.mean[feature]
+
 @torch.no_grad()
 def _encode(dictionary, site_record, batch_size, tick): # -> codes, (row x step x token, k)
     "Encode all tokens of a record; features are numbered as in an atlas"
