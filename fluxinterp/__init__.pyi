@@ -20,6 +20,7 @@ from .models.pipelines import load_pipeline as load_pipeline
 from .models.description import describe as describe
 from .models.miniatures import miniature as miniature
 from .models.miniatures import miniature_call as miniature_call
+from .models.random_weights import random_weights as random_weights
 from .models.steps import noise as noise
 from .models.sites import Site as Site
 from .models.sites import list_sites as list_sites
@@ -38,6 +39,9 @@ from .activations.site_records import TokenBatch as TokenBatch
 from .activations.attention import attention_weights as attention_weights
 from .activations.hooks import hooked as hooked
 from .activations.recording import record as record
+from .activations.site_statistics import stream_figure as stream_figure
+from .activations.site_statistics import stream_statistics as stream_statistics
+from .activations.site_statistics import variance_shares as variance_shares
 from .activations.prompt_words import prompt_tokens as prompt_tokens
 from .activations.prompt_words import word_activations as word_activations
 from .activations.store_files import StoreError as StoreError
@@ -57,6 +61,7 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
+from .dictionaries.controls import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
@@ -83,6 +88,7 @@ from .training.token_streams import LiveData as LiveData
 from .training.loggers import tensorboard_logger as tensorboard_logger
 from .training.loggers import wandb_logger as wandb_logger
 from .training.sae_training import train as train
+from .training.trained_controls import trained_controls as trained_controls
 from .training.itda_growth import fit_itda as fit_itda
 from .training.itda_pruning import prune as prune
 from .training.itda_pruning import reduce as reduce
@@ -146,6 +152,13 @@ from .steering.recipes import recipe_json as recipe_json
 from .steering.recipes import save_recipe as save_recipe
 from .steering.image_judges import CLIPJudge as CLIPJudge
 from .steering.image_judges import reader_judge as reader_judge
+from .steering.image_distances import feature_color as feature_color
+from .steering.image_distances import manhattan_distance as manhattan_distance
+from .steering.image_distances import perceptual_distance as perceptual_distance
+from .steering.image_distances import texture_score as texture_score
+from .steering.feature_tests import color_spreads as color_spreads
+from .steering.feature_tests import feature_sensitivity as feature_sensitivity
+from .steering.feature_tests import intervention_locality as intervention_locality
 from .steering.block_roles import ablate_blocks as ablate_blocks
 from .steering.block_roles import feature_icons as feature_icons
 from .steering.block_roles import feature_roles as feature_roles
@@ -157,6 +170,7 @@ from .steering.block_roles import top_activating_images as top_activating_images
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
 from .atlases.atlas_building import build_atlas as build_atlas
+from .atlases.image_search import search_by_image as search_by_image
 
 from .autointerp.endpoint import Endpoint as Endpoint
 from .autointerp.judges import ModelVerdicts as ModelVerdicts
@@ -173,8 +187,12 @@ from .autointerp.causal_explainer import CausalImages as CausalImages
 from .autointerp.scorers import Detection as Detection
 from .autointerp.scorers import Intruder as Intruder
 from .autointerp.scorers import Localization as Localization
-from .autointerp.scorers import score as score
-from .autointerp.scorers import scores as scores
+from .autointerp.fuzzing import Fuzzing as Fuzzing
+from .autointerp.embedding_scorer import Embedding as Embedding
+from .autointerp.embedding_scorer import PromptEmbedder as PromptEmbedder
+from .autointerp.embedding_scorer import ReaderEmbedder as ReaderEmbedder
+from .autointerp.scoring import score as score
+from .autointerp.scoring import scores as scores
 from .autointerp.generative_scorers import Generation as Generation
 from .autointerp.generative_scorers import Intervention as Intervention
 from .autointerp.reader_server import ReaderServer as ReaderServer

@@ -15,6 +15,7 @@ import traitlets
 from fastcore.basics import patch
 from PIL import Image
 
+from ..dictionaries.controls import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -161,8 +162,13 @@ class DictionaryCompare(WorkDashboard):
                  recording:Recording,      # record of their sites, with images or previews
                  atlases:dict|None=None,   # name -> Atlas of that dictionary, for labels and scores
                  seed:int=0,               # seed of the shuffled tokens
+                 controls:bool=True,       # whether controls are added where no baseline is given
                 ):
         records = _check_compared(dictionaries, recording, atlases)
+        if controls:
+            record_of = {id(d): records[n] for n,d in dictionaries.items()}
+            dictionaries = with_controls(dictionaries, lambda d: record_of[id(d)])
+            records = _compared_records(dictionaries, recording)
         super().__init__()
         self.records,self.recording = records,recording
         self.record = next(iter(records.values())) # whose images, steps and grid are those of all

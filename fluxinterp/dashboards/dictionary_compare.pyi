@@ -8,6 +8,7 @@ import pandas as pd
 import traitlets
 from fastcore.basics import patch
 from PIL import Image
+from ..dictionaries.controls import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -81,7 +82,7 @@ class DictionaryCompare(WorkDashboard):
     seed: Any
     sort: Any
 
-    def __init__(self, dictionaries: dict, recording: Recording, atlases: dict | None=None, seed: int=0):
+    def __init__(self, dictionaries: dict, recording: Recording, atlases: dict | None=None, seed: int=0, controls: bool=True):
         ...
 
     def match(self):

@@ -50,9 +50,12 @@ class LinearDictionary(Dictionary):
         self.num_latents = len(directions)
         self.meta = meta or DictionaryMeta()
 
-    def normalized(self, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
-        "Deviations from the mean, (..., d)"
-        return x-self.mean
+    def normalized(self,
+                   x:torch.Tensor,                  # raw activations, (..., d)
+                   nuisance:torch.Tensor|None=None, # what is removed from them, (..., d)
+                  )->torch.Tensor:                  # (..., d)
+        "Deviations from the mean"
+        return self.without(x, nuisance)-self.mean
 
     def raw(self, z:torch.Tensor)->torch.Tensor: # deviations from the mean, (..., d)
         "Activations with the mean, (..., d)"

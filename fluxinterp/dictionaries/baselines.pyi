@@ -18,7 +18,7 @@ class LinearDictionary(Dictionary):
     def __init__(self, directions: torch.Tensor, mean: torch.Tensor, k: int, fixed: bool=False, name: str='linear', meta: DictionaryMeta | None=None, refit: bool=False):
         ...
 
-    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+    def normalized(self, x: torch.Tensor, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
     def raw(self, z: torch.Tensor) -> torch.Tensor:

@@ -84,7 +84,7 @@ def concepts_beside_chance(dictionary:Dictionary,   # dictionary whose features 
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00012
 def _candidates(dictionary, acts, site, candidates): # numbers of the features of most energy, (candidate,)
-    return strongest_features(dictionary, acts.recording[site or dictionary.meta.site].x, candidates)
+    return strongest_features(dictionary, acts.recording[site or dictionary.meta.site], candidates)
 
 def _f1s(fires, y): # (n, candidates) bool, (n,) bool -> (candidates,)
     hit = (fires&y[:,None]).sum(0).double()

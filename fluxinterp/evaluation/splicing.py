@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from fastcore.basics import patch
 import numpy as np
@@ -97,9 +98,9 @@ def __repr__(self:Splice):
 def _squared_norms(x): return as_float64(x).cpu().flatten(1).square().sum(1) # (rows,)
 
 @contextmanager
-def _replacing(pipe, site, replace, steps)->Iterator: # replace(x, step) -> tensor or None; steps, a window
+def _replacing(pipe, site, replace, steps)->Iterator: # replace(x, clock) -> tensor or None; steps, a window
     def _at_site(clock, x):
-        return replace(x, clock.step) if clock.step in step_window(steps, clock.levels) else None
+        return replace(x, clock) if clock.step in step_window(steps, clock.levels) else None
     with hooked(pipe, [(site, _at_site)]) as clock:
         yield clock
 
@@ -120,18 +121,33 @@ def _run(pipe, arguments, site, replace, steps, keep=None):
             handle.remove()
     return last['latents'],out
 
-def _replay(pipe, site, replace, calls): # calls of the network, of the clean run -> (image, step)
+class _Call(NamedTuple):
+    "A call of the network in the clean run"
+    step:int
+    args:tuple
+    kwargs:dict
+    out:torch.Tensor          # what it gave
+    images:int
+    levels:list               # noise level of each step
+    latents:torch.Tensor|None # what the run began from, where known
+
+def _replay(pipe, site, replace, calls): # `_Call`s -> (image, step)
     "How far the velocity moves at each step, on the clean run's inputs"
     squared_error,squared_size = {},{}
     network = describe(pipe).network
-    def _at_site(clock, x): return replace(x, step) # of the call below
-    with hooked(pipe, [(site, _at_site)]):
-        for step,args,kwargs,out,n in calls:
-            new = network(*args, **kwargs)[0]
+    def _at_site(clock, x):
+        clock.initial_latents = call.latents # of the call below
+        return replace(x, clock)
+    with hooked(pipe, [(site, _at_site)]) as clock:
+        for call in calls:
+            clock.levels = call.levels
+            clock.step,clock.call = call.step,-1
+            new = network(*call.args, **call.kwargs)[0]
+            step,n = call.step,call.images
             # guidance rows of one image lie n rows apart, or in calls of their own
-            error = _squared_norms(as_float64(new)-as_float64(out)).view(-1, n).sum(0)
+            error = _squared_norms(as_float64(new)-as_float64(call.out)).view(-1, n).sum(0)
             squared_error[step] = squared_error.get(step, 0)+error
-            squared_size[step] = squared_size.get(step, 0)+_squared_norms(out).view(-1, n).sum(0)
+            squared_size[step] = squared_size.get(step, 0)+_squared_norms(call.out).view(-1, n).sum(0)
     return torch.stack([(squared_error[s]/squared_size[s]).sqrt() for s in sorted(squared_error)], 1)
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #9a3c000a
@@ -165,23 +181,24 @@ def _check_splice(pipe, call, mean, site):
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #1cad5374
 def _step_means(pipe, site, steps, calls, bar): # step -> moments of the activations there
     means = {}
-    def _learn(x, step):
+    def _learn(x, clock):
         x = x.flatten(0, -2)
-        check_finite(x, what=f'activation vectors at {site.name}, step {step},')
-        means.setdefault(step, RunningMoments(site.width)).update(x)
+        check_finite(x, what=f'activation vectors at {site.name}, step {clock.step},')
+        means.setdefault(clock.step, RunningMoments(site.width)).update(x)
     for arguments in calls: # the noise generators in them are used up by a call
         with _replacing(pipe, site, _learn, steps): pipe(output_type='latent', **arguments())
         bar.update()
     return means
 
-def _unchanged(x, step): return x
+def _unchanged(x, clock): return x
 
-def _reconstructed(x, step, dictionary): return reconstruct(dictionary, x)
+def _reconstructed(x, clock, dictionary):
+    return reconstruct(dictionary, x, nuisance=dictionary.nuisance_now(clock, len(x)))
 
-def _mean_ablated(x, step, mean, means): # one mean for all steps, or the moments of each
-    return (mean if mean is not None else means[step].mean).to(x).expand_as(x)
+def _mean_ablated(x, clock, mean, means): # one mean for all steps, or the moments of each
+    return (mean if mean is not None else means[clock.step].mean).to(x).expand_as(x)
 
-def _zero_ablated(x, step): return torch.zeros_like(x)
+def _zero_ablated(x, clock): return torch.zeros_like(x)
 
 def _clean_run(pipe, arguments, site, steps): # latents, pixels, calls of the network, step -> noise level
     images = len(arguments['generator'])
@@ -189,8 +206,9 @@ def _clean_run(pipe, arguments, site, steps): # latents, pixels, calls of the ne
     def _keep(clock, args, kwargs, output):
         wanted = step_window(steps, clock.levels)
         levels.update({i: clock.levels[i] for i in wanted})
-        if clock.step in wanted: calls.append((clock.step, args, kwargs, output[0], images))
-    z,pixels = _run(pipe, arguments, site, lambda x, step: None, steps, _keep)
+        if clock.step not in wanted: return
+        calls.append(_Call(clock.step, args, kwargs, output[0], images, list(clock.levels), clock.initial_latents))
+    z,pixels = _run(pipe, arguments, site, lambda x, clock: None, steps, _keep)
     return z,pixels,calls,levels
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #c6a2358e

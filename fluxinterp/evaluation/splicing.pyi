@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd
@@ -45,6 +46,14 @@ class Splice:
 
     def __repr__(self):
         ...
+class _Call(NamedTuple):
+    step: int
+    args: tuple
+    kwargs: dict
+    out: torch.Tensor
+    images: int
+    levels: list
+    latents: torch.Tensor | None
 _callbacks = ('callback_on_step_end', 'callback_on_step_end_tensor_inputs')
 @torch.no_grad()
 def splice(pipe, dictionary: Dictionary | dict, prompts: str | list | None, num_inference_steps: int | None=None, steps=None, seed: int=0, mean: torch.Tensor | None=None, batch_size: int=16, site: str | None=None, force: bool=False, progress: bool | None=None, num_images_per_prompt: int=1, **call) -> Splice:

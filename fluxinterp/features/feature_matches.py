@@ -58,7 +58,7 @@ def _encode(dictionary, site_record, batch_size, tick): # -> codes, (row x step 
     "Encode all tokens of a record; features are numbered as in an atlas"
     codes = []
     if tick: tick()
-    for code in dictionary.code_tiles(site_record.x, batch_size):
+    for code in dictionary.code_tiles(site_record, batch_size):
         code = code.to('cpu')
         codes.append(two_sided(code) if dictionary.signed else code)
         if tick: tick()
