@@ -10,7 +10,7 @@ import torch
 import fluxinterp as fi
 from fluxinterp.dashboards.comparison_charts import correlation_chart
 from fluxinterp.dictionaries.readouts import readouts
-from fluxinterp.evaluation import concept_structure, concepts, method_comparison, probes
+from fluxinterp.evaluation import cause_and_isolation as interchange, concept_structure, concepts, method_comparison, probes
 from fluxinterp.features import across_layers, feature_matches
 
 site = 'double.1.image'
@@ -25,7 +25,7 @@ def things():
     record = train.recording[site]
     some = [i for i,(kind,_) in enumerate(concepts.concepts) if kind in ('color', 'style')]
     def few(acts): return dataclasses.replace(acts, labels=acts.labels[some], names=[acts.names[i] for i in some])
-    return dict(sae=fi.load_dictionary(f'tiny-flux/{site}'), pca=fi.pca(record, 16), record=record, all=(train, test), train=few(train), test=few(test))
+    return dict(sae=fi.load_dictionary(f'tiny-flux/{site}'), pca=fi.pca(record, 16), record=record, pairs=interchange.record_pairs(pipe, site, 12, noise_level=.25, progress=False), all=(train, test), train=few(train), test=few(test))
 
 def with_scenes(f, **kwargs): return lambda t, d, r: f(d, t['train'], t['test'], readout=r, **kwargs)
 
@@ -39,6 +39,8 @@ comparisons = dict(
     concept_splitting=with_scenes(concept_structure.concept_splitting, candidates=16),
     sparse_probes=with_scenes(probes.sparse_probes, k=(1, 2), candidates=16),
     compare_methods=lambda t, d, r: method_comparison.compare_methods(dict(it=d), t['train'], t['test'], (r,), (1,), 16, progress=False).lines,
+    cause_and_isolation=lambda t, d, r: interchange.cause_and_isolation(dict(it=d), concepts.scenes_by_step(t['all'][0])[1][1], t['pairs'], (1,), ('color', 'size'), (r,),
+                                                                        candidates=16, resamples=10),
     match_features=lambda t, d, r: feature_matches.match_features(d, t['pca'], t['record'], range(8), readout=r),
     match_firings=lambda t, d, r: feature_matches.match_firings(feature_matches.record_firing(d, t['record'], readout=r),
                                                                 feature_matches.record_firing(t['pca'], t['record'], readout=r),
@@ -65,7 +67,7 @@ def test_results_of_codes_say_so(things, name):
     table = of_codes[name](things, things['sae'])
     assert len(table) and set(table.readout)=={'code'}
 
-of_one = {'check_readout', 'feature_activations', 'feature_scores', 'feature_auroc', 'record_firing'} # numbers of one dictionary
+of_one = {'check_readout', 'feature_activations', 'feature_scores', 'feature_auroc', 'record_firing', 'attribute_latents'} # numbers of one dictionary
 
 def test_none_is_forgotten():
     "Every public function of the library that takes a read-out stands in a table above"
