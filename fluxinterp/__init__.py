@@ -61,11 +61,13 @@ surface = {
     },
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),
+        'nuisances': ('Nuisance', 'fit_nuisance', 'removed_share'),
         'dictionary': ('Dictionary', 'SparseCode', 'reconstruct'),
         'readouts': ('feature_activations',),
         'baselines': ('LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions'),
         'controls': ('controls',),
         'step_overlap': ('code_overlap',),
+        'selectivity': ('noise_selectivity',),
         'metrics': ('compare', 'evaluate', 'explained_variance_variants', 'fvu'),
         'files': ('DictionaryFileError', 'save_dictionary'),
         'sparse_ops': ('bf16_pays', 'weighted_rows'),

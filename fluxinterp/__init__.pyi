@@ -52,6 +52,9 @@ from .activations.harvesting import harvest as harvest
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments
+from .dictionaries.nuisances import Nuisance as Nuisance
+from .dictionaries.nuisances import fit_nuisance as fit_nuisance
+from .dictionaries.nuisances import removed_share as removed_share
 from .dictionaries.dictionary import Dictionary as Dictionary
 from .dictionaries.dictionary import SparseCode as SparseCode
 from .dictionaries.dictionary import reconstruct as reconstruct
@@ -63,6 +66,7 @@ from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
 from .dictionaries.controls import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
+from .dictionaries.selectivity import noise_selectivity as noise_selectivity
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
 from .dictionaries.metrics import explained_variance_variants as explained_variance_variants

@@ -150,7 +150,7 @@ def search_by_image(atlas:Atlas,       # atlas to search
     acts = image if isinstance(image, SiteRecord) else None
     if acts is None: acts = _record_picture(pipe, atlas, image, prompt, noise_levels, seed)
     weights = _token_weights(region, acts.grid)
-    code = dictionary.encode(acts.x[0].float().to(dictionary.device)).to('cpu')
+    code = dictionary.encode_tiled(acts.select(rows=[0]), device='cpu')[0]
     frame = _ranked(atlas, _specific(atlas, code, weights, acts.levels), n)
     maps = {f: _map_of(code, f, atlas.about['num_latents']).reshape(acts.grid) for f in frame.index}
     shown = image if isinstance(image, Image.Image) else None
