@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .core import packaged_names
+from .core import packaged_names, weights_path
 from .dictionaries.baselines import pca
 from .dictionaries.itda import ITDAConfig
 from .dictionaries.sae import SAEConfig
@@ -25,8 +25,10 @@ from .dictionaries.files import save_dictionary
 from .dictionaries.hub import load_dictionary
 from .atlases.atlas_building import build_atlas
 from .autointerp.atlas_icons import add_icons
+from .autointerp.causal_effect import CausalEffect
 from .autointerp.explainers import explain, LabelMaps, PromptStatistics, read_labels
-from .autointerp.scorers import Detection, Localization, score
+from .autointerp.scorers import Detection, Localization
+from .autointerp.scoring import score
 
 # %% ../nbs/90_packaged.ipynb #7c76fb5c
 _small = partial(SAEConfig, num_latents=256, batch_size=1024, steps=2000)
@@ -80,10 +82,11 @@ def _label_sure(atlas, labels, least=.9): # features on one known map in both ha
         if text not in held.names or said.detail[f]['best'][0]['auroc']<least: continue
         if held.scores(atlas, f)[held.names.index(text)]>=least: atlas.label(f, text)
 
-def _annotate(atlas, pipe, dictionary, progress): # labels, scores and icons
-    _label_sure(atlas, read_labels(atlas))
+def _annotate(atlas, pipe, dictionary, progress): # scores, icons, and what labeled features do
     for scorer in (Detection(), Localization()): score(atlas, scorer, progress=progress)
     add_icons(atlas, pipe, dictionary, progress=progress)
+    labeled = atlas.table().query('label.notna()').index.tolist()
+    explain(atlas, CausalEffect(pipe, dictionary), labeled, progress=progress)
 
 def _as_one_file(atlas): # annotations without a journal beside them, and nothing that only building needs
     atlas.text.db.execute('vacuum')
@@ -109,6 +112,8 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
                      batch_size=32, progress=progress)
         for name,dictionary in here.items():
             atlas = build_atlas(dictionary, rec, Path(out)/name, examples=examples, progress=progress)
+            small = dictionary.num_latents<=annotated
+            if small: _label_sure(atlas, read_labels(atlas)) # before the words: the last explanation is shown
             explain(atlas, PromptStatistics(), progress=progress)
-            if dictionary.num_latents<=annotated: _annotate(atlas, pipe, dictionary, progress)
+            if small: _annotate(atlas, pipe, dictionary, progress)
             _as_one_file(atlas)
