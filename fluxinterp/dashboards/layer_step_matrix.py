@@ -187,7 +187,7 @@ class LayerStepMatrix(WorkDashboard):
         left_out = getattr(family, 'left_out', {})
         self._left_out = [f'{s} is left out: {why}.' for s,why in left_out.items()]
         own = _measure_words.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
-        self._measure = 'Activation of one feature a site.' if family else own
+        self._measure = 'Activation of one feature a site, by code: what fires.' if family else own
         self._build_controls(prompt, seed)
         self._layout()
         self._wire()

@@ -259,6 +259,9 @@ def check_alike(*tables:pd.DataFrame, # tables with a column `readout`, such as 
             raise ValueError(f'results of different {words}s ({", ".join(found)}) are not comparable: '
                              f'read every method by the same {column}=')
     missing = [i for i,t in enumerate(tables) if 'readout' not in t]
+    if any(t.empty for t in tables):
+        raise ValueError('a table is empty: no concept could be scored, see its attrs["left_out"]; '
+                         'record more scenes')
     if missing: raise ValueError(f'table {missing[0]} does not say how it was read: keep the column readout')
     return tables[0].readout.iloc[0]
 

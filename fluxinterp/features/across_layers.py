@@ -106,10 +106,10 @@ class FeatureFamily(dict):
 
     @property
     def frame(self)->pd.DataFrame:
-        "A line per site: feature, correlation, chance"
+        "A line per site: feature, correlation of codes, chance, readout"
         shown = ('feature', 'correlation', 'chance')
         rows = [dict(site=s)|{k: getattr(m, k) for k in shown} for s,m in self.items()]
-        return pd.DataFrame(rows).set_index('site')
+        return pd.DataFrame(rows).set_index('site').assign(readout='code')
 
     def _reasons(self): return [f'{s} is left out: {reason}' for s,reason in self.left_out.items()]
 

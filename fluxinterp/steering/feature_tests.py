@@ -134,11 +134,11 @@ def active_areas(dictionary:Dictionary, # dictionary of the site
                  acts:SiteRecord,       # activations of images in several steps, or in one
                 )->torch.Tensor:        # (image, num_latents), 0 to 1
     "Share of each image's tokens on which a latent is active, at any of the steps"
-    n,steps,tokens,_ = acts.x.shape
+    n,_,tokens,_ = acts.x.shape
     res = torch.zeros(n, dictionary.num_latents)
     for i in range(n):
-        code = dictionary.encode_tiled(acts.select(rows=[i]), device='cpu')[0]
-        at = torch.arange(tokens)[None,:,None].expand_as(code.indices)
+        code = dictionary.encode_tiled(acts.select(rows=slice(i, i+1)), device='cpu')
+        at = torch.arange(tokens)[:,None].expand_as(code.indices)
         keys = (code.indices*tokens+at)[code.values>0].unique() # a token counts once
         res[i] = torch.bincount(keys//tokens, minlength=dictionary.num_latents)/tokens
     return res
