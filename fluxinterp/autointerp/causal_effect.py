@@ -9,7 +9,6 @@ __all__ = ['gains', 'effect_of', 'CausalEffect']
 import inspect
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 import torch
 
