@@ -188,6 +188,7 @@ from .autointerp.explainers import read_labels as read_labels
 from .autointerp.vision_explainer import LocalModel as LocalModel
 from .autointerp.vision_explainer import VisionExplainer as VisionExplainer
 from .autointerp.causal_explainer import CausalImages as CausalImages
+from .autointerp.causal_effect import CausalEffect as CausalEffect
 from .autointerp.scorers import Detection as Detection
 from .autointerp.scorers import Intruder as Intruder
 from .autointerp.scorers import Localization as Localization
@@ -200,6 +201,9 @@ from .autointerp.scoring import scores as scores
 from .autointerp.generative_scorers import Generation as Generation
 from .autointerp.generative_scorers import Intervention as Intervention
 from .autointerp.reader_server import ReaderServer as ReaderServer
+from .autointerp.method_report import autointerp_report as autointerp_report
+from .autointerp.method_report import concept_features as concept_features
+from .autointerp.method_report import controls_beaten as controls_beaten
 
 from .dashboards.timestep_viewer import TimestepViewer as TimestepViewer
 from .dashboards.prompt_inspector import PromptInspector as PromptInspector

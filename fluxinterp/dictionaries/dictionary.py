@@ -23,7 +23,6 @@ from ..arguments import no_attribute
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
 from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
-from .nuisances import Nuisance
 from ..models.guidance_rows import guidance_kinds
 from ..models.identity import model_difference
 

@@ -14,7 +14,6 @@ from ..arguments import no_attribute
 from ..activations.site_records import SiteRecord, prompt_split, token_batches
 from ..core import plain_torch
 from .normalizers import RunningMoments, check_finite
-from .nuisances import Nuisance
 from ..models.guidance_rows import guidance_kinds
 from ..models.identity import model_difference
 _of_codes = dict(topk='`code.values.topk(k)` gives the strongest, and their latents are in `code.indices`', numpy='`code.to_dense().numpy()`', dense='`code.to_dense()`', nonzero='`code.to_dense().nonzero()`')

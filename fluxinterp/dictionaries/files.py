@@ -214,8 +214,8 @@ def _check_removal(d): # a dictionary removes what its configuration says
     asked = getattr(getattr(d, 'config', None), 'remove', None)
     done = [] if d.nuisance is None else list(d.nuisance.remove)
     if asked is None or asked==done: return
-    raise ValueError(f'this dictionary is configured with remove={asked} and removes {done or "nothing"}: '
-                     'train it before saving it')
+    raise DictionaryFileError(f'this dictionary is configured with remove={asked} and removes '
+                              f'{done or "nothing"}: train it, then save it')
 
 def _cfg(dictionary, parts, dtype, checksums): # content of cfg.json
     m = dictionary.meta
