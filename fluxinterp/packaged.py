@@ -44,9 +44,9 @@ tiny_recipes = { # pipeline -> name of the dictionary -> how it is made of its s
         'single.1.image-256': _small(),
     },
     'tiny-sdxl-turbo': {
-        'up.1.0': _small(num_latents=1024, k=8),
+        'up.1.0': _small(num_latents=512, k=8, dead_after=20_000),
         'up.1.0-256': _small(k=8),
-        'up.1.1': _small(num_latents=1024, k=8),
+        'up.1.1': _small(num_latents=512, k=8, dead_after=20_000),
         'up.1.1-256': _small(k=8),
     },
 }
