@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from ..activations.site_records import prompt_split
 from .baselines import LinearDictionary, coordinates, pca, random_directions
-from .dictionary import Dictionary, removed_names
+from .dictionary import Dictionary
+from .nuisances import removed_names
 
 # %% ../../nbs/25_dictionaries/12_controls.ipynb #8685f1d6
 def _control_sizes(dictionary, width, k): # -> (random directions, active ones)
@@ -47,7 +48,7 @@ def with_controls(dictionaries:dict,     # name -> dictionary
     if any(isinstance(d, LinearDictionary) for d in learnt.values()): return dict(dictionaries)
     kinds = {} # site, sparsity and what is removed -> the widest dictionary of that kind
     for d in learnt.values():
-        kind = d.meta.site,d.k,removed_names(d)
+        kind = d.meta.site,d.k,removed_names(d.nuisance)
         if d.k is not None and d.num_features>getattr(kinds.get(kind), 'num_features', 0): kinds[kind] = d
     res = dict(dictionaries)
     for (site,k,removed),d in kinds.items():
