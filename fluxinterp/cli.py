@@ -289,7 +289,8 @@ def _plan_text(atlas, explainer, features): # what explaining those features tha
 
 def _explain(atlas, explainer, features, again, score, judge): # and say what came of it
     from fluxinterp.autointerp.explainers import explain
-    from fluxinterp.autointerp.scorers import Detection, score as score_explanations
+    from fluxinterp.autointerp.scorers import Detection
+    from fluxinterp.autointerp.scoring import score as score_explanations
     explained = explain(atlas, explainer, features, again=again)
     typer.echo(f'explained by {explainer.name}: {_counts(explained)}')
     typer.echo(_some_explanations(explained))

@@ -18,6 +18,7 @@ from ..dictionaries.metrics import evaluate
 from ..widgets.page import page_style, view_script, js_text, css_text
 from ..widgets.figures import comparison_figure
 from ..activations.site_records import Recording
+from ..evaluation.concepts import check_alike
 from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
 from .comparison_charts import stored_scores, scores_by_scorer, ComparisonCharts, correlation_chart, score_charts, rate_chart
 _pairs_script = js_text('matched_pairs')
@@ -59,7 +60,6 @@ class DictionaryCompare(WorkDashboard):
     atlases: Any
     charts: Any
     children: Any
-    codes: Any
     dictionaries: Any
     evaluations: Any
     firing: Any
@@ -71,6 +71,7 @@ class DictionaryCompare(WorkDashboard):
     num_images: Any
     pairs: Any
     player: Any
+    readout: Any
     record: Any
     recording: Any
     records: Any
@@ -96,6 +97,7 @@ class DictionaryCompare(WorkDashboard):
 
     def static(self):
         ...
+_readouts = [('code, what fires', 'code'), ('pre_acts, dense', 'pre_acts')]
 _orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength', 'strength')]
 class PairMaps(NamedTuple):
     maps: list

@@ -141,7 +141,7 @@ class LiveRun:
         "Sparse code of the generation, encoded once and kept"
         if id(dictionary) not in self._codes:
             site = self.recording[dictionary.meta.site]
-            self._codes[id(dictionary)] = dictionary.encode_tiled(site.x, device='cpu')
+            self._codes[id(dictionary)] = dictionary.encode_tiled(site, device='cpu')
         return self._codes[id(dictionary)]
 
     def maps(self, dictionary:Dictionary, # dictionary of one of the recorded sites

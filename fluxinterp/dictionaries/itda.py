@@ -8,7 +8,7 @@ __all__ = ['growth_rules', 'starts', 'cosine_of_loss', 'ITDAConfig', 'Thumbnails
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400003
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .pursuit import pursue, pursuits
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
@@ -57,10 +58,12 @@ class ITDAConfig:
     tokens:int=0                  # tokens of the stream to see; all when 0
     max_atoms:int=0               # number of atoms at which growth stops; no limit when 0
     max_add:int=0                 # additions per batch, the worst explained first; no limit when 0
-    distinct:float=.8             # highest cosine between tokens of one batch that are both added
+    distinct:float=.8             # highest cosine between atoms that one batch adds
+    residual_k:int=0              # atoms subtracted from a token before it is added, 0 to `k`
     start:str='first'             # where the first atoms come from, one of `starts`
     start_atoms:int=0             # number of first atoms; as many as the width when 0
     seed:int=0                    # seed of the order of the data
+    remove:list=field(default_factory=list) # what is removed before all else, of `nuisances.nuisances`
 
     architecture = 'itda'
     @property
@@ -69,15 +72,19 @@ class ITDAConfig:
         return getattr(self, f'{self.rule}_threshold')
 
     def __post_init__(self):
+        self.remove = list(check_nuisances(self.remove))
         check_fields(self, _config_rules)
+        if self.residual_k>self.k:
+            raise ValueError(f'residual_k={self.residual_k} of k={self.k}: a token is explained by at most k '
+                             'atoms, so it has no residual after more of them')
 
 def _whole(low): # smallest number -> rule
     return FieldRule(int, low, message='{name}={value!r} must be a whole number from {low}')
 
 _config_rules = dict(
     k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0),
-    start_atoms=_whole(0), seed=_whole(0), rule=FieldRule(str, choices=growth_rules),
-    method=FieldRule(str, choices=pursuits),
+    start_atoms=_whole(0), seed=_whole(0), residual_k=_whole(0),
+    rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits),
     normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts),
     fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: '
                             'it is a share of the variance, usually .1 to .6'),
@@ -94,6 +101,17 @@ class Thumbnails(NamedTuple):
     jpegs:list      # bytes of JPEG files, each image once
     of:torch.Tensor # (num_latents,) int64: which image belongs to each atom; -1 for none
 
+def _check_atoms(atoms, normalizer, config, explained):
+    if atoms.ndim!=2 or not len(atoms):
+        raise ValueError(f'an ITDA takes at least one atom, (num_latents, d), got {tuple(atoms.shape)}')
+    if atoms.shape[1]!=len(normalizer.mean):
+        raise ValueError(f'atoms of width {atoms.shape[1]} but a normalizer of width '
+                         f'{len(normalizer.mean)}')
+    if bool(config.residual_k)!=(explained is not None):
+        raise ValueError(f'residual_k={config.residual_k}: an ITDA of residuals, and no other, takes '
+                         'explained=, what was subtracted from each token')
+
+# %% ../../nbs/25_dictionaries/50_itda.ipynb #1dar0002
 class ITDA(Dictionary):
     "A dictionary of activations, encoded by sparse pursuit"
     def __init__(self,
@@ -107,17 +125,16 @@ class ITDA(Dictionary):
                  growth:torch.Tensor|None=None,   # rows of the table `growth`, (batch, 4)
                  stored:str='float32',            # precision of the activations it was grown on
                  thumbnails:Thumbnails|None=None, # small images of the atoms' origins
+                 explained:torch.Tensor|None=None, # subtracted from normalized tokens, (num_latents, d)
                 ):
         super().__init__()
-        if atoms.ndim!=2 or not len(atoms):
-            raise ValueError(f'an ITDA takes at least one atom, (num_latents, d), got {tuple(atoms.shape)}')
-        if atoms.shape[1]!=len(normalizer.mean):
-            raise ValueError(f'atoms of width {atoms.shape[1]} but a normalizer of width '
-                             f'{len(normalizer.mean)}')
+        config = config or ITDAConfig()
+        _check_atoms(atoms, normalizer, config, explained)
         self.register_buffer('atoms', atoms)
         self.register_buffer('norms', torch.ones(len(atoms), device=atoms.device) if norms is None else norms)
+        self.register_buffer('explained', explained)
         self.normalizer = normalizer
-        self.config = config or ITDAConfig()
+        self.config = config
         self.num_latents = len(atoms)
         self.coords = coords or {}
         self.captions = captions or {}
@@ -140,7 +157,8 @@ class ITDA(Dictionary):
     def __repr__(self):
         c = self.config
         sign = 'non-negative' if c.nonneg else 'signed'
-        return (f'ITDA at {self.meta.site or "no site"}: {self.num_latents} atoms, k={c.k}, '
+        what = 'atoms' if self.explained is None else 'residual atoms'
+        return (f'ITDA at {self.meta.site or "no site"}: {self.num_latents} {what}, k={c.k}, '
                 f'{sign} {c.method} pursuit, width {self.width}')
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #9be477aa
@@ -181,21 +199,26 @@ def write_directions(self:ITDA)->torch.Tensor:
 def activations(self:ITDA,
                 atoms=None,    # positions of atoms; all when None
                )->torch.Tensor: # (n, d)
-    "The raw activations the atoms are, within 1e-4 of what was read"
+    "The raw activations the atoms are, or are residuals of, within 1e-4 of what was read"
     i = slice(None)
     if atoms is not None: i = torch.as_tensor(atoms, dtype=torch.long, device=self.atoms.device).reshape(-1)
-    return self.normalizer.inverse(self.atoms[i]*self.norms[i][:,None])
+    z = self.atoms[i]*self.norms[i][:,None]
+    return self.normalizer.inverse(z if self.explained is None else z+self.explained[i])
 
 @patch(as_prop=True)
 def origins(self:ITDA)->pd.DataFrame:
-    "Table of where each atom was seen: prompt, caption, image, seed, step, level, token, row, col, norm, ..."
+    "Table of where each atom was seen: prompt, caption, image, seed, step, token, row, col, norm, ..."
     names = ('prompt', 'image', 'seed', 'guidance', 'step', 'timestep', 'level', 'token', 'vector')
     t = {k: self.coords[k].numpy() for k in names if k in self.coords}
     if 'guidance' in t: t['guidance'] = np.asarray(guidance_kinds, dtype=object)[t['guidance']]
     frame = pd.DataFrame(t, index=range(self.num_latents))
     if 'prompt' in t: frame.insert(1, 'caption', [self.captions.get(int(p), '') for p in t['prompt']])
     if 'token' in t and self.meta.grid: frame['row'],frame['col'] = np.divmod(t['token'], self.meta.grid[1])
-    return frame.assign(norm=self.norms.cpu().numpy())
+    norms = self.norms.cpu()
+    frame = frame.assign(norm=norms.numpy())
+    if self.explained is None: return frame
+    whole = (self.atoms.cpu()*norms[:,None]+self.explained.cpu()).norm(dim=1)
+    return frame.assign(residual=(norms/whole).numpy())
 
 @patch(as_prop=True)
 def growth(self:ITDA)->pd.DataFrame:
@@ -224,7 +247,9 @@ def subset(self:ITDA, atoms)->ITDA: # positions in the order wanted, each once
     on = i.to(self.device)
     small = Thumbnails(self.thumbnails.jpegs, self.thumbnails.of[i]) if self.thumbnails else None
     some = ITDA(self.atoms[on], deepcopy(self.normalizer), replace(self.config), self.norms[on], coords,
-                captions, deepcopy(self.meta), self._growth.clone(), self.stored, small)
+                captions, deepcopy(self.meta), self._growth.clone(), self.stored, small,
+                None if self.explained is None else self.explained[on])
+    some.nuisance = deepcopy(self.nuisance)
     return some.eval().requires_grad_(False)
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000e
@@ -251,7 +276,9 @@ def _itda_parts(itda:ITDA, exact=True):
     atoms = state.pop('atoms')
     n = deepcopy(itda.normalizer).cpu().float()
     raw = atoms if opens else n.raw_write(atoms).contiguous()
-    own = {k if k.startswith('normalizer') else 'origin.norm': v for k,v in state.items()}
+    names = dict(norms='origin.norm', explained='origin.explained')
+    own = {k: v for k,v in state.items() if k.startswith('normalizer')}
+    own |= {name: state[k] for k,name in names.items() if k in state}
     own |= {f'origin.{k}': v for k,v in itda.coords.items()}|dict(growth=itda._growth.double().flatten())
     if not opens:
         steps = None if n.kind=='whiten' else float_steps(atoms, (raw/n.scale).contiguous())
@@ -334,7 +361,7 @@ def _check_stored(p): # `Parts`: what is said beside the tensors
         raise DictionaryFileError(f'{p.where}: stored={stored!r} is no precision')
     check_tensors(p.tensors, dict(W_dec=(m, p.width), b_dec=(p.width,)), p.where)
 
-def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no table took
+def _restored_normalizer(own, kind, m, d, whole, norms, explained, where): # `own`: what no table took
     with torch.device('meta'): normalizer = Normalizer(d, kind) # its sizes are only claimed so far
     state = {k.partition('.')[2]: v for k,v in own.items() if k.startswith('normalizer.')}
     rest = [k for k in own if not k.startswith('normalizer.')]
@@ -342,8 +369,8 @@ def _restored_normalizer(own, kind, m, d, whole, norms, where): # `own`: what no
     if norms is None or (kind=='whiten' and whole is None):
         raise DictionaryFileError(f'{where}: what is needed to restore the atoms is not in its files')
     shapes = {k: v.shape for k,v in normalizer.state_dict().items()}|dict(norms=(m,))
-    extra = {} if whole is None else dict(atoms=whole)
-    check_tensors(state|dict(norms=norms)|extra, shapes|({} if whole is None else dict(atoms=(m, d))), where)
+    extra = {k: t for k,t in dict(atoms=whole, explained=explained).items() if t is not None}
+    check_tensors(state|dict(norms=norms)|extra, shapes|{k: (m, d) for k in extra}, where)
     if not (state['scale']>0).all():
         raise DictionaryFileError(f'{where}: a scale of the normalizer is not positive')
     normalizer.load_state_dict({k: v.float() for k,v in state.items()}, assign=True)
@@ -366,7 +393,11 @@ def _itda_restore(p): # `Parts` -> ITDA
     origin = tables.coords(),tables.captions()
     growth,thumbnails = tables.growth(),tables.thumbnails()
     norms,whole,steps = own.pop('origin.norm', None),own.pop('atoms', None),own.pop('atoms.steps', None)
-    normalizer = _restored_normalizer(own, config.normalizer, m, d, whole, norms, p.where)
+    explained = own.pop('origin.explained', None)
+    if bool(config.residual_k)!=(explained is not None):
+        raise DictionaryFileError(f'{p.where}: residual_k={config.residual_k}, and what was subtracted from '
+                                  f'the tokens is {"missing" if explained is None else "there"}')
+    normalizer = _restored_normalizer(own, config.normalizer, m, d, whole, norms, explained, p.where)
     atoms = p.tensors['W_dec'].float()
     if not saelens_codes(config):
         atoms = (atoms/normalizer.scale).contiguous() if whole is None else whole.float()
@@ -375,6 +406,6 @@ def _itda_restore(p): # `Parts` -> ITDA
             raise DictionaryFileError(f'{p.where}: what is needed to restore the atoms is not in its files')
         atoms = add_steps(atoms, steps)
     return ITDA(_unit_rows(atoms, p.where), normalizer, config, norms.float(), *origin, None, growth,
-                p.about['stored'], thumbnails)
+                p.about['stored'], thumbnails, None if explained is None else explained.float())
 
 dictionary_kinds['itda'] = _itda_restore

@@ -3,7 +3,7 @@ from typing import Any
 __all__ = ['growth_rules', 'starts', 'cosine_of_loss', 'ITDAConfig', 'Thumbnails', 'ITDA', 'saelens_codes']
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from typing import NamedTuple
 import numpy as np
@@ -15,6 +15,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .pursuit import pursue, pursuits
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from ..models.guidance_rows import guidance_kinds
@@ -38,9 +39,11 @@ class ITDAConfig:
     max_atoms: int = 0
     max_add: int = 0
     distinct: float = 0.8
+    residual_k: int = 0
     start: str = 'first'
     start_atoms: int = 0
     seed: int = 0
+    remove: list = field(default_factory=list)
     architecture = 'itda'
 
     @property
@@ -49,7 +52,7 @@ class ITDAConfig:
 
     def __post_init__(self):
         ...
-_config_rules = dict(k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0), start_atoms=_whole(0), seed=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits), normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts), fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: it is a share of the variance, usually .1 to .6'), cosine_threshold=FieldRule(float, -1, 1, above=True, below=True, message='{name}={value!r} must lie between -1 and 1'), distinct=FieldRule(float, 0, 1, above=True, message='{name}={value!r} must be a cosine above 0 and at most 1'), tolerance=FieldRule(float, 0, 1, below=True, message='{name}={value!r} must be a share of the squared length, from 0 to below 1'))
+_config_rules = dict(k=_whole(1), batch_size=_whole(1), tokens=_whole(0), max_atoms=_whole(0), max_add=_whole(0), start_atoms=_whole(0), seed=_whole(0), residual_k=_whole(0), rule=FieldRule(str, choices=growth_rules), method=FieldRule(str, choices=pursuits), normalizer=FieldRule(str, choices=normalizers), start=FieldRule(str, choices=starts), fvu_threshold=FieldRule(float, 0, above=True, message='{name}={value!r} must be above 0: it is a share of the variance, usually .1 to .6'), cosine_threshold=FieldRule(float, -1, 1, above=True, below=True, message='{name}={value!r} must lie between -1 and 1'), distinct=FieldRule(float, 0, 1, above=True, message='{name}={value!r} must be a cosine above 0 and at most 1'), tolerance=FieldRule(float, 0, 1, below=True, message='{name}={value!r} must be a share of the squared length, from 0 to below 1'))
 class Thumbnails(NamedTuple):
     jpegs: list
     of: torch.Tensor
@@ -63,7 +66,7 @@ class ITDA(Dictionary):
     stored: Any
     thumbnails: Any
 
-    def __init__(self, atoms: torch.Tensor, normalizer: Normalizer, config: ITDAConfig | None=None, norms: torch.Tensor | None=None, coords: dict | None=None, captions: dict | None=None, meta: DictionaryMeta | None=None, growth: torch.Tensor | None=None, stored: str='float32', thumbnails: Thumbnails | None=None):
+    def __init__(self, atoms: torch.Tensor, normalizer: Normalizer, config: ITDAConfig | None=None, norms: torch.Tensor | None=None, coords: dict | None=None, captions: dict | None=None, meta: DictionaryMeta | None=None, growth: torch.Tensor | None=None, stored: str='float32', thumbnails: Thumbnails | None=None, explained: torch.Tensor | None=None):
         ...
 
     @property

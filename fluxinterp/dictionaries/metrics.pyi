@@ -40,6 +40,7 @@ class Evaluation:
     groups: list
     constant: list = field(default_factory=list)
     flat: int = 0
+    fvu_remainder: float | None = None
 
     def to_dict(self, density: bool=True) -> dict:
         ...
@@ -82,6 +83,7 @@ class GroupStatistics:
 class _GroupSums:
     fired: Any
     names: Any
+    remainder: Any
     slot: Any
     stats: Any
     sums: Any
@@ -89,7 +91,7 @@ class _GroupSums:
     def __init__(self, stats: GroupStatistics, num_latents: int):
         ...
 
-    def add(self, b: TokenBatch, code: SparseCode, xhat: torch.Tensor):
+    def add(self, b: TokenBatch, code: SparseCode, xhat: torch.Tensor, nuisance: torch.Tensor | None):
         ...
 
     def numbers(self, key: str, value: int) -> dict:

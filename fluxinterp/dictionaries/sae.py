@@ -8,7 +8,7 @@ __all__ = ['architectures', 'frozen_parts', 'SAEConfig', 'SAE', 'geometric_media
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #2695115c
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from fastcore.basics import patch
@@ -20,6 +20,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
 from .sparse_ops import sparse_autoencode, tile_bytes, topk_pre_acts
@@ -63,10 +64,12 @@ class SAEConfig:
     precision:str='auto'        # product that chooses latents in training: 'fp32', 'bf16' or 'auto'
     sparsity:float=1.           # weight of (L0/k - 1)^2, for 'jumprelu'
     bandwidth:float=.05         # width of the kernel for thresholds' gradients, for 'jumprelu'
+    remove:list=field(default_factory=list) # what is removed before all else, of `nuisances.nuisances`
     frozen:str=''               # random directions that stay, as a control: one of `frozen_parts`; '' for none
     soft_cosine:float=.8        # least cosine of a 'soft decoder' row to its start, 0 to 1
 
     def __post_init__(self):
+        self.remove = list(check_nuisances(self.remove))
         check_fields(self, _number_rules, convert=True)
         _check_together(self)
         check_fields(self, _choice_rules)
@@ -343,7 +346,8 @@ def _sae_parts(sae:SAE, exact=True):
     state = {k: v.detach() for k,v in sae.state_dict().items()}
     tensors = dict(W_enc=sae.read_directions.T.contiguous(), b_enc=state['b_enc'], W_dec=sae.write_directions,
                    b_dec=n.inverse(state['b_dec']))
-    own = {k: v for k,v in state.items() if k not in ('W_enc', 'W_dec', 'b_enc')}
+    own = {k: v for k,v in state.items()
+           if k not in ('W_enc', 'W_dec', 'b_enc') and not k.startswith('nuisance.')}
     for name,folded in (('W_enc', tensors['W_enc'].T), ('W_dec', tensors['W_dec'])):
         steps = None # corrections of the unfolded weights; None where they are stored whole
         if n.kind!='whiten':

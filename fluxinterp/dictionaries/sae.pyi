@@ -2,7 +2,7 @@
 from typing import Any
 __all__ = ['architectures', 'frozen_parts', 'SAEConfig', 'SAE', 'geometric_median', 'over_ranks', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUSAE', 'make_sae']
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -12,6 +12,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from .sparse_ops import sparse_autoencode, tile_bytes, topk_pre_acts
 from .thresholds import codes_above, Jump
@@ -44,6 +45,7 @@ class SAEConfig:
     precision: str = 'auto'
     sparsity: float = 1.0
     bandwidth: float = 0.05
+    remove: list = field(default_factory=list)
     frozen: str = ''
     soft_cosine: float = 0.8
 

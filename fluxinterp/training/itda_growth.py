@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
+from ..dictionaries.nuisances import Nuisance, fit_nuisance, restored_nuisance
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -49,15 +50,24 @@ class _Growing:
         self.device = device
         self.at = _At()
         self.normalizer = Normalizer(d, config.normalizer).to(device)
+        self.nuisance = None # what is removed before that, a `Nuisance`
         self.variance = 0. # mean squared length of the normalized data about its mean
         self.atoms = torch.zeros(0, d, device=device)
         self.norms = torch.zeros(0, device=device)
+        self.explained = torch.zeros(0, d if config.residual_k else 0, device=device)
         self.coords = {}
         self.history = []
         self.meta = DictionaryMeta()
         self.stored = 'float32'
 
-    def fit_normalizer(self, m:RunningMoments): # moments of the data
+    def _remove(self, nuisance): self.nuisance = None if nuisance is None else nuisance.to(self.device)
+
+    def fit_normalizer(self,
+                       m:RunningMoments,     # moments of the data, without what is removed
+                       nuisance:Nuisance|None, # what is removed; None for nothing
+                      ):
+        "Set what is removed, and what is left to have mean zero and unit variance"
+        self._remove(nuisance)
         self.normalizer.fit(m)
         self.measure(m)
 
@@ -74,32 +84,40 @@ class _Growing:
     @property
     def full(self)->bool: return bool(self.config.max_atoms) and self.at.atoms>=self.config.max_atoms
 
-    def _put(self, count, z, norm, coords, pick): # rows `pick` become atoms from `count` on -> new count
-        need = count+len(pick)
-        if need>len(self.atoms):
-            size = max(need, 2*len(self.atoms), 1024)
-            def _wider(t): return torch.cat([t[:count], t.new_zeros(size-count, *t.shape[1:])])
-            self.atoms = _wider(self.atoms)
-            self.norms = _wider(self.norms)
-            self.coords = {k: _wider(self.coords.get(k, v[:0])) for k,v in coords.items()}
-        on = pick.to(z.device)
-        self.atoms[count:need] = z[on]/norm[on][:,None]
-        self.norms[count:need] = norm[on]
-        for k,v in coords.items(): self.coords[k][count:need] = v[pick]
-        return need
+# %% ../../nbs/30_training/20_itda_growth.ipynb #2e51d006
+@patch
+def _put(self:_Growing, count, z, coords, pick, zhat=None): # rows `pick`, less `zhat`, become atoms
+    need = count+len(pick)
+    if need>len(self.atoms):
+        size = max(need, 2*len(self.atoms), 1024)
+        def _wider(t): return torch.cat([t[:count], t.new_zeros(size-count, *t.shape[1:])])
+        self.atoms = _wider(self.atoms)
+        self.norms = _wider(self.norms)
+        self.explained = _wider(self.explained)
+        self.coords = {k: _wider(self.coords.get(k, v[:0])) for k,v in coords.items()}
+    rest = z[pick.to(z.device)]
+    if zhat is not None:
+        rest = rest-zhat
+        self.explained[count:need] = zhat
+    norm = rest.norm(dim=1)
+    self.atoms[count:need] = rest/norm[:,None]
+    self.norms[count:need] = norm
+    for k,v in coords.items(): self.coords[k][count:need] = v[pick]
+    return need
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #308467ee
 @patch
 def explain(self:_Growing,
             z:torch.Tensor,   # normalized tokens, (n, d)
             count:int,        # number of atoms
+            k:int,            # active atoms per token
            )->torch.Tensor:   # reconstruction, (n, d)
     c,atoms = self.config,self.atoms[:count]
-    code = SparseCode(*pursue(z, atoms, min(c.k, count), c.method, c.nonneg, c.tolerance), count)
+    code = SparseCode(*pursue(z, atoms, min(k, count), c.method, c.nonneg, c.tolerance), count)
     return sparse_decode(code, atoms)
 
 @patch
-def _first(self:_Growing, z, norm, real): # positions of the first atoms
+def _first(self:_Growing, z, real): # positions of the first atoms
     c = self.config
     u = F.normalize(z[real], dim=1)
     n = min(c.start_atoms or z.shape[1], c.max_atoms or len(u), len(u))
@@ -128,18 +146,20 @@ def take(self:_Growing, b:TokenBatch): # next batch of the stream
     count = at.atoms
     norm = z.norm(dim=1)
     real = norm>1e-5*math.sqrt(self.variance)
-    if not count and real.any(): count = self._put(0, z, norm, b.coords, self._first(z, norm, real))
+    if not count and real.any(): count = self._put(0, z, b.coords, self._first(z, real))
     error = norm.square()/max(self.variance, 1e-30)
     if count:
-        zhat = self.explain(z, count)
+        zhat = self.explain(z, count, c.k)
         error = (z-zhat).square().sum(1)/self.variance
         bad,limit = error,c.threshold
         if c.rule=='cosine': bad,limit = 1-F.cosine_similarity(z, zhat, dim=1),1-c.threshold
         pick = (real&(bad>limit)).nonzero().squeeze(1)
         pick = pick[bad[pick].argsort(descending=True, stable=True)]
-        unit = z[pick]/norm[pick][:,None]
+        known = self.explain(z[pick], count, c.residual_k) if c.residual_k else None
+        unit = F.normalize(z[pick] if known is None else z[pick]-known, dim=1)
         distinct = distinct_rows(unit, c.distinct, not c.nonneg, self._room(len(pick), count))
-        count = self._put(count, z, norm, b.coords, pick.cpu()[distinct])
+        known = None if known is None else known[distinct.to(z.device)]
+        count = self._put(count, z, b.coords, pick.cpu()[distinct], known)
     self.history[at.batches:] = [(at.tokens+len(z), count, (count-at.atoms)/len(z), float(error.mean()))]
     self.at = _At(count, at.batches+1, at.tokens+len(z))
 
@@ -157,7 +177,8 @@ def finished(self:_Growing, captions:dict)->ITDA: # prompt index -> caption
     captions = {int(p): c for p,c in captions.items() if p in prompts}
     itda = ITDA(self.atoms[:n].cpu().clone(), deepcopy(self.normalizer).cpu(), replace(self.config),
                 self.norms[:n].cpu().clone(), coords, captions, deepcopy(self.meta), self._history(),
-                self.stored)
+                self.stored, explained=self.explained[:n].cpu().clone() if self.config.residual_k else None)
+    itda.nuisance = None if self.nuisance is None else deepcopy(self.nuisance).cpu()
     return itda.eval().requires_grad_(False)
 
 @patch
@@ -168,8 +189,11 @@ def save(self:_Growing,
     "Write a checkpoint"
     at = self.at
     state = dict(atoms=self.atoms[:at.atoms], norms=self.norms[:at.atoms], history=self._history())
+    if self.config.residual_k: state['explained'] = self.explained[:at.atoms]
     state |= {f'coords.{k}': v[:at.atoms] for k,v in self.coords.items()}
     state |= {f'normalizer.{k}': v for k,v in self.normalizer.state_dict().items()}
+    known = {} if self.nuisance is None else self.nuisance.state_dict()
+    state |= {f'nuisance.{k}': v for k,v in known.items()}
     about = dict(at=at._asdict(), config=asdict(self.config), meta=asdict(self.meta), variance=self.variance,
                  stored=self.stored)
     write_state(folder, at.batches, state, about, keep)
@@ -196,8 +220,12 @@ def load(self:_Growing,
     if _most(self.config)<about['at']['tokens']: other.append(f'{about["at"]["tokens"]} tokens seen')
     if other: raise another_run(folder, 'a run', other)
     self.normalizer.load_state_dict({k[11:]: v for k,v in t.items() if k.startswith('normalizer.')})
+    own = {k[9:]: v for k,v in t.items() if k.startswith('nuisance.')}
+    self._remove(restored_nuisance(self.config.remove, own, len(self.normalizer.mean)))
     self.atoms = t['atoms'].to(self.device)
     self.norms = t['norms'].to(self.device)
+    if self.config.residual_k: self.explained = t['explained'].to(self.device)
+    else: self.explained = self.atoms.new_zeros(len(self.atoms), 0)
     self.coords = {k[7:]: v for k,v in t.items() if k.startswith('coords.')}
     self.history = [tuple(h) for h in t['history'].tolist()]
     self.at = _At(**about['at'])
@@ -214,9 +242,12 @@ def take_up(self:_Growing,
            ):
     "Go on from a dictionary: its atoms, their origins, its normalizer"
     self.normalizer.load_state_dict(itda.normalizer.state_dict())
+    self._remove(deepcopy(itda.nuisance))
     self.measure(m)
     self.atoms = itda.atoms.to(self.device)
     self.norms = itda.norms.to(self.device)
+    if self.config.residual_k: self.explained = itda.explained.to(self.device)
+    else: self.explained = self.atoms.new_zeros(len(self.atoms), 0)
     self.coords = dict(itda.coords)
     self.at = _At(itda.num_latents)
     if seen:
@@ -234,6 +265,7 @@ def _batches(run, data, split): # of the stream, from where the run stands to wh
         b = TokenBatch(b.x[part:stop], {k: v[part:stop] for k,v in b.coords.items()})
         part = 0
         check_finite(b.x, b.coords, run.at.tokens)
+        if run.nuisance is not None: b, = run.nuisance.removed(data, [b])
         if len(b.x): yield b
 
 def _held_out(run, held, split): # numbers of an evaluation
@@ -252,14 +284,16 @@ def _finished(config, data, out, mark): # a finished dictionary of this run, or 
 
 def _begin(config, data, split, folder, device, normalizer_tokens, before, start, mark):
     "A run: anew, from a finished dictionary, from one to begin with, or from a checkpoint"
+    nuisance = fit_nuisance(config.remove, data, split, normalizer_tokens, config.seed)
     stream = token_stream(data, 8192, split, config.seed)
+    if nuisance is not None: stream = nuisance.removed(data, stream)
     m = stream_moments(stream, config.normalizer=='whiten', normalizer_tokens, split=split)
     run = _Growing(config, len(m.mean), device)
     counted = None if isinstance(data, (torch.Tensor, SiteRecord)) else m # not read only to be counted
     meta = meta_of(data, split, counted)
     meta.init = mark
     if has_checkpoint(folder) and run.load(folder, meta): return run
-    run.fit_normalizer(m)
+    run.fit_normalizer(m, nuisance)
     run.meta = meta
     run.stored = None
     if before is not None:
@@ -273,7 +307,8 @@ def _begin(config, data, split, folder, device, normalizer_tokens, before, start
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #f0init02
 def _with_origins(start, data, config, width): # the dictionary to begin from, once its atoms' origins hold
-    shape = lambda c,width: dict(width=width, normalizer=c.normalizer, nonneg=c.nonneg)
+    shape = lambda c,width: dict(width=width, normalizer=c.normalizer, nonneg=c.nonneg, remove=c.remove,
+                                 residual_k=c.residual_k)
     check_start(shape(start.config, start.width), shape(config, width))
     here = captions_of(data)
     other = [p for p,c in start.captions.items() if here.get(p)!=c]

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
+from ..dictionaries.nuisances import restored_nuisance
 from ..dictionaries.sae import SAE, SAEConfig, make_sae, over_ranks
 from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
@@ -158,11 +160,14 @@ def _add_up(run, fired, error, on_gpu): # over processes that each took a share 
 
 @patch
 @torch.enable_grad()
-def update(self:TrainingRun, x:torch.Tensor): # raw activations on the device, (n, d), equal on every process
+def update(self:TrainingRun,
+           x:torch.Tensor,                  # raw activations on the device, (n, d), equal on every process
+           nuisance:torch.Tensor|None=None, # what is removed from them, (n, d)
+          ):
     "One step of training; `report` then has its numbers"
     c,sae = self.config,self.sae
     rank,world = process_rank()
-    with torch.no_grad(): z = sae.normalizer(x)
+    with torch.no_grad(): z = sae.normalized(x, nuisance)
     if self.step==0 and not sae.meta.init: sae.begin(z)
     variance = (z-z.mean(0)).square().sum().clamp_min(1e-12)
     dead = (self.silent>c.dead_after).nonzero().squeeze(1)
@@ -199,6 +204,7 @@ def begin_from(self:TrainingRun,
               ):
     "Take up the weights of a dictionary; optimizer, averages and counts of silence begin anew"
     state = sae.state_dict()
+    self.sae.nuisance = deepcopy(sae.nuisance)
     if self.config.frozen=='soft decoder' and not step: state['W_start'] = state['W_dec']
     if self.shard:
         for k in _of_latents(self.sae): state[k] = state[k][self.shard]
@@ -211,6 +217,7 @@ def begin_from(self:TrainingRun,
 def finished(self:TrainingRun)->SAE:
     "The dictionary as it is, on the CPU, with its averaged weights where there are any"
     sae = make_sae(self.sae.width, self.config)
+    sae.nuisance = deepcopy(self.sae.nuisance)
     state = {k: v.detach() for k,v in self.sae.state_dict().items()}|self.average
     if self.shard:
         for k in _of_latents(sae):
@@ -241,7 +248,9 @@ def load(self:TrainingRun,
     "Take up a checkpoint"
     self.config = replace(self.config, precision=about['config']['precision'])
     self.sae.config = self.config
-    self.sae.load_state_dict(_under('sae/', t))
+    state = _under('sae/', t)
+    self.sae.nuisance = restored_nuisance(self.config.remove, _under('nuisance.', state), self.sae.width)
+    self.sae.to(self.device).load_state_dict(state)
     self.average = {k: v.to(self.device) for k,v in _under('average/', t).items()}
     self.silent.copy_(t['silent'])
     state = {} # of Adam: index of the parameter -> name -> tensor

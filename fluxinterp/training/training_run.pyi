@@ -5,11 +5,13 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
+from ..dictionaries.nuisances import restored_nuisance
 from ..dictionaries.sae import SAE, SAEConfig, make_sae, over_ranks
 from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
@@ -42,7 +44,7 @@ class TrainingRun:
         ...
 
     @torch.enable_grad()
-    def update(self, x: torch.Tensor):
+    def update(self, x: torch.Tensor, nuisance: torch.Tensor | None=None):
         ...
 
     def begin_from(self, sae: SAE, step: int=0):
