@@ -106,6 +106,7 @@ surface |= {
         'concepts': ('best_concepts', 'find_concepts', 'labeled_activations', 'record_scenes', 'recovered'),
         'probes': ('fit_probe', 'probe_ceiling', 'sparse_probes'),
         'method_comparison': ('MethodComparison', 'compare_methods', 'paired_difference'),
+        'cause_and_isolation': ('cause_and_isolation', 'record_pairs'),
         'concept_structure': ('concept_absorption', 'concept_splitting', 'features_by_step'),
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),

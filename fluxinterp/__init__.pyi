@@ -130,6 +130,8 @@ from .evaluation.probes import sparse_probes as sparse_probes
 from .evaluation.method_comparison import MethodComparison as MethodComparison
 from .evaluation.method_comparison import compare_methods as compare_methods
 from .evaluation.method_comparison import paired_difference as paired_difference
+from .evaluation.cause_and_isolation import cause_and_isolation as cause_and_isolation
+from .evaluation.cause_and_isolation import record_pairs as record_pairs
 from .evaluation.concept_structure import concept_absorption as concept_absorption
 from .evaluation.concept_structure import concept_splitting as concept_splitting
 from .evaluation.concept_structure import features_by_step as features_by_step
