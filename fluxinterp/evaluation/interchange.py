@@ -49,6 +49,7 @@ def scene_pairs(n:int,              # number of pairs
         res.append((base, replace(base, objects=(other,), caption=words, said=said)))
     return res
 
+# %% ../../nbs/40_evaluation/18_cause_and_isolation.ipynb #ilk00001
 @dataclass(repr=False)
 class ScenePairs:
     "Activations of pairs of scenes at one site and noise level"
@@ -227,6 +228,7 @@ def _reference_rows(objects, probes, keep, attribute, resamples): # what does no
     return [dict(method=n, attribute=attribute, k=0, latents=0,
                  **_rates(objects, probes, keep, attribute, x, resamples)) for n,x in changed.items()]
 
+# %% ../../nbs/40_evaluation/18_cause_and_isolation.ipynb #ilk00002
 def _check_sites(methods, train, pairs):
     for name,d in methods.items():
         if d.meta.site and d.meta.site!=pairs.site:
