@@ -52,6 +52,9 @@ from .activations.harvesting import harvest as harvest
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments
+from .dictionaries.nuisances import Nuisance as Nuisance
+from .dictionaries.nuisances import fit_nuisance as fit_nuisance
+from .dictionaries.nuisances import removed_share as removed_share
 from .dictionaries.dictionary import Dictionary as Dictionary
 from .dictionaries.dictionary import SparseCode as SparseCode
 from .dictionaries.dictionary import reconstruct as reconstruct
@@ -63,6 +66,7 @@ from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
 from .dictionaries.controls import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
+from .dictionaries.selectivity import noise_selectivity as noise_selectivity
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
 from .dictionaries.metrics import explained_variance_variants as explained_variance_variants
@@ -184,6 +188,7 @@ from .autointerp.explainers import read_labels as read_labels
 from .autointerp.vision_explainer import LocalModel as LocalModel
 from .autointerp.vision_explainer import VisionExplainer as VisionExplainer
 from .autointerp.causal_explainer import CausalImages as CausalImages
+from .autointerp.causal_effect import CausalEffect as CausalEffect
 from .autointerp.scorers import Detection as Detection
 from .autointerp.scorers import Intruder as Intruder
 from .autointerp.scorers import Localization as Localization
@@ -196,6 +201,9 @@ from .autointerp.scoring import scores as scores
 from .autointerp.generative_scorers import Generation as Generation
 from .autointerp.generative_scorers import Intervention as Intervention
 from .autointerp.reader_server import ReaderServer as ReaderServer
+from .autointerp.method_report import autointerp_report as autointerp_report
+from .autointerp.method_report import concept_features as concept_features
+from .autointerp.method_report import controls_beaten as controls_beaten
 
 from .dashboards.timestep_viewer import TimestepViewer as TimestepViewer
 from .dashboards.prompt_inspector import PromptInspector as PromptInspector

@@ -9,7 +9,6 @@ __all__ = ['gains', 'effect_of', 'CausalEffect']
 import inspect
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -56,8 +55,8 @@ class CausalEffect(Explainer):
                  dictionary:Dictionary, # dictionary of the atlas
                  judge=reader_judge,    # function of images that returns a `Judgement`
                  n:int=8,               # images per feature
-                 strength:float=1.,     # factor on the feature's largest activation
-                 least:float=.25,       # smallest lift that counts, a share of the images
+                 strength:float=1.5,    # factor on the feature's largest activation
+                 least:float=.5,        # smallest lift that counts, a share of the images
                  seed:int=300,          # seed of the initial noise and of the random directions
                  **call,                # keyword arguments of the pipeline call
                 ):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..activations.site_records import prompt_split
 from .baselines import LinearDictionary, coordinates, pca, random_directions
-from .dictionary import Dictionary
+from .dictionary import Dictionary, removed_names
 
 # %% ../../nbs/25_dictionaries/12_controls.ipynb #8685f1d6
 def _control_sizes(dictionary, width, k): # -> (random directions, active ones)
@@ -28,8 +28,9 @@ def controls(dictionary:Dictionary, # dictionary that is to be compared
             )->dict:                # name -> dictionary: 'random directions', 'PCA', 'coordinates'
     "Baselines like a dictionary: its sparsity, its data, its number of features where they can have it"
     n,k = _control_sizes(dictionary, dictionary.width, k)
-    return {'random directions': random_directions(data, n, k, seed, split),
-            'PCA': pca(data, k, split=split), 'coordinates': coordinates(data, k, split)}
+    known = dict(split=split, nuisance=dictionary.nuisance) # controls remove what the dictionary removes
+    return {'random directions': random_directions(data, n, k, seed, **known),
+            'PCA': pca(data, k, **known), 'coordinates': coordinates(data, k, **known)}
 
 # %% ../../nbs/25_dictionaries/12_controls.ipynb #5c3d5a68
 def _fitted_on(data, split): # the split that controls are fitted on
@@ -44,14 +45,15 @@ def with_controls(dictionaries:dict,     # name -> dictionary
     "Dictionaries of a table with their controls behind them, once for each site and sparsity"
     learnt = {n: d for n,d in dictionaries.items() if isinstance(d, Dictionary)}
     if any(isinstance(d, LinearDictionary) for d in learnt.values()): return dict(dictionaries)
-    kinds = {} # site and sparsity -> the widest dictionary of that kind
+    kinds = {} # site, sparsity and what is removed -> the widest dictionary of that kind
     for d in learnt.values():
-        kind = d.meta.site,d.k
+        kind = d.meta.site,d.k,removed_names(d)
         if d.k is not None and d.num_features>getattr(kinds.get(kind), 'num_features', 0): kinds[kind] = d
     res = dict(dictionaries)
-    for (site,k),d in kinds.items():
-        end = f', k={k}' if len({k for _,k in kinds})>1 else ''
-        if len({s for s,_ in kinds})>1: end += f' ({site})'
+    for (site,k,removed),d in kinds.items():
+        end = f', k={k}' if len({k for _,k,_ in kinds})>1 else ''
+        if len({r for *_,r in kinds})>1: end += f', {removed}'
+        if len({s for s,*_ in kinds})>1: end += f' ({site})'
         data = data_of(d)
         res |= {n+end: c for n,c in controls(d, data, split=_fitted_on(data, split)).items()}
     return res

@@ -363,11 +363,6 @@ def _sae_parts(sae:SAE, exact=True):
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #16228c31
 def _restored_state(p, config): # `Parts`, its configuration -> tensors by their names in the module
-    if p.own is None: # the first layout: our own weights under the names that are SAELens' now
-        if p.about.get('k')!=config.k:
-            raise DictionaryFileError(f'{p.where}: k is {p.about.get("k")!r:.60} in one place and '
-                                      f'{config.k} in another')
-        return p.tensors
     n,d = config.num_latents,p.width
     shapes = dict(W_enc=(d, n), b_enc=(n,), W_dec=(n, d), b_dec=(d,))
     if p.kind!='topk': shapes['threshold'] = (n,)

@@ -20,7 +20,7 @@ from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.readouts import check_readout, readouts as all_readouts
 from .concepts import SceneActivations, feature_auroc, strongest_features
 from ..overlays import pool_map
-from ..worlds.scenes import Scene, colors, factors, make_scene, shapes, split_of
+from ..worlds.scenes import colors, factors, make_scene, shapes, split_of
 
 # %% ../../nbs/40_evaluation/18_cause_and_isolation.ipynb #d6e4cd24
 def _other_object(scene, split, rng): # a scene of one object -> the object in another shape and color, or None

@@ -24,16 +24,16 @@ from ..dictionaries.readouts import check_readout
 class Projections:
     "Pre-activations of the tokens of a recording, as a linear map of normalized activations"
     dictionary:Dictionary # dictionary that reads
-    x:Tensor      # raw activations, (row x step x token, d)
+    record:SiteRecord # activations of one site
     weights:Tensor # weight of each normalized coordinate, features numbered as in an atlas, (feature, d)
     center:Tensor # mean of the normalized activations, (d,)
     batch_size:int # tokens read at a time
 
-    def __len__(self): return len(self.x)
+    def __len__(self): return len(self.record.tokens)
 
     def deviations(self, tokens:Tensor)->Tensor: # numbers of tokens, (n,)
         "Normalized activations less their mean, float64, (n, d)"
-        return _normalized(self.dictionary, self.x[tokens])-self.center
+        return _normalized(self.dictionary, self.record, tokens)-self.center
 
 @dataclass(frozen=True, eq=False)
 class Firing:
@@ -79,8 +79,9 @@ def _code_firing(dictionary, site_record, batch_size, tick):
 
 # %% ../../nbs/35_features/10_feature_matches.ipynb #fma00015
 @plain_torch()
-def _normalized(dictionary, x): # raw (n, d) -> (n, d), float64 on the CPU
-    return dictionary.normalized(dictionary.check(x.to(dictionary.device))).cpu().double()
+def _normalized(dictionary, record, tokens): # numbers of tokens, (n,) -> (n, d), float64 on the CPU
+    x = dictionary.check(record.tokens[tokens].to(dictionary.device))
+    return dictionary.normalized(x, dictionary.nuisance_of(record, record.coordinates_at(tokens))).cpu().double()
 
 @plain_torch()
 def _pre_acts(dictionary, z): # normalized (n, d) -> (n, feature), float64 on the CPU
@@ -94,27 +95,26 @@ def _check_linear(dictionary, p, predicted): # pre-activations of a few tokens, 
 
 @torch.no_grad()
 def _dense_firing(dictionary, site_record, batch_size, tick):
-    x = site_record.tokens
-    origin = _pre_acts(dictionary, torch.zeros(1, x.shape[1]))
-    weights = (_pre_acts(dictionary, torch.eye(x.shape[1]))-origin).T
-    total,products = torch.zeros(x.shape[1]).double(),torch.zeros(x.shape[1], x.shape[1]).double()
+    n,d = site_record.tokens.shape
+    origin = _pre_acts(dictionary, torch.zeros(1, d))
+    weights = (_pre_acts(dictionary, torch.eye(d))-origin).T
+    total,products = torch.zeros(d).double(),torch.zeros(d, d).double()
     above,largest = torch.zeros(len(weights)).double(),torch.full((len(weights),), -torch.inf).double()
-    for tile in x.split(batch_size):
+    for tokens in torch.arange(n).split(batch_size):
         if tick: tick()
-        z = _normalized(dictionary, tile)
+        z = _normalized(dictionary, site_record, tokens)
         p = _pre_acts(dictionary, z)
         _check_linear(dictionary, p[:8], z[:8]@weights.T+origin)
         total += z.sum(0)
         products += z.T@z
         above += (p>0).sum(0)
         largest = torch.maximum(largest, p.amax(0))
-    center = total/len(x)
-    covariance = products/len(x)-center[:,None]*center
+    center = total/n
+    covariance = products/n-center[:,None]*center
     mean = weights@center+origin[0]
     sd = (weights@covariance*weights).sum(1).clamp_min(0).sqrt()
-    live = sd>1e-6*(sd**2+mean**2).sqrt()
-    return Firing('pre_acts', Projections(dictionary, x, weights, center, batch_size), above/len(x), mean, sd,
-                  largest, live)
+    read = Projections(dictionary, site_record, weights, center, batch_size)
+    return Firing('pre_acts', read, above/n, mean, sd, largest, sd>1e-6*(sd**2+mean**2).sqrt())
 
 def record_firing(dictionary:Dictionary,  # dictionary of the record's site
                   site_record:SiteRecord, # activations of one site

@@ -242,7 +242,7 @@ def fit_batch(self:Trainer):
     with uninterrupted():
         self.whole = False
         for r in self.runs:
-            if not r.done: r.update(x, r.sae.nuisance_of(self.data, batch.coords))
+            if not r.done: r.update(r.sae.without(x, r.sae.nuisance_of(self.data, batch.coords)))
             r.done = r.done or r.step>=r.config.steps
         self.step += 1
         self.place = self.loop.epoch,self.loop.taken
