@@ -124,6 +124,7 @@ def _check_same(self:_Harvest, rec, manifest): # schedule and sites are those of
         raise StoreError("this pipeline's schedule or sites are no longer those of the store: "
                          f"{'; '.join(_differences(old, new))}")
 
+# %% ../../nbs/20_activations/40_harvesting.ipynb #c6ae13e3
 @patch
 def _rows(self:_Harvest, record)->np.ndarray: # (n, 4): prompt, image, seed, guidance
     r = record.rows

@@ -211,7 +211,9 @@ def decode(self:Dictionary,
            nuisance:torch.Tensor|None=None, # what was removed from them, (..., d), which is put back
           )->torch.Tensor:                  # (..., d)
     "Reconstruction in raw space"
-    with plain_torch(): return self.put_back(self.raw(self.sums(code)), nuisance)
+    with plain_torch(): x = self.raw(self.sums(code))
+    check_given(self.nuisance, x, nuisance)
+    return x if nuisance is None else x+nuisance.to(x)
 
 # %% ../../nbs/25_dictionaries/05_dictionary.ipynb #8249ca77
 @patch
@@ -262,15 +264,6 @@ def without(self:Dictionary,
     "Activations without what the dictionary removes; raises `ValueError` where that is not given"
     check_given(self.nuisance, x, nuisance)
     return x if nuisance is None else x-nuisance.to(x)
-
-@patch
-def put_back(self:Dictionary,
-             x:torch.Tensor,                  # activations without what the dictionary removes, (..., d)
-             nuisance:torch.Tensor|None=None, # what was removed from them, (..., d)
-            )->torch.Tensor:                  # raw activations, (..., d)
-    "The inverse of `without`"
-    check_given(self.nuisance, x, nuisance)
-    return x if nuisance is None else x+nuisance.to(x)
 
 @patch
 def nuisance_of(self:Dictionary,

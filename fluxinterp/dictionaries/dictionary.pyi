@@ -148,9 +148,6 @@ class Dictionary(nn.Module):
     def without(self, x: torch.Tensor, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
-    def put_back(self, x: torch.Tensor, nuisance: torch.Tensor | None=None) -> torch.Tensor:
-        ...
-
     def nuisance_of(self, data, coords: dict | None=None) -> torch.Tensor | None:
         ...
 

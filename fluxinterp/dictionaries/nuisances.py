@@ -217,7 +217,7 @@ class _Sums:
         self.nx = zeros(s, channels, d)
 
     def add(self,
-            slots:torch.Tensor, # which of the steps each token is of, (n,)
+            slots:torch.Tensor, # number of the step of each token, (n,)
             token:torch.Tensor, # its position, (n,)
             x:torch.Tensor,     # its activation, (n, d)
             noise:torch.Tensor, # its initial noise, (n, channel)
