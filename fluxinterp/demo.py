@@ -92,7 +92,9 @@ class _Run: # what the chapters of a demo share
     rec:object=None       # activations to train on
     held:object=None      # held-out activations
     sae:object=None       # trained on `rec`
-    found:object=None     # table: concept -> its best feature
+    methods:dict=None     # name -> dictionary: the SAE and its controls
+    compared:object=None  # `MethodComparison` of all methods
+    found:dict=None       # name -> table of each concept's best feature, read by its code
 
     def say(self,
             n:int, # number of the chapter
@@ -112,71 +114,70 @@ def _adherence_chapter(run):
     test = [make_scene(i, 'test', drop=0.) for i in range(64)]
     images = generate(run.pipe, [s.caption for s in test], seed=run.seed).images
     shown = prompt_adherence([s.said for s in test], read_images(images))
-    run.report.heading('1. The model draws what the caption says')
+    run.report.heading('5. The model draws what the caption says')
     run.report.image('samples', image_grid([s.image for s in test[:10]]+images[:10], 10, scale=2),
                      'Above: true scenes of ten held-out captions. '
                      'Below: what the model drew from the captions.')
     run.report.table(shown.to_frame('said and shown').T, 2)
 
-def _explained_chapter(run): # -> PCA, which the next chapter compares too
-    from fluxinterp.dictionaries.baselines import coordinates, pca
+# %% ../nbs/91_demo.ipynb #dem00002
+def _explained_chapter(run):
+    from fluxinterp.dictionaries.baselines import pca
     from fluxinterp.dictionaries.metrics import compare
-    rec,sae = run.rec,run.sae
-    k = sae.k
-    pcs = pca(rec, k)
-    methods = {f'SAE, {sae.num_latents} latents, k={k}': sae, f'PCA, the first {k}': pca(rec, k, fixed=True),
-               f'PCA, the best {k} per token': pcs, f'the best {k} coordinates': coordinates(rec, k)}
+    sae,k = run.sae,run.sae.k
+    first = pca(run.rec, k, fixed=True)
+    methods = {f'SAE, {sae.num_latents} latents, k={k}': sae, f'PCA, the first {k}': first,
+               f'PCA, the best {k} per token': run.methods['PCA'],
+               f'the best {k} coordinates': run.methods['coordinates'],
+               f'the best {k} of 512 random directions': run.methods['random directions']}
     table = compare(methods, run.held)
-    run.report.heading('2. How much of the activations is explained')
+    run.report.heading('4. How much of the activations is explained')
     run.report.text('On prompts held out from training. '
                     'FVU is the fraction of variance unexplained, lower is better.')
     _show_table(run, table)
-    return pcs
 
 # %% ../nbs/91_demo.ipynb #fde54698
-def _concepts_chapter(run, num_scenes, pcs):
-    from fluxinterp.dictionaries.baselines import coordinates, random_directions
+def _match_concepts(run, num_scenes): # methods, their comparison, and the best features by code
+    from fluxinterp.dictionaries.baselines import coordinates, neurons, pca, random_directions
     from fluxinterp.evaluation.concepts import find_concepts, record_scenes
     from fluxinterp.evaluation.method_comparison import compare_methods
-    neurons = f'{run.site}.mlp'
+    mlp = f'{run.site}.mlp'
     k = run.sae.k
-    sites = [run.site, neurons]
-    a,b = (record_scenes(run.pipe, sites, num_scenes, s, seed=run.seed) for s in ('train', 'test'))
-    others = {'SAE': run.sae, 'MLP neurons': coordinates(a.recording[neurons], k),
-              'coordinates': coordinates(run.rec, k), 'PCA': pcs,
-              'random directions': random_directions(run.rec, 128, k)}
-    shares = compare_methods(others, a, b, progress=False).shares()
-    run.found = find_concepts(run.sae, a, b).sort_values('auroc', ascending=False)
-    run.report.heading('3. Features against known concepts')
-    run.report.text(
-        'Share of the concepts that the best of 256 candidates of each method detects with an AUROC of at '
-        'least 0.9 on held-out scenes, among tokens of the same kind (red against other colors, not against '
-        'the background).')
-    _show_table(run, shares, 2)
-    columns = ['factor', 'feature', 'auroc', 'auroc_low', 'auroc_high', 'average_precision', 'f1']
-    run.report.table(run.found.head(12).set_index('value')[columns])
+    how = dict(noise_level=(.75, .5), seed=run.seed, progress=False)
+    a,b = (record_scenes(run.pipe, [run.site, mlp], num_scenes, s, **how) for s in ('train', 'test'))
+    run.methods = {'SAE': run.sae, 'MLP neurons': neurons(a.recording[mlp], k), 'PCA': pca(run.rec, k),
+                   'coordinates': coordinates(run.rec, k),
+                   'random directions': random_directions(run.rec, 512, k)}
+    run.compared = compare_methods(run.methods, a, b, k=(5,), progress=False)
+    run.found = {name: find_concepts(d, a, b, bootstrap=0) for name,d in run.methods.items()}
 
+def _concepts_chapter(run):
+    run.report.heading('2. Features against known concepts, beside controls read alike')
+    there = run.compared.ceiling.decodable
+    run.report.text(
+        'Each method offers 256 candidates, chosen on train scenes and scored on held-out ones among tokens '
+        'of the same kind (red against other colors, not against the background), at noise levels 0.75 and '
+        f'0.5. A concept is recovered at an AUROC of 0.9. Of the {len(there)} concepts at these levels a '
+        f'full linear probe finds {int(there.sum())}: the decodable ones. 5-sparse is the share that a probe '
+        'of five features finds. "code" is what fires; "pre_acts" are all dense projections, in which random '
+        'directions find much, too.')
+    _show_table(run, run.compared.shares(), 2)
+    run.report.text('What the SAE is ahead of each control, in share of the decodable concepts one feature '
+                    'finds, with 95 % intervals over concepts:')
+    run.report.table(run.compared.differences('SAE'), 2)
+    run.report.heading('3. Every concept')
+    run.report.text('The best feature of each method by its code, and the ceiling. What the ceiling does not '
+                    'reach is not in these activations as a direction.')
+    best = {name: t.set_index(['factor', 'value']).auroc for name,t in run.found.items()}
+    ceiling = run.compared.ceiling.groupby(['factor', 'value'], sort=False).auroc.mean()
+    run.report.table(pd.DataFrame(best|{'linear probe': ceiling}), 2)
+
+# %% ../nbs/91_demo.ipynb #786e69ef
 def _captions_with(factor, value, scenes, n): # the first `n` captions of scenes that contain a concept
     return [s.caption for s in scenes if any(getattr(o, factor)==value for o in s.objects)][:n]
 
-def _maps_chapter(run):
-    from fluxinterp.activations.recording import record
-    from fluxinterp.features.feature_maps import maps_from
-    run.report.heading('4. Where and when they are active')
-    best = run.found[run.found.factor.isin(('shape', 'color', 'texture', 'place'))].drop_duplicates('feature')
-    for _,row in best.groupby('factor', sort=False).head(1).iterrows():
-        scenes = (make_scene(70_000+i, 'test', drop=0.) for i in range(400))
-        captions = _captions_with(row.factor, row.value, scenes, 3)
-        rec = record(run.pipe, captions, [run.site], seed=run.seed, images=True, previews=True)
-        maps = maps_from(rec, run.sae, int(row.feature))
-        run.report.image(f'maps_{row.factor}_{row.value}', maps.figure(),
-                         f'Feature {int(row.feature)}, best for {row.factor} {row.value} '
-                         f'(AUROC {row.auroc:.2f}): its activation at every step over the predicted image.')
-
-# %% ../nbs/91_demo.ipynb #786e69ef
-def _find_steerable(table, wanted=('color',)): # the best recovered concept of these factors
-    some = table[table.factor.isin(wanted)]
-    return (some if len(some) else table).sort_values('auroc', ascending=False).iloc[0]
+def _captions_without(factor, value, scenes, n): # of scenes with one object
+    return [s.caption for s in scenes if getattr(s.objects[0], factor)!=value][:n]
 
 def _object_masks(run, captions): # where any object is, as the reader sees it, one mask per caption
     from fluxinterp.steering.generation import generate
@@ -185,50 +186,96 @@ def _object_masks(run, captions): # where any object is, as the reader sees it, 
     colored = [i for i,(f,_) in enumerate(concepts) if f=='color'] # their maps together: where any object is
     return [r.maps[colored].sum(0)>.5 for r in read_images(images)]
 
-def _added(run, pick, captions, masks): # added at several strengths -> table; images at the natural one
+def _largest(run, feature): # largest activation on held-out prompts
+    return max(float(code.latent(feature).max()) for code in run.sae.code_tiles(run.held.x))
+
+def _added(run, dictionary, pick, strength, captions, masks): # -> images, share in which the reader sees it
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import Generated, generate
     from fluxinterp.worlds.reader import read_images
-    feature = int(pick.feature)
-    codes = run.sae.code_tiles(run.held.x)
-    strong = max(float(code.latent(feature).max()) for code in codes) # largest activation on held-out prompts
-    rows = []
-    natural = None
-    for times in (0, .5, 1, 2):
-        edits = [[Add(run.sae, feature, strength=times*strong, region=m)] for m in masks]
-        pairs = [generate(run.pipe, [c], e, seed=run.seed+i) for i,(c,e) in enumerate(zip(captions, edits))]
-        pair = Generated([p.images[0] for p in pairs], [p.originals[0] for p in pairs], captions)
-        concept = concepts.index((pick.factor, pick.value))
-        seen = float(np.mean([r.probabilities[concept] for r in read_images(pair.images)]))
-        rows.append({'strength': times*strong, f'reader sees {pick.value}': seen,
-                     'mean change of a pixel': float(pair.difference().mean())})
-        if times==1:
-            natural = pair
-    return pd.DataFrame(rows).set_index('strength'),natural
+    edits = [[Add(dictionary, pick.feature, strength=strength, region=m)] for m in masks]
+    pairs = [generate(run.pipe, [c], e, seed=run.seed+i) for i,(c,e) in enumerate(zip(captions, edits))]
+    pair = Generated([p.images[0] for p in pairs], [p.originals[0] for p in pairs], captions)
+    concept = concepts.index((pick.factor, pick.value))
+    return pair,float(np.mean([r.probabilities[concept] for r in read_images(pair.images)]))
 
-def _steering_chapter(run):
+def _single_scenes(start, n=400): # one object each, everything said
+    return [make_scene(start+i, 'test', 1, drop=0.) for i in range(n)]
+
+def _best_story(run, tries=4): # the color whose feature beats all controls and does most when added
+    codes = {name: t.set_index(['factor', 'value']).auroc for name,t in run.found.items()}
+    controls = pd.DataFrame({n: s for n,s in codes.items() if n!='SAE'}).max(axis=1).rename('best control')
+    table = run.found['SAE'].join(controls, on=['factor', 'value'])
+    colors = table[table.factor=='color'].sort_values('auroc', ascending=False)
+    above = colors[colors.auroc>colors['best control']]
+    some = list((above if len(above) else colors).head(tries).itertuples())
+    scenes = _single_scenes(85_000)
+    def _effect(pick):
+        captions = _captions_without(pick.factor, pick.value, scenes, 4)
+        masks = _object_masks(run, captions)
+        return _added(run, run.sae, pick, _largest(run, pick.feature), captions, masks)[1]
+    return max(some, key=_effect)
+
+# %% ../nbs/91_demo.ipynb #dem00001
+def _maps(run, pick): # two captions with the concept, one without
+    from fluxinterp.activations.recording import record
+    from fluxinterp.features.feature_maps import maps_from
+    scenes = [make_scene(70_000+i, 'test', drop=0.) for i in range(400)]
+    captions = _captions_with(pick.factor, pick.value, scenes, 2)
+    captions += _captions_without(pick.factor, pick.value, _single_scenes(70_000), 1)
+    rec = record(run.pipe, captions, [run.site], seed=run.seed, images=True, previews=True)
+    run.report.image('maps', maps_from(rec, run.sae, int(pick.feature)).figure(),
+                     f'Where and when feature {pick.feature} is active, over the predicted image of each '
+                     f'step: two captions with {pick.value}, one without.')
+
+def _turned(run, pick): # added where the object is, beside a random direction as long; and taken away
     from fluxinterp.steering.edits import Ablate
     from fluxinterp.steering.generation import generate
-    pick = _find_steerable(run.found)
-    factor,value,feature = pick.factor,pick.value,int(pick.feature)
-    single = [make_scene(80_000+i, 'test', 1, drop=0.) for i in range(800)]
-    without = [s.caption for s in single[:400] if getattr(s.objects[0], factor)!=value][:8]
-    steered,added = _added(run, pick, without, _object_masks(run, without))
-    shown = _captions_with(factor, value, single, 8)
-    ablated = generate(run.pipe, shown, [Ablate(run.sae, feature)], seed=run.seed)
-    run.report.heading(f'5. Turning feature {feature} ({value})')
-    run.report.image('steer_add', added.grid(), f'Above: captions without {value}. Below: the same noise, '
-                     f'feature {feature} added where the object is.')
-    run.report.table(steered)
-    run.report.image('steer_ablate', ablated.grid(), f'Above: captions with {value}. Below: the same noise, '
-                     'the feature taken away.')
-    print(steered.to_string(float_format='{:.3f}'.format))
+    f,single = int(pick.feature),_single_scenes(80_000)
+    captions = _captions_without(pick.factor, pick.value, single, 8)
+    masks,strong = _object_masks(run, captions),_largest(run, f)
+    rand = run.methods['random directions']
+    some = pick._replace(feature=f%rand.num_latents) # any of the random ones
+    longer = run.sae.write_directions[f].norm()/rand.write_directions[some.feature].norm()
+    rows,pairs = [],{}
+    for times in (0, .5, 1, 2):
+        pairs[times],seen = _added(run, run.sae, pick, times*strong, captions, masks)
+        _,by_chance = _added(run, rand, some, times*strong*float(longer), captions, masks)
+        rows.append({'strength': times*strong, f'reader sees {pick.value}': seen,
+                     'random direction as long': by_chance,
+                     'mean change of a pixel': float(pairs[times].difference().mean())})
+    steered = pd.DataFrame(rows).set_index('strength')
+    run.report.image('steer_add', pairs[2].grid(), f'Above: captions without {pick.value}. Below: the same '
+                     f'noise, feature {f} added where the object is, twice as strong as it ever is alone.')
+    _show_table(run, steered)
+    ablated = generate(run.pipe, _captions_with(pick.factor, pick.value, single, 8), [Ablate(run.sae, f)],
+                       seed=run.seed)
+    run.report.image('steer_ablate', ablated.grid(), f'Above: captions with {pick.value}. Below: the same '
+                     'noise, the feature taken away.')
+
+def _story_chapter(run):
+    pick = _best_story(run)
+    run.report.heading(f'1. A feature one can name: {pick.value} is feature {pick.feature}')
+    of_it = lambda t: t[(t.factor==pick.factor)&(t.value==pick.value)].auroc.mean()
+    here = {name: of_it(t) for name,t in run.found.items()}
+    best = max(v for name,v in here.items() if name!='SAE')
+    scores = pd.Series(here|{'full linear probe': of_it(run.compared.ceiling)}, name=f'AUROC, {pick.value}')
+    text = (f'Of {run.sae.num_latents} features of the sparse autoencoder, number {pick.feature} tells '
+            f'tokens of {pick.value} objects from tokens of other objects with an AUROC of {pick.auroc:.2f} '
+            'on held-out scenes; the best feature of any control, chosen and read in the same way by its '
+            f'code, reaches {best:.2f}.')
+    run.report.text(text)
+    print(text)
+    _maps(run, pick)
+    _show_table(run, scores.to_frame().T, 2)
+    run.report.text('And what it does: the feature is added to pictures of something else.')
+    _turned(run, pick)
 
 # %% ../nbs/91_demo.ipynb #0d80b9c6
 def run_demo(out:str|Path='demo',       # folder for the report and its images
              pipeline:str='tiny-flux',  # name of a bundled pipeline
              num_prompts:int=768,       # number of prompts recorded for training
-             num_scenes:int=160,        # number of known scenes to choose features on; as many score them
+             num_scenes:int=96,         # number of known scenes to choose features on; as many score them
              sae_steps:int=2000,        # training steps of the SAE
              seed:int=0,                # seed of the noise, the weights and the scenes
             )->Path:                    # the report
@@ -242,11 +289,10 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     start = time.time()
     report = Report(out, f'fluxinterp: an end-to-end run on {pipeline}')
     run = _Run(report, seed, None, '', start)
-    run.say(1, 'open the pipeline and draw held-out captions')
+    run.say(1, 'open the pipeline')
     run.pipe = load_pipeline(pipeline)
     run.site = [n for n in list_sites(run.pipe).names if n.startswith('double') and n.endswith('image')][-1]
     report.text(f'Site: {run.site}. Everything below was computed in this run, with seed {seed}.')
-    _adherence_chapter(run)
 
     run.say(2, f'record {num_prompts} prompts at {run.site}, all steps')
     prompts = scene_prompts(num_prompts, start=50_000)
@@ -256,16 +302,17 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
 
     run.say(3, f'train an SAE on {run.rec.tokens.shape[0]:,} activation vectors')
     run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae', again=True)
-    pcs = _explained_chapter(run)
 
-    run.say(4, f'match features with {len(concepts)} known concepts')
-    _concepts_chapter(run, num_scenes, pcs)
+    run.say(4, f'match features with {len(concepts)} known concepts, beside controls')
+    _match_concepts(run, num_scenes)
 
-    run.say(5, 'draw the best features over the steps')
-    _maps_chapter(run)
+    run.say(5, 'look at the best one, and turn it')
+    _story_chapter(run)
 
-    run.say(6, 'steer one')
-    _steering_chapter(run)
+    run.say(6, 'compare all')
+    _concepts_chapter(run)
+    _explained_chapter(run)
+    _adherence_chapter(run)
 
     run.say(7, 'write the report')
     report.text(f'{time.time()-start:.0f} seconds, peak memory {peak_memory():.1f} GiB.')

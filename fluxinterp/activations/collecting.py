@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from ..models.clock import runs_once
 from ..models.description import Description
+from ..models.initial_noise import find_draw
 from .site_records import Recording, SiteRecord
 from ..models.steps import step_window
 
@@ -115,6 +116,7 @@ class Collector:
         self.encoder_acts = {}         # (site, kind) -> activations of what runs before the first step
         self.missing_encoders = set()  # keys of `encoder_acts` that are still to come
         self.grids = {}                # site -> token grid, None for text
+        self.latents = None            # what the denoiser saw first, an image a row; None where not known
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #24eadb9f
 @patch
@@ -124,6 +126,7 @@ def start_batch(self:Collector,
     "A batch begins: nothing is there yet"
     self.prompts = prompts
     self.steps_made = 0
+    self.latents = None
     self.encoder_acts = {}
     self.pending = set()
     self.missing_encoders = {(s.name, k) for s in self.encoder_sites for k in self.kinds}
@@ -191,6 +194,7 @@ def _collect(self:Collector, site, clock, x): # activations of the denoiser
         self.acts[key] = self._rows_of(kind, x, guidance, f'{site.name}, step {clock.step}')
         self.pending.discard(key)
     self.grids[site.name] = clock.grid if site.stream=='image' else None
+    self.latents = clock.initial_latents
     if self.stop and not self.pending: raise PassEnd
 
 @patch
@@ -202,12 +206,20 @@ def callbacks(self:Collector)->list: # (site, f) pairs for `hooked`
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #596b63d1
 @patch
+def _draws(self:Collector, rows): # token grid -> how its noise was drawn, where that is known
+    if self.latents is None or len(self.latents)!=len(rows): return {}
+    images = list(rows[['seed', 'prompt', 'image']].itertuples(index=False, name=None))
+    grids = {self.grids[s.name] for s in self.sites}-{None}
+    return {g: find_draw(self.latents, g, images) for g in grids}
+
+@patch
 def recording(self:Collector,
               rows:pd.DataFrame, # rows of the batch for one kind of guidance, a line per image
               model:str,         # fingerprint of the pipeline
              )->Recording:       # a `SiteRecord` per site
     "The batch's activations with their coordinates"
     n,steps = len(rows),sorted(self.wanted_steps)
+    draws = self._draws(rows)
     table = pd.concat([rows.assign(guidance=k) for k in self.kinds])
     order = np.arange(len(table)).reshape(len(self.kinds), n).T.flatten() # (image and kind,)
     table = table.iloc[order].reset_index(drop=True)
@@ -221,5 +233,6 @@ def recording(self:Collector,
     for s in self.sites:
         xs = [torch.stack([self.acts[s.name, i, k] for i in steps], 1) for k in self.kinds]
         x = torch.stack(xs, 1).flatten(0, 1) # (image and kind, step, token, width)
-        records[s.name] = SiteRecord(s, x, table, *self.schedule, self.grids[s.name], model)
+        grid = self.grids[s.name]
+        records[s.name] = SiteRecord(s, x, table, *self.schedule, grid, model, draws.get(grid))
     return Recording({n: records[n] for n in self.names})

@@ -9,6 +9,7 @@ import torch
 from fastcore.basics import patch
 from ..models.clock import runs_once
 from ..models.description import Description
+from ..models.initial_noise import find_draw
 from .site_records import Recording, SiteRecord
 from ..models.steps import step_window
 class PassEnd(BaseException):
@@ -45,6 +46,7 @@ class Collector:
     encoder_sites: Any
     grids: Any
     kinds: Any
+    latents: Any
     missing_encoders: Any
     names: Any
     pending: Any

@@ -113,6 +113,10 @@ def about(self:_Harvest,
                     levels=[float(l) for l in first.levels])
     return dict(schedule=schedule, sites=sites)
 
+def _noise(rec): # how the noise of a `Recording` is drawn again, as JSON; None where it is not known
+    draws = [r.noise.to_dict() for r in rec.values() if r.noise is not None]
+    return draws[0] if draws else None
+
 @patch
 def _check_same(self:_Harvest, rec, manifest): # schedule and sites are those of the store
     old,new = {k: manifest[k] for k in ('schedule', 'sites')},self.about(rec)
@@ -328,6 +332,7 @@ def _open_store(folder, model, settings): # its manifest; None for a new store
 def _begin(h, model, settings): # manifest of a new store, and the recordings of its first batch
     first = list(h.record(0, min(first_batch_size(h.call['batch_size']), len(h.prompts))))
     manifest = dict(kind='fluxinterp store', format=store_format, model=model, settings=settings,
+                    noise=_noise(first[0]),
                     dtype=h.dtype, rows_per_prompt=h.rows_per_prompt, prompt_bytes=0, **h.about(first[0]),
                     segments=[], shards=[])
     return manifest,first

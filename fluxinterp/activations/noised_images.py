@@ -112,4 +112,5 @@ def __call__(self:NoisedImages,
                 collector.pending = {key for key in every if key[1]==clock.step}
                 self._run_level(level, x0, eps, conditions)
         finally: tidy_up(plan.pipe)
+    collector.latents = eps # the noise that was mixed in
     return collector.recording(batch_rows(plan.prompts, part, 1, plan.seed), self.model)

@@ -190,7 +190,7 @@ def _joined(parts, name): # the records of a site in several recordings, as one
         xs = [torch.nn.functional.pad(x, (0, 0, 0, longest-x.shape[2])) for x in xs]
     rows = pd.concat([p[name].rows for p in parts], ignore_index=True)
     return SiteRecord(first.site, torch.cat(xs), rows, first.steps, first.timesteps, first.levels, first.grid,
-                      first.model)
+                      first.model, first.noise if all(p[name].noise==first.noise for p in parts) else None)
 
 @delegates(record_batches)
 def record(pipe,                  # diffusers pipeline

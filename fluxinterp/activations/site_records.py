@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..arguments import no_attribute, short_name
 from ..core import user_path
 from ..models.guidance_rows import guidance_kinds
+from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
 from ..safe_files import is_sealed, save_tensors, seal, tensors_checksum
 
@@ -54,6 +55,7 @@ class SiteRecord:
     levels:list             # noise level of each step, from 1 (pure noise) to 0
     grid:tuple|None         # rows and columns of the image tokens; None for text
     model:str               # `fingerprint` of the pipeline
+    noise:NoiseDraw|None=None # how the images' initial noise is drawn again; None where it is not known
 
     def __post_init__(self):
         if len(self.x)==len(self.rows): return
@@ -130,7 +132,7 @@ def _all_match(n, coordinates): # positions of the n entries that match; name ->
 
 @patch
 def select(self:SiteRecord,
-           rows=None,      # row positions, or a boolean mask over the rows
+           rows=None,      # row positions, a slice of them, or a boolean mask over the rows
            prompt=None,    # prompt index, one or a list
            image=None,     # image index within a prompt, one or a list
            guidance=None,  # kind of guidance row, one or a list of `guidance_kinds`
@@ -139,7 +141,8 @@ def select(self:SiteRecord,
            level=None,     # noise level, one or a list
           )->SiteRecord:   # record of the rows and steps that match
     "The part of a record that has these coordinates, in its order; raises `KeyError` with what there is"
-    if rows is not None: keep = np.atleast_1d(np.arange(len(self))[np.asarray(rows)])
+    if isinstance(rows, slice): keep = np.arange(len(self))[rows]
+    elif rows is not None: keep = np.atleast_1d(np.arange(len(self))[np.asarray(rows)])
     else:
         wanted = dict(prompt=prompt, image=image, guidance=guidance)
         keep = _all_match(len(self), {k: (self.rows[k].tolist(), v) for k,v in wanted.items()})
@@ -150,7 +153,7 @@ def select(self:SiteRecord,
     if len(steps)<len(self.steps): x = x[:,torch.as_tensor(steps)]
     return SiteRecord(self.site, x, self.rows.iloc[keep].reset_index(drop=True),
                       [self.steps[i] for i in steps], self.timesteps[torch.as_tensor(steps)],
-                      [self.levels[i] for i in steps], self.grid, self.model)
+                      [self.levels[i] for i in steps], self.grid, self.model, self.noise)
 
 # %% ../../nbs/20_activations/00_site_records.ipynb #c320e8b9
 def _shuffled(n, seed): # positions 0 to n-1 in random order, (n,)
@@ -212,6 +215,7 @@ def save(self:SiteRecord,
     tensors = dict(x=self.x, timesteps=self.timesteps)
     about = dict(site=asdict(self.site), rows=self.rows.to_dict('list'), steps=self.steps, levels=self.levels,
                  grid=self.grid, model=self.model, tensors=tensors_checksum(tensors))
+    if self.noise is not None: about['noise'] = self.noise.to_dict()
     save_tensors(tensors, path, dict(site_record=json.dumps(seal(about))))
 
 def _check_record(about, tensors): # of a file; those from before there were checksums have none
@@ -231,8 +235,9 @@ def load(cls:SiteRecord,
             tensors = {k: f.get_tensor(k) for k in ('x', 'timesteps')}
         _check_record(about, tensors)
         grid = tuple(about['grid']) if about['grid'] else None
+        noise = NoiseDraw(**about['noise']) if 'noise' in about else None
         return cls(Site(**about['site']), tensors['x'], pd.DataFrame(about['rows']), about['steps'],
-                   tensors['timesteps'], about['levels'], grid, about['model'])
+                   tensors['timesteps'], about['levels'], grid, about['model'], noise)
     except FileNotFoundError: raise
     except Exception as e: # a damaged header can raise nearly anything
         raise ValueError(f'{path} is damaged, or no record written by SiteRecord.save: {e!r}') from None

@@ -19,6 +19,7 @@ from .site_records import prompt_split, splits
 from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
     shard_name, store_dtypes, store_folder)
 from ..models.identity import model_difference
+from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
@@ -137,6 +138,8 @@ class StoreData:
         m,about = store.manifest,store.manifest['sites'][index]
         self.store,self.index,self.site = store,index,Site(**about['site'])
         self.model,self.dtype = m['model'],m['dtype']
+        # how the images' initial noise is drawn again; None where not known, as in older stores
+        self.noise = NoiseDraw(**m['noise']) if m.get('noise') else None
         self.width,self.tokens,self.kept = about['width'],about['tokens'],about['kept']
         self.grid = tuple(about['grid']) if about['grid'] else None
         self.steps,self.levels = m['schedule']['steps'],m['schedule']['levels']

@@ -11,6 +11,7 @@ from ..arguments import short_name
 from .site_records import prompt_split, splits
 from .store_files import Moments, SiteStatistics, StoreError, load_manifest, load_moments, shard_name, store_dtypes, store_folder
 from ..models.identity import model_difference
+from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
 from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
@@ -58,6 +59,7 @@ class StoreData:
     kept: Any
     levels: Any
     model: Any
+    noise: Any
     per_prompt: Any
     per_row: Any
     read_dtype: Any

@@ -16,8 +16,8 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 
-from .annotations import (AtlasError, AtlasText, find_features, find_images, kept_notes,
-    nothing_said, only_features, search_words, set_label, set_note)
+from .annotations import (AtlasError, AtlasText, effect_explainer, find_features,
+    find_images, kept_notes, nothing_said, only_features, same_concept, search_words, set_label, set_note)
 from .atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
                                             read_about, read_tensor)
 from .feature_cards import Example, FeatureCard
@@ -171,6 +171,23 @@ def _example(self:Atlas, i, image):
     peak,mean = float(pool['peak'][j]),float(pool['mean'][j])
     return Example(i, image, row.caption, halves[row.half], values, peak, mean, self.thumbnail(image))
 
+# %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00024
+@patch
+def features_in(self:Atlas,
+                picture:int,  # number of the image
+               )->np.ndarray: # numbers of features, ascending
+    "Features whose map in an image is kept, as one of their examples"
+    key = self._pool['key']
+    return (key[(key&(2**31-1))==picture]>>31).numpy()
+
+@patch
+def map_in(self:Atlas,
+           i:int,         # number of the feature
+           picture:int,   # number of an image that is one of its examples, see `features_in`
+          )->np.ndarray:  # activations, (step, row, col)
+    "The map of a feature in one image; raises `AtlasError` where it is not kept"
+    return self._example(self.check(i), picture).values
+
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00008
 @patch
 def examples(self:Atlas,
@@ -256,14 +273,18 @@ def _statistics(self:Atlas, index, rows): # the columns of the table that are co
 def table(self:Atlas,
           features:list|None=None, # numbers of features; all when None
          )->pd.DataFrame:
-    "One line per feature: firing rates, activations, map shapes, label, explanation, note"
+    "One line per feature: rates, map shapes, label, explanation, what it does, whether both agree, note"
     index = self._index(features)
     only = only_features(features)
     frame = self._statistics(index, slice(None) if features is None else index.to_numpy())
     labels = self.text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
-    last = self.text.frame(f"select feature, text as explanation from explanations where status='ok'{only} "
-                           'order by id desc').drop_duplicates('feature').set_index('feature')
-    frame = frame.join(labels).join(last).join(kept_notes(self.text))
+    last = self.text.frame('select feature, text as explanation from explanations where '
+                           f"status='ok' and explainer!='{effect_explainer}'{only} order by id desc")
+    does = self.text.frame("select feature, text as does from explanations where status='ok' and "
+                           f"explainer='{effect_explainer}'{only}").set_index('feature')
+    frame = frame.join(labels).join(last.drop_duplicates('feature').set_index('feature')).join(does)
+    frame = frame.assign(agree=[same_concept(*pair) for pair in zip(frame.explanation, frame.does)])
+    frame = frame.astype(dict(agree=object)).join(kept_notes(self.text))
     return frame.assign(flagged=frame.flagged.eq(True))
 
 @patch
@@ -273,7 +294,7 @@ def names(self:Atlas,
     "What features are called: their label, else the last explanation that says something"
     only = only_features(features)
     explained = self.text.frame(f"select feature, text from explanations where status='ok' and text!='' "
-                                f'{only} order by id')
+                                f"and explainer!='{effect_explainer}'{only} order by id")
     labels = self.text.frame(f'select feature, label from labels where 1{only}')
     called = {f: t for f,t in zip(explained.feature, explained.text) if t not in nothing_said}
     called |= dict(zip(labels.feature, labels.label))

@@ -9,7 +9,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
-from .annotations import AtlasError, AtlasText, find_features, find_images, kept_notes, nothing_said, only_features, search_words, set_label, set_note
+from .annotations import AtlasError, AtlasText, effect_explainer, find_features, find_images, kept_notes, nothing_said, only_features, same_concept, search_words, set_label, set_note
 from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about, read_tensor
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
@@ -67,6 +67,12 @@ class Atlas:
         ...
 
     def thumbnail(self, picture: int) -> Image.Image | None:
+        ...
+
+    def features_in(self, picture: int) -> np.ndarray:
+        ...
+
+    def map_in(self, i: int, picture: int) -> np.ndarray:
         ...
 
     def examples(self, i: int, kind: str='peak', half: str | None='explain', n: int | None=None) -> list:

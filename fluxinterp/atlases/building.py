@@ -44,6 +44,7 @@ class ImageSource:
     grid:tuple|None  # rows and columns of the tokens; None where there is no image
     captions:list    # text of each prompt
     images:int       # images of a prompt
+    noise:object     # `NoiseDraw` of the images; None where their initial noise is not known
     key:str          # tells these activations from others of the same prompts: the seed, the call, ...
     read:object      # (first, last prompt, images at a time) -> yields (x, rows, PIL images or None)
 
@@ -67,7 +68,7 @@ def _from_store(data):
             rows[:,0] = rows[:,1]*images+rows[:,2]
             yield x.view(-1, S, T, x.shape[-1])[keep],rows[keep],None
     return ImageSource(data.site, data.model, data.steps, data.levels, data.tokens, data.grid,
-                       data.store.prompts, images, f'store {m["settings"]}', read)
+                       data.store.prompts, images, data.noise, f'store {m["settings"]}', read)
 
 def _from_record(data, images):
     rows = data.rows[data.rows.guidance=='conditional']
@@ -85,7 +86,8 @@ def _from_record(data, images):
             yield data.x[torch.from_numpy(at[k])],torch.from_numpy(table[k]),shown
     coordinates = f'{rows.prompt.tolist()} {rows.image.tolist()} {rows.seed.tolist()}'
     return ImageSource(data.site, data.model, data.steps, data.levels, data.x.shape[2], data.grid,
-                       rows.caption.tolist(), 1, f'recording {coordinates} {images is not None}', read)
+                       rows.caption.tolist(), 1, data.noise,
+                       f'recording {coordinates} {images is not None}', read)
 
 def _from_pipeline(pipe, prompts, name, call):
     prompts,site,images = check_prompts(prompts),resolve_site(pipe, name),call.get('num_images_per_prompt', 1)
@@ -105,7 +107,7 @@ def _from_pipeline(pipe, prompts, name, call):
             yield r.x[keep],torch.from_numpy(rows)[keep],rec.images
     settings = sorted((k, str(v)) for k,v in call.items())
     return ImageSource(site, describe(pipe).fingerprint, one.steps, one.levels, one.x.shape[2], one.grid,
-                       prompts, images, f'pipeline {settings}', read)
+                       prompts, images, one.noise, f'pipeline {settings}', read)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00004
 def _check_store(data):
@@ -277,11 +279,21 @@ class _Part:
         _save_state(self.features.state()|dict(done=torch.tensor(self.done)), self.file)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00011
+def _nuisance(dictionary, source, rows): # what is removed from images, (image, step, token, d), or None
+    if dictionary.nuisance is None: return None
+    shape = len(rows),len(source.levels),source.tokens
+    coords = {k: v[:,None,None].expand(shape) for k,v in zip(('prompt', 'image', 'seed'), rows.T[1:4])}
+    coords['level'] = torch.tensor(source.levels, dtype=torch.float32)[:,None].expand(shape)
+    coords['token'] = torch.arange(source.tokens).expand(shape)
+    flat = {k: v.flatten() for k,v in coords.items()}
+    return dictionary.nuisance_of(source, flat).view(*shape, -1)
+
 def _scan(part, dictionary, source, n, every, batch_tokens, bar): # keeps what was done on failure
     saved,sound = part.done,True # is what was kept whole?
     try:
         for x,rows,images in source.read(part.done, part.last, n) if part.done<part.last else ():
-            code = dictionary.encode_tiled(x, batch_tokens, part.features.device)
+            known = _nuisance(dictionary, source, rows)
+            code = dictionary.encode_tiled(x, batch_tokens, part.features.device, known)
             code = two_sided(code) if dictionary.signed else code
             with uninterrupted():
                 sound = False

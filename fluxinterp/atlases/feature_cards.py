@@ -85,7 +85,8 @@ class FeatureCard:
         s,a = self.statistics,self.atlas
         label = f': {s.label}' if isinstance(s.label, str) else ''
         explanation = f' ({s.explanation})' if isinstance(s.explanation, str) else ''
-        name = f'feature {self.feature} at {a.site}{label}{explanation}'
+        does = f'; turned on, it shows: {s.does}' if isinstance(s.does, str) else ''
+        name = f'feature {self.feature} at {a.site}{label}{explanation}{does}'
         if self.dead:
             images = a.about['prompts']*a.about['images']
             return f'{name}: dead, it fired in none of {images} images'

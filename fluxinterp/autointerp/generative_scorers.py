@@ -17,7 +17,8 @@ from ..activations.recording import record_batches
 from .endpoint import Answerer
 from .judges import Task, named_concepts
 from .questions import Answer, Question, fill_prompt, load_prompt, read_json
-from .scorers import Scorer, own_preference
+from .scorer_base import Scorer
+from .scorers import own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.interventions import steer
@@ -103,8 +104,9 @@ class Generation(Scorer):
         row = 0
         call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
         for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
-            for x in rec[d.meta.site].x:
-                code = d.encode(x.float().to(d.device)).to('cpu')
+            acts = rec[d.meta.site]
+            for i in range(len(acts)):
+                code = d.encode_tiled(acts.select(rows=[i]), device='cpu')
                 for i,f in enumerate(features):
                     peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
                 row += 1

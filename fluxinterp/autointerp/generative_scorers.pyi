@@ -10,7 +10,8 @@ from ..activations.recording import record_batches
 from .endpoint import Answerer
 from .judges import Task, named_concepts
 from .questions import Answer, Question, fill_prompt, load_prompt, read_json
-from .scorers import Scorer, own_preference
+from .scorer_base import Scorer
+from .scorers import own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.interventions import steer

@@ -11,6 +11,7 @@ import pandas as pd
 import traitlets
 
 from ..atlases.annotations import read_detail
+from ..evaluation.concepts import check_alike
 from ..widgets.base import View
 from ..widgets.page import css_text, js_text, page_style, view_script
 
@@ -44,10 +45,10 @@ def _middles(edges): return ((edges[:-1]+edges[1:])/2).round(5).tolist()
 def correlation_chart(frame:pd.DataFrame, # a line per pair, as `match_features` returns them
                       title:str,          # what was matched in what
                      )->dict:             # value of `ComparisonCharts.correlations`
-    "Histograms of the correlations of matched features, beside those that chance gives"
+    "Histograms of correlations beside those that chance gives; raises `ValueError` for mixed read-outs"
     low = min(0., *(float(frame[c].min()) for c in ('correlation', 'chance')))
     edges = np.linspace(low, 1, 21)
-    res = dict(of=title, x=_middles(edges), matched=_shares(frame.correlation, edges),
+    res = dict(of=f'{title}, by {check_alike(frame)}', x=_middles(edges), matched=_shares(frame.correlation, edges),
                chance=_shares(frame.chance, edges))
     return res if frame.elsewhere.isna().all() else res|dict(elsewhere=_shares(frame.elsewhere, edges))
 

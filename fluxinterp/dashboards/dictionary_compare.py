@@ -15,6 +15,7 @@ import traitlets
 from fastcore.basics import patch
 from PIL import Image
 
+from ..dictionaries.control_sets import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -24,13 +25,13 @@ from ..dictionaries.metrics import evaluate
 from ..widgets.page import page_style, view_script, js_text, css_text
 from ..widgets.figures import comparison_figure
 from ..activations.site_records import Recording
+from ..evaluation.concepts import check_alike
 from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
 from .comparison_charts import (stored_scores, scores_by_scorer, ComparisonCharts,
     correlation_chart, score_charts, rate_chart)
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00013
-_pairs_script = js_text('matched_pairs')
-_pairs_style = css_text('matched_pairs')
+_pairs_script,_pairs_style = js_text('matched_pairs'),css_text('matched_pairs')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00014
 _pair_columns = ['feature', 'match', 'correlation', 'chance', 'elsewhere', 'largest']
@@ -160,8 +161,13 @@ class DictionaryCompare(WorkDashboard):
                  recording:Recording,      # record of their sites, with images or previews
                  atlases:dict|None=None,   # name -> Atlas of that dictionary, for labels and scores
                  seed:int=0,               # seed of the shuffled tokens
+                 controls:bool=True,       # whether controls are added where no baseline is given
                 ):
         records = _check_compared(dictionaries, recording, atlases)
+        if controls:
+            record_of = {id(d): records[n] for n,d in dictionaries.items()}
+            dictionaries = with_controls(dictionaries, lambda d: record_of[id(d)])
+            records = _compared_records(dictionaries, recording)
         super().__init__()
         self.records,self.recording = records,recording
         self.record = next(iter(records.values())) # whose images, steps and grid are those of all
@@ -169,7 +175,7 @@ class DictionaryCompare(WorkDashboard):
         self.seed = seed
         self.num_images = len(recording.previews or recording.images)
         self.rows = _image_rows(self.record, self.num_images)
-        self.codes,self.firing,self.evaluations = {},{},{} # by dictionary, filled by `_prepare`
+        self.firing,self.evaluations = {},{} # by (dictionary, read-out), by dictionary: filled by `_prepare`
         self.matches = None # of `match_features`
         self.labels = {n: {f: t[:60] for f,t in a.names().items() if t} for n,a in self.atlases.items()}
         self.scores = stored_scores(self.atlases)
@@ -182,21 +188,21 @@ class DictionaryCompare(WorkDashboard):
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #415102f6
 def _choice(options, value, description):
-    return widgets.Dropdown(options=options, value=value, description=description,
-                            style=dict(description_width='initial'),
-                            layout=widgets.Layout(width='auto', max_width='340px'))
+    style,layout = dict(description_width='initial'),widgets.Layout(width='auto', max_width='340px')
+    return widgets.Dropdown(options=options, value=value, description=description, style=style, layout=layout)
 
 def _row(*parts):
     return widgets.HBox(parts, layout=widgets.Layout(flex_flow='row wrap', align_items='flex-start'))
 
-_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'),
-           ('strength', 'strength')]
+_readouts = [('code, what fires', 'code'), ('pre_acts, dense', 'pre_acts')]
+_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength',)*2]
 
 @patch
 def _build_controls(self:DictionaryCompare, first): # first: scorer and explainer in the table, if any
     names,captions = list(self.dictionaries),self.record.rows.caption
     self.left = _choice(names, names[0], 'features of')
     self.right = _choice(names, names[1], 'matched in')
+    self.readout = _choice(_readouts, 'code', 'read by')
     self.sort = _choice(_orders, 'high', 'sort by')
     images = [(f'{i}: {captions[r][:60]}', i) for i,r in enumerate(self.rows)]
     self.image = _choice([('where the pair is strongest', -1), *images], -1, 'image')
@@ -211,7 +217,7 @@ def _build_controls(self:DictionaryCompare, first): # first: scorer and explaine
 
 @patch
 def _layout(self:DictionaryCompare):
-    self.children = [_row(self.left, self.right, self.sort, self.image), self.status,
+    self.children = [_row(self.left, self.right, self.readout, self.sort, self.image), self.status,
                      _row(self.pairs, self.player), self.charts]
 
 @patch
@@ -220,7 +226,7 @@ def _wire(self:DictionaryCompare):
     handed = ('signed', 'levels', 'features', 'tiles', 'pictures', 'shape', 'maps')
     self.links = [(self.pairs, t, self.player, t) for t in handed] # in a page; here `player.load` does it
     traitlets.link((self.sort, 'value'), (self.pairs, 'order'))
-    for w in (self.left, self.right): w.observe(lambda _: self.match(), names='value')
+    for w in (self.left, self.right, self.readout): w.observe(lambda _: self.match(), names='value')
     self.image.observe(lambda _: self._load(), names='value')
     self.pairs.observe(lambda _: self._load(), names='feature')
 
@@ -230,25 +236,33 @@ def _place(self:DictionaryCompare): # name of the site all dictionaries are at
     return self.record.site.name.removesuffix('.mlp')
 
 @patch
+def _read(self:DictionaryCompare, name, readout, say): # what a dictionary reads, kept -> `Firing`
+    if (name, readout) not in self.firing:
+        message = f'encoding with {name}'
+        say(message)
+        self.firing[name,readout] = record_firing(self.dictionaries[name], self.records[name],
+                                                  tick=lambda: say(message), readout=readout)
+    return self.firing[name,readout]
+
+@patch
 def _prepare(self:DictionaryCompare, say): # in the thread: encodes and evaluates what is not there yet
     for n,d in self.dictionaries.items():
         if n in self.evaluations: continue
-        say(f'encoding with {n}')
-        firing = record_firing(d, self.records[n], tick=lambda: say(f'encoding with {n}'))
-        self.codes[n],self.firing[n] = firing.code,firing
+        self._read(n, 'code', say)
         say(f'evaluating {n}')
         self.evaluations[n] = evaluate(d, self.records[n], by=(), spaces=('raw',))
 
 @patch
 def match(self:DictionaryCompare):
     "Match the two dictionaries chosen, in a thread; `wait` waits for it"
-    a,b = self.left.value,self.right.value
+    a,b,readout = self.left.value,self.right.value,self.readout.value
     if a==b: return self.refuse(f'{a} on both sides: choose another dictionary on one of them')
     message = f'matching {a} with {b}'
     def work(say): # function for messages
         self._prepare(say)
         say(message)
-        return match_firings(self.firing[a], self.firing[b], self.record.rows.guidance, seed=self.seed,
+        first,second = (self._read(n, readout, say) for n in (a, b))
+        return match_firings(first, second, self.record.rows.guidance, seed=self.seed,
                              tick=lambda: say(message))
     self.worker.request(work, lambda frame: self._show(a, b, frame), message)
 
@@ -260,8 +274,10 @@ def _summary(self:DictionaryCompare, name, frame): # of the matches of a diction
     beside = f'{frame.chance.median():.2f} with shuffled tokens'
     if not frame.elsewhere.isna().all():
         beside += f', {frame.elsewhere.median():.2f} at the same place in another image'
-    return (f'{len(frame)} of {total} features of {name} fire here, {never} never do and are left out. '
-            f'Median correlation {frame.correlation.median():.2f}; by chance: {beside}.')
+    readout = check_alike(frame)
+    do = dict(code='fire', pre_acts='vary')[readout]
+    return (f'Read by {readout}: {len(frame)} of {total} features of {name} {do} here, {never} never do and '
+            f'are left out. Median correlation {frame.correlation.median():.2f}; by chance: {beside}.')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #0831e7ca
 @patch
@@ -283,7 +299,7 @@ def _show(self:DictionaryCompare, a, b, frame): # in the thread -> message
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #04d9b531
 @patch
 def _table_line(self:DictionaryCompare, name):
-    evaluation,fires = self.evaluations[name],self.firing[name].fires
+    evaluation,fires = self.evaluations[name],self.firing[name,'code'].fires
     scores = self.scored[self.scored.dictionary==name]
     return dict(name=name, features=len(fires), l0=evaluation.l0, fvu=evaluation.fvu,
                 silent=float((fires==0).double().mean()),
@@ -291,7 +307,7 @@ def _table_line(self:DictionaryCompare, name):
 
 @patch
 def _densities(self:DictionaryCompare): # dictionary -> (feature,) share of tokens
-    return {n: self.firing[n].fires.numpy() for n in self.dictionaries}
+    return {n: self.firing[n,'code'].fires.numpy() for n in self.dictionaries}
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00026
 class PairMaps(NamedTuple):
@@ -301,22 +317,22 @@ class PairMaps(NamedTuple):
     largest:list # largest activation of each over the recording
     names:list   # name of each, with its label
 
-def _peaks(code, feature, rows): # largest activation in each row, (row,)
-    return (code.values*(code.indices==feature)).sum(-1).view(rows, -1).amax(1)
-
 @patch
-def _shared_image(self:DictionaryCompare, sides): # number of the image where both features are strong
-    left,right = [_peaks(self.codes[n], f, len(self.record))[self.rows] for n,f in sides]
+def _shared_image(self:DictionaryCompare, values): # activations of both -> number of an image
+    left,right = [v[self.rows].amax((1, 2)) for v in values]
     both = left*right
     return int(both.argmax()) if both.max()>0 else int(left.argmax())
 
 @patch
-def _side_maps(self:DictionaryCompare, name, feature, image): # `FeatureMaps`
-    row,(_,steps,tokens,_) = self.rows[image],self.record.x.shape
-    code = self.codes[name][row*steps*tokens:(row+1)*steps*tokens]
-    values = (code.values*(code.indices==feature)).sum(-1).view(1, steps, *self.record.grid).numpy()
+def _values(self:DictionaryCompare, name, feature, readout): # what is above zero, (row, step, token)
+    return self.firing[name,readout].activation(feature).clamp_min(0).view(self.record.x.shape[:3])
+
+@patch
+def _side_maps(self:DictionaryCompare, name, feature, values, image): # `FeatureMaps`
+    row = self.rows[image]
     previews,images = self.recording.previews,self.recording.images
-    return FeatureMaps(values, feature, self.records[name].site.name, self.record.levels,
+    maps = values[row].float().view(1, -1, *self.record.grid).numpy()
+    return FeatureMaps(maps, feature, self.records[name].site.name, self.record.levels,
                        [self.record.rows.caption[row]], previews and [previews[image]],
                        images and [images[image]])
 
@@ -337,10 +353,11 @@ def pair(self:DictionaryCompare,
         raise ValueError(f'feature {feature} of {self.pairs.left} has no match: '
                          'it never fires in this recording, or there is none')
     sides = [(self.pairs.left, int(feature)), (self.pairs.right, int(hit.match.iloc[0]))]
-    image = self.image.value
-    if image<0: image = self._shared_image(sides)
-    maps = [self._side_maps(n, f, image) for n,f in sides]
-    largest = [float(self.firing[n].largest[f]) for n,f in sides]
+    readout,image = hit.readout.iloc[0],self.image.value
+    values = [self._values(n, f, readout) for n,f in sides]
+    if image<0: image = self._shared_image(values)
+    maps = [self._side_maps(n, f, v, image) for (n,f),v in zip(sides, values)]
+    largest = [float(self.firing[n,readout].largest[f]) for n,f in sides]
     return PairMaps(maps, image, largest, [self._side_name(n, f) for n,f in sides])
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #da4662a7
@@ -380,7 +397,8 @@ def _figure(self:DictionaryCompare):
     points = pd.DataFrame({n: dict(L0=e.l0, FVU=e.fvu) for n,e in self.evaluations.items()}).T
     correlations = {}
     if len(matches):
-        correlations = {f'{self.pairs.left} in {self.pairs.right}': matches.correlation,
+        matched = f'{self.pairs.left} in {self.pairs.right}, by {check_alike(matches)}'
+        correlations = {matched: matches.correlation,
                         'tokens shuffled': matches.chance, 'another image': matches.elsewhere}
     values,about = self._densities(),dict(what='firing rate', log=True)
     if len(scored):

@@ -8,6 +8,7 @@ import pandas as pd
 import traitlets
 from fastcore.basics import patch
 from PIL import Image
+from ..dictionaries.control_sets import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -17,10 +18,10 @@ from ..dictionaries.metrics import evaluate
 from ..widgets.page import page_style, view_script, js_text, css_text
 from ..widgets.figures import comparison_figure
 from ..activations.site_records import Recording
+from ..evaluation.concepts import check_alike
 from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
 from .comparison_charts import stored_scores, scores_by_scorer, ComparisonCharts, correlation_chart, score_charts, rate_chart
-_pairs_script = js_text('matched_pairs')
-_pairs_style = css_text('matched_pairs')
+_pairs_script, _pairs_style = (js_text('matched_pairs'), css_text('matched_pairs'))
 _pair_columns = ['feature', 'match', 'correlation', 'chance', 'elsewhere', 'largest']
 class MatchedPairs(View):
     script, _css = (view_script(_pairs_script), page_style + _pairs_style)
@@ -58,7 +59,6 @@ class DictionaryCompare(WorkDashboard):
     atlases: Any
     charts: Any
     children: Any
-    codes: Any
     dictionaries: Any
     evaluations: Any
     firing: Any
@@ -70,6 +70,7 @@ class DictionaryCompare(WorkDashboard):
     num_images: Any
     pairs: Any
     player: Any
+    readout: Any
     record: Any
     recording: Any
     records: Any
@@ -80,7 +81,7 @@ class DictionaryCompare(WorkDashboard):
     seed: Any
     sort: Any
 
-    def __init__(self, dictionaries: dict, recording: Recording, atlases: dict | None=None, seed: int=0):
+    def __init__(self, dictionaries: dict, recording: Recording, atlases: dict | None=None, seed: int=0, controls: bool=True):
         ...
 
     def match(self):
@@ -95,7 +96,8 @@ class DictionaryCompare(WorkDashboard):
 
     def static(self):
         ...
-_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength', 'strength')]
+_readouts = [('code, what fires', 'code'), ('pre_acts, dense', 'pre_acts')]
+_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength',) * 2]
 class PairMaps(NamedTuple):
     maps: list
     image: int

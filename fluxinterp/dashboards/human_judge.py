@@ -20,7 +20,9 @@ from ..atlases.annotations import AtlasError, forget_score, nothing_said
 from ..autointerp.questions import Answer
 from ..autointerp.explainers import explanations
 from ..overlays import image_grid, spotlight
-from ..autointerp.scorers import Detection, Scorer, score, scores, shuffled_explanations
+from ..autointerp.scorer_base import Scorer, shuffled_explanations
+from ..autointerp.scorers import Detection
+from ..autointerp.scoring import score, scores
 from ..autointerp.judges import Task
 from ..widgets.base import View, tile_images
 from ..widgets.figures import strip_figure
@@ -194,7 +196,7 @@ class HumanJudge(View):
 
     @property
     def scores(self):
-        "Scores of the features whose questions are all answered, see `fluxinterp.autointerp.scorers.scores`"
+        "Scores of the features whose questions are all answered, see `fluxinterp.autointerp.scoring.scores`"
         return scores(self.atlas, self.explainer, f'{self.scorer.name}/{self.judge.name}')
 
 # %% ../../nbs/65_dashboards/45_human_judge.ipynb #humchoose

@@ -14,6 +14,7 @@ import traitlets
 from fastcore.basics import patch
 
 from ..dictionaries.dictionary import check_belongs
+from ..dictionaries.nuisances import check_plain
 from .live import example_prompt, read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps
 
@@ -146,6 +147,7 @@ def _family_sites(pipe, sites, family, order): # -> readers; words beside, words
         member = FamilyMember(*family[s.name])
         d,f = member.dictionary,member.feature
         check_belongs(d, s.name, model)
+        check_plain(d.nuisance, 'a map of a feature at many sites')
         if not 0<=f<d.num_latents:
             raise ValueError(f'feature {f} of a dictionary with {d.num_latents} latents, at {s.name}')
         readers[s] = _latent_reader(d, f)
@@ -186,7 +188,7 @@ class LayerStepMatrix(WorkDashboard):
         left_out = getattr(family, 'left_out', {})
         self._left_out = [f'{s} is left out: {why}.' for s,why in left_out.items()]
         own = _measure_words.get(measure if isinstance(measure, str) else '', 'A measure of one\'s own.')
-        self._measure = 'Activation of one feature a site.' if family else own
+        self._measure = 'Activation of one feature a site, by code: what fires.' if family else own
         self._build_controls(prompt, seed)
         self._layout()
         self._wire()

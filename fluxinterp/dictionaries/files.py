@@ -22,6 +22,7 @@ from safetensors import safe_open
 from ..core import plain_torch, uninterrupted, user_path
 from .dictionary import Dictionary, DictionaryMeta
 from .baselines import LinearDictionary
+from .nuisances import restored_nuisance
 from ..safe_files import file_checksum, save_json, save_tensors, writing
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #f3483c9d
@@ -136,7 +137,7 @@ class Parts(NamedTuple):
     about:dict    # JSON values: what is not a tensor
     lens:dict     # SAELens' keys: `architecture` and what belongs to it
     tensors:dict  # weights of the raw space under SAELens' names
-    own:dict|None # further tensors; None in files of version 1, whose `tensors` are of normalized space
+    own:dict      # further tensors
     width:int     # width of the activations
     where:str=''  # file it comes from, for errors
 
@@ -195,7 +196,8 @@ def _cfg_crc(cfg):
 def _rounded(name, t, dtype): # a matrix in half precision; anything else as it is
     if dtype is None or t.ndim<2 or not t.is_floating_point() or name.startswith('normalizer'): return t
     r = t.to(dtype)
-    across = 0 if name!='W_enc' else 1 # coordinates are the rows of W_enc and the columns of the rest
+    # coordinates are the rows of W_enc and the last dimension of the rest
+    across = 1 if name=='W_enc' else tuple(range(t.ndim-1))
     lost = ((r.float()-t).norm(dim=across)/t.norm(dim=across).clamp_min(1e-30)).max()
     if not lost<=.01:
         raise ValueError(f'{name} does not fit into {dtype}: a coordinate would lose {float(lost):.0%} '
@@ -208,13 +210,24 @@ def _check_saved(parts):
             raise ValueError(f'{n} of this dictionary is not finite: it cannot be saved, '
                              'and nothing was written')
 
+def _check_removal(d): # a dictionary removes what its configuration says
+    asked = getattr(getattr(d, 'config', None), 'remove', None)
+    done = [] if d.nuisance is None else list(d.nuisance.remove)
+    if asked is None or asked==done: return
+    raise DictionaryFileError(f'this dictionary is configured with remove={asked} and removes '
+                              f'{done or "nothing"}: train it, then save it')
+
 def _cfg(dictionary, parts, dtype, checksums): # content of cfg.json
     m = dictionary.meta
     ours = dict(version=format_version, kind=parts.kind, about=parts.about, meta=asdict(m),
                 dtype=str(dtype).split('.')[-1], files=checksums)
     metadata = dict(sae_lens_version='6.0.0', sae_lens_training_version=None,
                     model_name=m.model, hook_name=m.site)
-    cfg = parts.lens|dict(d_in=parts.width, d_sae=dictionary.num_latents, dtype='float32', device='cpu',
+    lens = parts.lens
+    if dictionary.nuisance is not None: # nobody else knows what to remove: refused by the architecture's name
+        ours['remove'] = list(dictionary.nuisance.remove)
+        lens = dict(architecture=f'fluxinterp_{parts.kind}_without_{"_and_".join(ours["remove"])}')
+    cfg = lens|dict(d_in=parts.width, d_sae=dictionary.num_latents, dtype='float32', device='cpu',
                           apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
                           metadata=metadata, fluxinterp=ours)
     ours['crc32'] = _cfg_crc(cfg)
@@ -237,8 +250,11 @@ def save_dictionary(dictionary:Dictionary, # dictionary to save
         raise ValueError(f'dtype={dtype}: choose torch.float32, torch.float16 or torch.bfloat16')
     with torch.no_grad(): p = dictionary_parts(dictionary, half is None)
     _check_saved(p)
+    _check_removal(dictionary)
     means = dictionary.mean_activations
     own = p.own if means is None else p.own|dict(mean_activations=means)
+    if dictionary.nuisance is not None:
+        own = own|{f'nuisance.{k}': v.cpu() for k,v in dictionary.nuisance.state_dict().items()}
     contents = {f: tensors for f,tensors in ((weights_file, p.tensors), (own_file, own)) if tensors}
     files = {f: {n: _rounded(n, t, half) for n,t in tensors.items()} for f,tensors in contents.items()}
     with writing('A dictionary that was there is as it was', 'save again', folder):
@@ -279,22 +295,20 @@ def _check_version(ours, where):
     version = ours.get('version', 1)
     if type(version) is not int or version<1:
         raise DictionaryFileError(f'{where}: version must be a whole number from 1, got {_short(version)}')
+    if version<format_version:
+        raise DictionaryFileError(f'{where}: version {version} is of an early fluxinterp, and this one reads '
+                                  f'version {format_version}: train the dictionary again')
     if version>format_version:
         raise DictionaryFileError(f'{where}: version {_short(version)} was written by a later fluxinterp, '
-                                  f'this one reads up to {format_version}: pip install -U fluxinterp')
+                                  f'this one reads version {format_version}: pip install -U fluxinterp')
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #4ead0001c
 def _read_parts(folder, cfg, where): # -> Parts
     ours = cfg['fluxinterp']
     d = positive(cfg, 'd_in', where)
-    if 'version' in ours or 'crc32' in ours:
-        own = _check_sums(folder, cfg)
-        kind = ours.get('kind')
-        about = ours.get('about')
-    else: # files of version 1
-        own = None
-        kind = cfg.get('architecture')
-        about = dict(config=ours.get('config'), k=cfg.get('k'))
+    own = _check_sums(folder, cfg)
+    kind = ours.get('kind')
+    about = ours.get('about')
     if not isinstance(about, dict):
         raise DictionaryFileError(f'{where} does not say what the dictionary is about: {_short(about)}')
     parts = Parts(kind, about, {}, read_tensors(folder/weights_file), own, d, str(where))
@@ -302,6 +316,12 @@ def _read_parts(folder, cfg, where): # -> Parts
         raise DictionaryFileError(f'{where} holds a dictionary of kind {_short(kind)}; '
                                   f'this fluxinterp knows {", ".join(dictionary_kinds)}')
     return parts
+
+def _restored_nuisance(ours, parts): # what the dictionary removes, taken out of the tensors; None for nothing
+    state = {k: parts.own.pop(k) for k in list(parts.own) if k.startswith('nuisance.')}
+    check_tensors(state, {k: v.shape for k,v in state.items()}, parts.where)
+    try: return restored_nuisance(ours.get('remove', []), {k[9:]: v for k,v in state.items()}, parts.width)
+    except (TypeError, ValueError) as e: raise DictionaryFileError(f'{parts.where}: {e}') from None
 
 @plain_torch()
 def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
@@ -313,8 +333,11 @@ def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
     ours = cfg.get('fluxinterp')
     _check_version(ours, where)
     parts = _read_parts(folder, cfg, where)
-    means = (parts.own or {}).pop('mean_activations', None)
+    means = parts.own.pop('mean_activations', None)
+    nuisance = _restored_nuisance(ours, parts)
     d = dictionary_kinds[parts.kind](parts)
+    d.nuisance = nuisance
+    _check_removal(d)
     if means is not None and (means.shape!=(d.num_latents,) or not means.is_floating_point()):
         raise DictionaryFileError(f'{where}: mean_activations are not one for each of the '
                                   f'{d.num_latents} latents')

@@ -203,6 +203,9 @@ def _kind(dictionary):
     return f'{c.architecture} SAE' if c else getattr(dictionary, 'name', type(dictionary).__name__)
 
 def _in_saelens(dictionary, pretrained): # what the card says of SAELens; `pretrained`: another way to open it
+    if dictionary.nuisance is not None:
+        names = ' and '.join(dictionary.nuisance.remove)
+        return f'SAELens cannot remove {names} and does not open the folder.'
     codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
     if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
     text = (f'With SAELens: `SAE.load_from_disk(folder)`{pretrained}. The weights there are of the raw '
@@ -231,9 +234,15 @@ _open_here = '''## How to open it
 ```python
 import fluxinterp as fi
 dictionary = fi.load_dictionary({where!r})
-code = dictionary.encode(x)  # raw activations, (..., {width})
-xhat = dictionary.decode(code)
+{encode}
 ```'''
+
+_encode = '''code = dictionary.encode(x)  # raw activations, (..., {width})
+xhat = dictionary.decode(code)'''
+
+# of one that removes what is known of a record alone
+_encode_record = '''record = fi.record(pipe, prompts, [dictionary.meta.site])[dictionary.meta.site]
+code = dictionary.encode_tiled(record)'''
 
 _on_the_model = '''On the model itself: where a latent fires while an image forms, \
 and what it does when it is turned up.
@@ -263,6 +272,7 @@ def _facts(dictionary, model): # (name, value) of what is known
         'latents': dictionary.num_latents,
         'active latents per vector (k)': config.k if config else dictionary.k,
         'normalizer (folded into the weights)': config.normalizer if config else None,
+        'removed beforehand': ' and '.join(dictionary.nuisance.remove) if dictionary.nuisance else None,
         'denoising steps': ', '.join(map(str, m.steps)),
         'noise levels': ', '.join(f'{l:.3g}' for l in m.levels),
         'token grid': ' x '.join(map(str, m.grid or ())),
@@ -298,7 +308,8 @@ def dictionary_card(dictionary:Dictionary,    # dictionary to describe
     numbers = _metrics(metrics)
     if numbers: parts += ['## How good it is', *numbers]
     if picture: parts.append(_map.format(caption=caption, image=picture))
-    parts.append(_open_here.format(where=where, width=dictionary.width))
+    encode = _encode.format(width=dictionary.width) if dictionary.nuisance is None else _encode_record
+    parts.append(_open_here.format(where=where, encode=encode))
     if site: parts.append(_on_the_model.format(model=one_model or '<the model>', latent=latent))
     names = where.split('/')
     repo_id,inside = '/'.join(names[:2]),'/'.join(names[2:])

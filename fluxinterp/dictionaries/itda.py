@@ -8,7 +8,7 @@ __all__ = ['growth_rules', 'starts', 'cosine_of_loss', 'ITDAConfig', 'Thumbnails
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b2400003
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .pursuit import pursue, pursuits
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
@@ -62,6 +63,7 @@ class ITDAConfig:
     start:str='first'             # where the first atoms come from, one of `starts`
     start_atoms:int=0             # number of first atoms; as many as the width when 0
     seed:int=0                    # seed of the order of the data
+    remove:list=field(default_factory=list) # what is removed before all else, of `nuisances.nuisances`
 
     architecture = 'itda'
     @property
@@ -70,6 +72,7 @@ class ITDAConfig:
         return getattr(self, f'{self.rule}_threshold')
 
     def __post_init__(self):
+        self.remove = list(check_nuisances(self.remove))
         check_fields(self, _config_rules)
         if self.residual_k>self.k:
             raise ValueError(f'residual_k={self.residual_k} of k={self.k}: a token is explained by at most k '
@@ -246,6 +249,7 @@ def subset(self:ITDA, atoms)->ITDA: # positions in the order wanted, each once
     some = ITDA(self.atoms[on], deepcopy(self.normalizer), replace(self.config), self.norms[on], coords,
                 captions, deepcopy(self.meta), self._growth.clone(), self.stored, small,
                 None if self.explained is None else self.explained[on])
+    some.nuisance = deepcopy(self.nuisance)
     return some.eval().requires_grad_(False)
 
 # %% ../../nbs/25_dictionaries/50_itda.ipynb #b240000e
@@ -273,7 +277,8 @@ def _itda_parts(itda:ITDA, exact=True):
     n = deepcopy(itda.normalizer).cpu().float()
     raw = atoms if opens else n.raw_write(atoms).contiguous()
     names = dict(norms='origin.norm', explained='origin.explained')
-    own = {names.get(k, k): v for k,v in state.items()}
+    own = {k: v for k,v in state.items() if k.startswith('normalizer')}
+    own |= {name: state[k] for k,name in names.items() if k in state}
     own |= {f'origin.{k}': v for k,v in itda.coords.items()}|dict(growth=itda._growth.double().flatten())
     if not opens:
         steps = None if n.kind=='whiten' else float_steps(atoms, (raw/n.scale).contiguous())

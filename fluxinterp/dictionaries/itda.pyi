@@ -3,7 +3,7 @@ from typing import Any
 __all__ = ['growth_rules', 'starts', 'cosine_of_loss', 'ITDAConfig', 'Thumbnails', 'ITDA', 'saelens_codes']
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from typing import NamedTuple
 import numpy as np
@@ -15,6 +15,7 @@ from ..arguments import checked_fields
 from ..core import check_fields, FieldRule
 from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
+from .nuisances import check_nuisances
 from .pursuit import pursue, pursuits
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from ..models.guidance_rows import guidance_kinds
@@ -42,6 +43,7 @@ class ITDAConfig:
     start: str = 'first'
     start_atoms: int = 0
     seed: int = 0
+    remove: list = field(default_factory=list)
     architecture = 'itda'
 
     @property

@@ -22,6 +22,7 @@ from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
     empty_data, rounding)
 from ..activations.site_records import TokenBatch, token_batches
+from .control_sets import with_controls
 from ..models.guidance_rows import guidance_kinds
 
 if TYPE_CHECKING: from matplotlib.figure import Figure # imported when a figure is made
@@ -87,8 +88,10 @@ def _plain(v): # any nesting of dicts, lists and numbers -> the same with None f
 
 def _table_row(g): # numbers of a group -> columns of the table
     fvus = {_columns[s]: g[_numbers[s]] for s in spaces if g[_numbers[s]] is not None}
+    if g['fvu_remainder'] is not None: fvus['FVU of the remainder'] = g['fvu_remainder']
     return fvus|{'cosine': g['cosine'], 'L0': g['l0'], 'dead': g['dead'], 'tokens': g['tokens']}
 
+# %% ../../nbs/25_dictionaries/15_metrics.ipynb #db696ad5
 @dataclass
 class Evaluation:
     "How well a dictionary does on held-out activations"
@@ -105,13 +108,14 @@ class Evaluation:
     groups:list             # dicts of 'by', 'value', 'level' and the numbers above, one per group
     constant:list=field(default_factory=list) # coordinates that do not vary, left out of the last two FVUs
     flat:int=0              # directions that do not vary, left out of FVU in whitened space
+    fvu_remainder:float|None=None # FVU of what the dictionary does not remove; None where it removes nothing
 
     def to_dict(self,
                 density:bool=True, # whether the density of every latent is included
                )->dict:            # numbers by name, None for NaN
         "The evaluation as plain numbers, for JSON"
-        names = ('site', *_numbers.values(), 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups',
-                 'constant', 'flat')
+        names = ('site', *_numbers.values(), 'fvu_remainder', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step',
+                 'groups', 'constant', 'flat')
         d = _plain({k: getattr(self, k) for k in names})
         return d|dict(density=self.density.tolist()) if density else d
 
@@ -244,11 +248,13 @@ class _GroupSums:
         columns = 3+2*len(self.names) # cosine, tokens that have one, L0, errors, deviations
         self.sums = torch.zeros(len(self.slot), columns, dtype=torch.float64, device=stats.total.mean.device)
         self.fired = torch.zeros(len(self.slot), num_latents, dtype=torch.int64)
+        self.remainder = {} # group -> moments of what is left where something is removed
 
     def add(self,
             b:TokenBatch,      # a batch of activations
             code:SparseCode,   # code of the batch
             xhat:torch.Tensor, # reconstruction of the batch, (n, d)
+            nuisance:torch.Tensor|None, # what the dictionary removed, (n, d); None for nothing
            ):
         "Add a batch to the sums of its groups"
         maps = self.stats.maps
@@ -271,37 +277,46 @@ class _GroupSums:
                 part = [cosine[here].sum(), off[here].sum(), l0[here].sum(), *[e[here].sum() for e in errors]]
                 part += [(c[here]-maps[s](shift)).square().sum() for s,c in zip(self.names, centered)]
                 self.sums[self.slot[k, v]] += torch.stack([p.to(self.sums) for p in part])
+                if nuisance is not None:
+                    left = self.remainder.setdefault((k, v), RunningMoments(x.shape[1]))
+                    left.update((x-as_float64(nuisance).to(x.device))[here])
                 i = code.indices[here.cpu()][code.values[here.cpu()]!=0]
                 self.fired[self.slot[k, v]] += torch.bincount(i, minlength=self.fired.shape[1])
 
-    def numbers(self,
-                key:str,   # coordinate of the group, or 'all'
-                value:int, # value of the coordinate
-               )->dict:    # numbers of an `Evaluation` by name
-        "Numbers of one group"
-        i = self.slot[key, value]
-        group = self.stats.groups[key, value]
-        p = len(self.names)
-        cosine,off,l0,*rest = self.sums[i].tolist()
-        shares = [e/v if group.varies and v else float('nan') for e,v in zip(rest[:p], rest[p:])]
-        ratio = dict(zip(self.names, shares))
-        level = self.stats.levels.get((key, value))
-        return dict(by=key, value=guidance_kinds[value] if key=='guidance' else value,
-                    level=level if level is None else round(level, 4),
-                    **{_numbers[s]: ratio.get(s) for s in spaces},
-                    cosine=cosine/off if off else float('nan'), l0=l0/group.count,
-                    dead=float((self.fired[i]==0).double().mean()), tokens=group.count)
+# %% ../../nbs/25_dictionaries/15_metrics.ipynb #9291f800
+@patch
+def numbers(self:_GroupSums,
+            key:str,   # coordinate of the group, or 'all'
+            value:int, # value of the coordinate
+           )->dict:    # numbers of an `Evaluation` by name
+    "Numbers of one group"
+    i = self.slot[key, value]
+    group = self.stats.groups[key, value]
+    p = len(self.names)
+    cosine,off,l0,*rest = self.sums[i].tolist()
+    shares = [e/v if group.varies and v else float('nan') for e,v in zip(rest[:p], rest[p:])]
+    ratio = dict(zip(self.names, shares))
+    left = self.remainder.get((key, value))
+    error = rest[self.names.index('raw')]
+    of_rest = None if left is None else error/float(left.variance.sum()*left.count)
+    level = self.stats.levels.get((key, value))
+    return dict(by=key, value=guidance_kinds[value] if key=='guidance' else value,
+                level=level if level is None else round(level, 4),
+                **{_numbers[s]: ratio.get(s) for s in spaces},
+                fvu_remainder=of_rest, cosine=cosine/off if off else float('nan'), l0=l0/group.count,
+                dead=float((self.fired[i]==0).double().mean()), tokens=group.count)
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #6e1b2c09
 def _measure(dictionary, stats): # -> _GroupSums
     sums = _GroupSums(stats, dictionary.num_latents)
     for b in tqdm(stats.batches(), desc='evaluate', leave=False, delay=3):
         if not len(b.x): continue
-        code = dictionary.encode(b.x.to(dictionary.device))
-        xhat = dictionary.decode(code)
+        nuisance = dictionary.nuisance_of(stats.data, b.coords)
+        code = dictionary.encode(b.x.to(dictionary.device), nuisance)
+        xhat = dictionary.decode(code, nuisance)
         _check_shapes(b.x, xhat)
         check_finite(xhat, b.coords, what='reconstructions')
-        sums.add(b, code, xhat)
+        sums.add(b, code, xhat, nuisance)
     return sums
 
 def _several(data): # whether the data has several sites: a recording or dict by site, or a store
@@ -377,10 +392,12 @@ def compare(dictionaries:dict,           # name -> dictionary
             normalizer:Normalizer|None=None, # whitening normalizer; fitted to the evaluated data when None
             batch_size:int=8192,         # tokens encoded at a time
             force:bool=False,            # whether data of another model is only a warning
+            controls:bool=True,          # whether controls are added where no baseline is given
            )->pd.DataFrame:              # a line per dictionary
-    "Evaluations of several dictionaries side by side"
+    "Evaluations of several dictionaries side by side, with their controls"
     passes = {} # site -> its data and the first pass over it
     rows = []
+    if controls: dictionaries = with_controls(dictionaries, lambda d: _data_of(data, d.meta.site), split)
     for name,d in dictionaries.items():
         key = d.meta.site if _several(data) else None
         if key not in passes:

@@ -14,6 +14,7 @@ from .dictionary import Dictionary, SparseCode, check_belongs, data_site
 from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import RunningMoments, Normalizer, check_finite, as_float64, empty_data, rounding
 from ..activations.site_records import TokenBatch, token_batches
+from .control_sets import with_controls
 from ..models.guidance_rows import guidance_kinds
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,7 @@ class Evaluation:
     groups: list
     constant: list = field(default_factory=list)
     flat: int = 0
+    fvu_remainder: float | None = None
 
     def to_dict(self, density: bool=True) -> dict:
         ...
@@ -81,6 +83,7 @@ class GroupStatistics:
 class _GroupSums:
     fired: Any
     names: Any
+    remainder: Any
     slot: Any
     stats: Any
     sums: Any
@@ -88,7 +91,7 @@ class _GroupSums:
     def __init__(self, stats: GroupStatistics, num_latents: int):
         ...
 
-    def add(self, b: TokenBatch, code: SparseCode, xhat: torch.Tensor):
+    def add(self, b: TokenBatch, code: SparseCode, xhat: torch.Tensor, nuisance: torch.Tensor | None):
         ...
 
     def numbers(self, key: str, value: int) -> dict:
@@ -98,5 +101,5 @@ class _GroupSums:
 def evaluate(dictionary: Dictionary, data, split: str | None=None, by: tuple=('step', 'guidance'), spaces: tuple=spaces, normalizer: Normalizer | None=None, batch_size: int=8192, site: str | None=None, force: bool=False, statistics: GroupStatistics | None=None) -> Evaluation:
     ...
 @plain_torch()
-def compare(dictionaries: dict, data, split: str | None=None, by: tuple=('step', 'guidance'), spaces: tuple=spaces, normalizer: Normalizer | None=None, batch_size: int=8192, force: bool=False) -> pd.DataFrame:
+def compare(dictionaries: dict, data, split: str | None=None, by: tuple=('step', 'guidance'), spaces: tuple=spaces, normalizer: Normalizer | None=None, batch_size: int=8192, force: bool=False, controls: bool=True) -> pd.DataFrame:
     ...

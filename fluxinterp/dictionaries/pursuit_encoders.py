@@ -10,6 +10,7 @@ import torch
 from fastcore.basics import patch
 
 from .dictionary import Dictionary, SparseCode
+from .nuisances import check_plain
 from .pursuit import pursue
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #b3900007
@@ -61,8 +62,12 @@ class PursuitEncoder(Dictionary):
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #73781b73
 @patch
-def normalized(self:PursuitEncoder, x:torch.Tensor)->torch.Tensor: # raw activations, (..., d)
-    "Activations in the space of the directions, from their origin, (..., d)"
+def normalized(self:PursuitEncoder,
+               x:torch.Tensor,                  # raw activations, (..., d)
+               nuisance:torch.Tensor|None=None, # not taken: the dictionary removes nothing
+              )->torch.Tensor:                  # (..., d)
+    "Activations in the space of the directions, from their origin"
+    x = self.without(x, nuisance)
     return (self.dictionary.normalizer(x) if self.inner else x)-self.origin
 
 @patch
@@ -77,9 +82,12 @@ def pre_acts(self:PursuitEncoder, z:torch.Tensor)->torch.Tensor: # activations i
     return z@self.atoms.T
 
 @patch
-def decode(self:PursuitEncoder, code:SparseCode)->torch.Tensor: # codes, (..., k)
-    "Reconstruction by the dictionary itself, (..., d)"
-    return self.dictionary.decode(code)
+def decode(self:PursuitEncoder,
+           code:SparseCode,                 # codes, (..., k)
+           nuisance:torch.Tensor|None=None, # not taken: the dictionary removes nothing
+          )->torch.Tensor:                  # (..., d)
+    "Reconstruction by the dictionary itself"
+    return self.dictionary.decode(code, nuisance)
 
 @patch
 def encoder_settings(self:PursuitEncoder)->list:
@@ -104,6 +112,7 @@ def pursuit_encoder(dictionary:Dictionary,  # SAE (pursued in normalized space),
                     tolerance:float=0.,     # share of the squared length left at which a pursuit stops
                    )->PursuitEncoder:       # in eval mode
     "The same directions with another encoder: sparse pursuit"
+    check_plain(dictionary.nuisance, 'a pursuit over the directions of another dictionary')
     k = k or getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', None)
     if k is None:
         raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')

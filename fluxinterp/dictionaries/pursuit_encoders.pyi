@@ -4,6 +4,7 @@ __all__ = ['PursuitEncoder', 'pursuit_encoder']
 import torch
 from fastcore.basics import patch
 from .dictionary import Dictionary, SparseCode
+from .nuisances import check_plain
 from .pursuit import pursue
 class PursuitEncoder(Dictionary):
     dictionary: Any
@@ -22,7 +23,7 @@ class PursuitEncoder(Dictionary):
     def __repr__(self):
         ...
 
-    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+    def normalized(self, x: torch.Tensor, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
     def codes(self, z: torch.Tensor) -> SparseCode:
@@ -31,7 +32,7 @@ class PursuitEncoder(Dictionary):
     def pre_acts(self, z: torch.Tensor) -> torch.Tensor:
         ...
 
-    def decode(self, code: SparseCode) -> torch.Tensor:
+    def decode(self, code: SparseCode, nuisance: torch.Tensor | None=None) -> torch.Tensor:
         ...
 
     def encoder_settings(self) -> list:

@@ -9,7 +9,8 @@ __all__ = ['readouts', 'check_readout', 'feature_activations']
 import torch
 
 from ..core import plain_torch
-from .dictionary import Dictionary, two_sided
+from ..activations.site_records import SiteRecord
+from .dictionary import Dictionary, known_tiles, two_sided
 
 # %% ../../nbs/25_dictionaries/07_readouts.ipynb #rdo00006
 readouts = ('code', 'pre_acts')
@@ -27,14 +28,14 @@ def _code_columns(code, features): # two-sided code (n, k), feature numbers -> a
     out = code.values.new_zeros(len(code), len(features)+1) # the last column takes all others
     return out.scatter_add_(1, place[code.indices], code.values)[:,:-1]
 
-def _pre_act_columns(dictionary, x, features): # raw (n, d), feature numbers -> (n, feature)
+def _pre_act_columns(dictionary, x, nuisance, features): # raw (n, d), feature numbers -> (n, feature)
     latent,negative = features%dictionary.num_latents,features>=dictionary.num_latents
-    with plain_torch(): p = dictionary.pre_acts(dictionary.normalized(dictionary.check(x)))
+    with plain_torch(): p = dictionary.pre_acts(dictionary.normalized(dictionary.check(x), nuisance))
     return p[:,latent]*torch.where(negative, -1., 1.)
 
 @torch.no_grad()
 def feature_activations(dictionary:Dictionary, # dictionary that reads
-                        x:torch.Tensor,        # raw activations of any float type, on any device, (..., d)
+                        x:torch.Tensor|SiteRecord, # raw activations (..., d) of any float type, or a record
                         features=None,         # feature numbers, `num_latents + i` the negative side; or all
                         readout:str='code',    # one of `readouts`
                         batch_size:int=8192,   # vectors read at a time, which bounds the memory
@@ -46,11 +47,12 @@ def feature_activations(dictionary:Dictionary, # dictionary that reads
     features = torch.as_tensor(list(features), dtype=torch.int64, device=device)
     features,asked = features.unique(return_inverse=True)
     res = []
-    for tile in x.flatten(0, -2).split(batch_size):
+    for tile,nuisance in known_tiles(dictionary, x, batch_size):
         tile = tile.to(device, torch.float32)
-        if readout=='pre_acts': columns = _pre_act_columns(dictionary, tile, features)
+        if readout=='pre_acts': columns = _pre_act_columns(dictionary, tile, nuisance, features)
         else:
-            code = dictionary.encode(tile)
+            code = dictionary.encode(tile, nuisance)
             columns = _code_columns(two_sided(code) if dictionary.signed else code, features)
         res.append(columns[:,asked].cpu())
-    return torch.cat(res).view(*x.shape[:-1], len(asked))
+    shape = (x.x if isinstance(x, SiteRecord) else x).shape[:-1]
+    return torch.cat(res).view(*shape, len(asked))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tile_bytes', 'sort_by_latent', 'sum_by_latent', 'dots', 'weighted_rows', 'bf16_pays', 'row_topk', 'topk_pre_acts',
            'batch_topk_pre_acts', 'sharded_topk_pre_acts', 'sparse_autoencode', 'dense_autoencode', 'project_gradient_',
-           'normalize_rows_']
+           'normalize_rows_', 'limit_turns_']
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #93b564a0
 import time
@@ -258,4 +258,17 @@ def normalize_rows_(W:torch.Tensor, # directions, (num_latents, d), changed in p
     "Set every row to length 1, in place"
     for w in W.split(rows):
         w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min_(1e-12))
+    return W
+
+@torch.no_grad()
+def limit_turns_(W:torch.Tensor,     # directions of length 1, (num_latents, d), changed in place
+                 start:torch.Tensor, # directions they began as, of length 1, (num_latents, d)
+                 cosine:float,       # least cosine of a row to its start, 0 to 1
+                 rows:int=8192,      # rows at a time
+                )->torch.Tensor:     # directions of length 1
+    "Turn rows that went too far from their start back, by the shortest way on the sphere, in place"
+    for w,s in zip(W.split(rows), start.split(rows)):
+        along = torch.linalg.vecdot(w, s)[:,None]
+        across = F.normalize(w-along*s, dim=1)
+        w.copy_(torch.where(along<cosine, cosine*s+(1-cosine**2)**.5*across, w))
     return W

@@ -53,12 +53,12 @@ def code_overlap(dictionary:Dictionary, # dictionary that encodes the record
                 )->pd.DataFrame:        # a line per pair of adjacent steps
     "Jaccard index and cosine of a token's codes at adjacent denoising steps"
     _check_overlap(dictionary, record)
-    n,steps,tokens,d = record.x.shape
-    encode = lambda x: dictionary.encode_tiled(x.flatten(0, 1), batch_size)
+    n,steps,tokens,_ = record.x.shape
+    encode = lambda s: dictionary.encode_tiled(record.select(step=record.steps[s]), batch_size).reshape(-1)
     rows = {}
-    last = encode(record.x[:,0])
+    last = encode(0)
     for s in range(1, steps):
-        code = encode(record.x[:,s])
+        code = encode(s)
         jaccard,cosine = _mean_overlap(last, code, batch_size)
         other = code[torch.arange(n*tokens).roll(tokens)] # the same place in another image
         elsewhere = _mean_overlap(last, other, batch_size) if n>1 else (float('nan'), float('nan'))

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import normalize
 
 from .concept_scores import auroc, best_threshold
-from .concepts import SceneActivations, best_concepts, find_concepts, scenes_by_step
+from .concepts import (SceneActivations, best_concepts, check_alike, feature_scores,
+    find_concepts, scenes_by_step, strongest_features)
 from ..dictionaries.dictionary import Dictionary
 from ..worlds.scenes import concepts, object_factors
 
@@ -82,16 +83,8 @@ def concepts_beside_chance(dictionary:Dictionary,   # dictionary whose features 
     return found
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00012
-def _dense_codes(dictionary, x): # (n, d) -> (n, num_latents)
-    code = dictionary.encode(x.to(dictionary.device, torch.float32)).to('cpu').to_dense()
-    return code.abs() if dictionary.signed else code
-
-def _codes(dictionary, acts, site, candidates=None): # (token, feature) of most energy, their numbers
-    tiles = acts.recording[site or dictionary.meta.site].tokens.split(8192)
-    if isinstance(candidates, int):
-        energy = sum(_dense_codes(dictionary, x).square().sum(0) for x in tiles)
-        candidates = energy.topk(min(candidates, len(energy))).indices
-    return torch.cat([_dense_codes(dictionary, x)[:,candidates] for x in tiles]),candidates
+def _candidates(dictionary, acts, site, candidates): # numbers of the features of most energy, (candidate,)
+    return strongest_features(dictionary, acts.recording[site or dictionary.meta.site], candidates)
 
 def _f1s(fires, y): # (n, candidates) bool, (n,) bool -> (candidates,)
     hit = (fires&y[:,None]).sum(0).double()
@@ -116,17 +109,18 @@ def concept_splitting(dictionary:Dictionary,   # dictionary whose features are c
                       gain:float=.03,          # least gain of a further feature, in F1 on train scenes
                       candidates:int=256,      # features considered, those with most energy
                       site:str|None=None,      # name of the site; the dictionary's own when None
-                     )->pd.DataFrame:          # a line per concept: features, thresholds, F1 of first and all
+                      readout:str='code',      # one of `readouts.readouts`
+                     )->pd.DataFrame:          # a line per concept: features, thresholds, F1s, readout
     "Feature splitting: how many features it takes to detect each concept"
-    a,keep = _codes(dictionary, train, site, candidates)
-    b,_ = _codes(dictionary, test, site, keep)
+    keep = _candidates(dictionary, train, site, candidates)
+    a,b = (feature_scores(dictionary, acts, keep, readout, 'token', site) for acts in (train, test))
     rows = []
     for i,(factor,value) in enumerate(train.names):
         la,lb = train.flat_labels[i],test.flat_labels[i]
         x,y = a[la>=0],la[la>=0]==1
         if y.sum()<5 or (~y).sum()<5 or not (lb==1).any(): continue
         cut = torch.tensor([best_threshold(x[:,j], y)[0] for j in range(x.shape[1])])
-        cut = cut.clamp_min(1e-9) # a feature that does not fire says nothing
+        if readout=='code': cut = cut.clamp_min(1e-9) # a feature that does not fire says nothing
         chosen = _chosen_features(x>=cut, y, most, gain)
         if not chosen: continue
         on = b[lb>=0][:,chosen]>=cut[chosen]
@@ -134,7 +128,7 @@ def concept_splitting(dictionary:Dictionary,   # dictionary whose features are c
         rows.append(dict(factor=factor, value=value, features=keep[chosen].tolist(),
                          thresholds=cut[chosen].tolist(), n=len(chosen),
                          f1_first=float(_f1s(on[:,:1], held_out)),
-                         f1_all=float(_f1s(on.any(1, keepdim=True), held_out))))
+                         f1_all=float(_f1s(on.any(1, keepdim=True), held_out)), readout=readout))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00014
@@ -170,12 +164,17 @@ def _absorption_of(parent, c, a, b, la, lb, keep, least): # child concept c; cod
     others[j] = False
     return dict(parent=parent.value, child=f'{parent.value} & {value}',
                 recall_child=float(parent.fires[inner].float().mean()),
-                recall_others=float(parent.fires[outer].float().mean()), absorber=int(keep[j]),
+                recall_others=float(parent.fires[outer].float().mean()), absorber=int(keep[j]), readout='code',
                 auroc=float(score[j]), cosine=float(parent.cosine[j]), absorbed=float(share[j]),
                 by_chance=float(share[others].mean()) if others.any() else float('nan'),
                 tokens=int(inner.sum()))
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #bed0e8d7
+def _check_of_codes(splitting):
+    if check_alike(splitting)!='code':
+        raise ValueError('absorption is about what fires and what is silent, so about codes: '
+                         'concept_splitting with readout="code"')
+
 @torch.no_grad()
 def concept_absorption(dictionary:Dictionary,   # dictionary whose features are looked at
                        train:SceneActivations,  # scenes on which absorbers are chosen
@@ -185,20 +184,21 @@ def concept_absorption(dictionary:Dictionary,   # dictionary whose features are 
                        candidates:int=256,      # features considered, those with most energy
                        site:str|None=None,      # name of the site; the dictionary's own when None
                       )->pd.DataFrame:          # a line per parent and child: recalls, absorber, absorbed
-    "Feature absorption: where features of a more special concept fire in the place of the general one's"
+    "Feature absorption, of codes: where features of a special concept fire in the place of the general one's"
     if splitting is None:
         splitting = concept_splitting(dictionary, train, test, candidates=candidates, site=site)
-    a,keep = _codes(dictionary, train, site, candidates)
-    b,_ = _codes(dictionary, test, site, keep)
+    _check_of_codes(splitting)
+    keep = _candidates(dictionary, train, site, candidates)
+    a,b = (feature_scores(dictionary, acts, keep, 'code', 'token', site) for acts in (train, test))
     x = train.recording[site or dictionary.meta.site].tokens.float()
-    w = normalize(dictionary.write_directions.detach().cpu()[keep].float(), dim=1)
+    w = normalize(dictionary.write_directions.detach().cpu().float()[keep%dictionary.num_latents], dim=1)
+    w = torch.where(keep[:,None]<dictionary.num_latents, w, -w)
     index = {c: i for i,c in enumerate(concepts)}
     la,lb = train.flat_labels,test.flat_labels
     rows = []
     for line in splitting[splitting.factor.isin(object_factors)].itertuples():
         i = index[line.factor,line.value]
         cosine = w@normalize(x[la[i]==1].mean(0)-x[la[i]==0].mean(0), dim=0)
-        if dictionary.signed: cosine = cosine.abs()
         parent = _parent_of(line, i, keep, cosine, b)
         for c,(factor,_) in enumerate(concepts):
             if factor not in object_factors or factor==parent.factor: continue

@@ -18,7 +18,7 @@ from ..dictionaries.dictionary import Dictionary, two_sided
 from ..dictionaries.readouts import check_readout, feature_activations
 from fluxinterp.evaluation.concept_scores import (auroc, average_precision, best_threshold, concept_auroc,
     f1_score, sparse_auroc)
-from ..activations.site_records import Recording
+from ..activations.site_records import Recording, SiteRecord
 from ..activations.recording import record
 from ..worlds.scenes import concepts, factors, make_scene, object_factors
 from ..overlays import pool_map
@@ -129,7 +129,7 @@ def scenes_by_step(acts:SceneActivations, # activations at several noise levels
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #af90fc16
 def strongest_features(dictionary:Dictionary, # dictionary whose features are candidates
-                       x:torch.Tensor,        # raw activations, (..., d)
+                       x:torch.Tensor|SiteRecord, # raw activations, (..., d), or a record
                        candidates:int=256,    # features, at most
                       )->torch.Tensor:        # feature numbers, those with most energy first
     "The features whose code has the most energy; both sides of a signed latent, as two"
@@ -150,9 +150,10 @@ def feature_scores(dictionary:Dictionary,  # dictionary with these features
                   )->torch.Tensor:         # (n, feature), in the order of `SceneActivations.labels_of`
     "What features say about every token, or about every picture, of known scenes"
     if unit not in units: raise ValueError(f'unknown unit {unit!r}: choose from {units}')
-    x = acts.recording[site or dictionary.meta.site].x # (row, step, token, d)
-    rows = max(1, 8192//x[0,...,0].numel()) # at a time
-    read = [feature_activations(dictionary, r, features, readout) for r in x.split(rows)]
+    whole = acts.recording[site or dictionary.meta.site]
+    n = max(1, 8192//whole.x[0,...,0].numel()) # rows at a time
+    some = [whole.select(rows=slice(i, i+n)) for i in range(0, len(whole), n)]
+    read = [feature_activations(dictionary, r, features, readout) for r in some]
     if unit=='image': read = [r.amax(2) for r in read]
     return torch.cat(read).flatten(0, -2)
 
@@ -167,7 +168,7 @@ def feature_auroc(dictionary:Dictionary,  # dictionary with these features
     check_readout(readout)
     features = torch.as_tensor(features)
     if readout=='code' and unit=='token': # at the cost of what is active
-        code = dictionary.encode_tiled(acts.recording[site or dictionary.meta.site].tokens, device='cpu')
+        code = dictionary.encode_tiled(acts.recording[site or dictionary.meta.site], device='cpu').reshape(-1)
         return sparse_auroc(two_sided(code) if dictionary.signed else code, acts.flat_labels)[:,features]
     labels = acts.labels_of(unit)
     parts = [concept_auroc(feature_scores(dictionary, acts, f, readout, unit, site), labels)
@@ -203,7 +204,7 @@ def find_concepts(dictionary:Dictionary,   # dictionary whose features are candi
                  )->pd.DataFrame:          # a line per concept: feature, threshold, AUROC, AP, F1, readout
     "The best feature for every known concept; concepts that cannot be scored are in `attrs['left_out']`"
     site = site or dictionary.meta.site
-    features = strongest_features(dictionary, train.recording[site].x, candidates)
+    features = strongest_features(dictionary, train.recording[site], candidates)
     on_train = feature_auroc(dictionary, train, features, readout, unit, site)
     best = features[on_train.nan_to_num(0).argmax(1)] # by concept
     a,b = (feature_scores(dictionary, acts, best, readout, unit, site) for acts in (train, test))
@@ -258,6 +259,9 @@ def check_alike(*tables:pd.DataFrame, # tables with a column `readout`, such as 
             raise ValueError(f'results of different {words}s ({", ".join(found)}) are not comparable: '
                              f'read every method by the same {column}=')
     missing = [i for i,t in enumerate(tables) if 'readout' not in t]
+    if any(t.empty for t in tables):
+        raise ValueError('a table is empty: no concept could be scored, see its attrs["left_out"]; '
+                         'record more scenes')
     if missing: raise ValueError(f'table {missing[0]} does not say how it was read: keep the column readout')
     return tables[0].readout.iloc[0]
 

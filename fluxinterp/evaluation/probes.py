@@ -137,7 +137,7 @@ def sparse_probes(dictionary:Dictionary,   # dictionary whose features are candi
     site = site or dictionary.meta.site
     rows,without = [],[]
     for (level,a),(_,b) in zip(scenes_by_step(train), scenes_by_step(test)):
-        features = strongest_features(dictionary, a.recording[site].x, candidates)
+        features = strongest_features(dictionary, a.recording[site], candidates)
         _check_counts(k, len(features))
         fit,held = a.labels_of(unit),b.labels_of(unit)
         x,x2 = (feature_scores(dictionary, acts, features, readout, unit, site) for acts in (a, b))

@@ -106,10 +106,10 @@ class FeatureFamily(dict):
 
     @property
     def frame(self)->pd.DataFrame:
-        "A line per site: feature, correlation, chance"
+        "A line per site: feature, correlation of codes, chance, readout"
         shown = ('feature', 'correlation', 'chance')
         rows = [dict(site=s)|{k: getattr(m, k) for k in shown} for s,m in self.items()]
-        return pd.DataFrame(rows).set_index('site')
+        return pd.DataFrame(rows).set_index('site').assign(readout='code')
 
     def _reasons(self): return [f'{s} is left out: {reason}' for s,reason in self.left_out.items()]
 
@@ -162,10 +162,11 @@ def _map_correlations(dictionary, site_record, maps, grid): # maps: (map, row, s
     latents = dictionary.num_latents
     sums = _Sums(*(torch.zeros(*shape, latents, dtype=torch.float64) for shape in ((), (), (len(maps),))))
     for r in range(rows):
+        codes = dictionary.encode_tiled(site_record.select(rows=[r]), device='cpu')[0]
         for s in range(steps):
-            with torch.no_grad(): code = dictionary.encode(site_record.x[r,s].float().to(dictionary.device))
-            values = code.values.cpu().double()
-            indices = code.indices.cpu()
+            code = codes[s]
+            values = code.values.double()
+            indices = code.indices
             if high*wide==1: sums._add_tokens(values, indices, maps[:,r,s])
             else: sums._add_cells(values, indices, maps[:,r,s], cell, high*wide)
     return sums._correlations(maps)

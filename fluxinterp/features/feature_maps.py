@@ -68,7 +68,7 @@ def latent_maps(dictionary:Dictionary,  # dictionary of the record's site
     if site_record.grid is None:
         raise ValueError(f'{site_record.site.name} has no image grid: maps need an image stream')
     r,s,_,_ = site_record.x.shape
-    values = torch.cat([code.latent(feature).cpu() for code in dictionary.code_tiles(site_record.x)])
+    values = torch.cat([code.latent(feature).cpu() for code in dictionary.code_tiles(site_record)])
     return values.view(r, s, *site_record.grid).numpy()
 
 def _feature_maps(rec, dictionary, feature): # of a recording of the dictionary's model

@@ -61,9 +61,9 @@ def _weights(region, grid, tokens): # (token,) in [0, 1]
     return torch.from_numpy(np.asarray(m, np.float32)).flatten()
 
 # %% ../../nbs/35_features/05_feature_scanner.ipynb #370a99b5
-def _add_image(total, dictionary, x, weights): # x: (step, token, width), weights: (region, token)
+def _add_image(total, dictionary, image, weights): # image: a record of one row, weights: (region, token)
     "Add the weighted activations of one image to `total`, (region, step, feature)"
-    code = dictionary.encode(x.float().to(dictionary.device)).to('cpu')
+    code = dictionary.encode_tiled(image, device='cpu')[0]
     if dictionary.signed: code = two_sided(code)
     for region,w in enumerate(weights):
         values = (code.values*w[:,None]).flatten(1).double()
@@ -92,7 +92,7 @@ def mean_activations_by_step(pipe,                  # a diffusers pipeline
             if total is None:
                 total = torch.zeros(len(w), len(r.steps), dictionary.num_features, dtype=torch.float64)
                 levels = r.levels
-            for x in r.x: _add_image(total, dictionary, x, w)
+            for i in range(len(r)): _add_image(total, dictionary, r.select(rows=[i]), w)
             n += len(r.x)
     return (total/n).float(),levels
 

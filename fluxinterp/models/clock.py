@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .families import Family, Layout, call_arguments, family_of, layout_of
+from .families import Family, Layout, call_arguments, family_of, image_argument, layout_of
 from .guidance_rows import EncodedTexts, GuidedCall, guidance_kinds, row_kinds
 from .pipelines import denoiser_of
 from .steps import noise_levels
@@ -62,6 +62,7 @@ class Clock:
         self.encoding = None
         self._encoder_runs = {}       # text encoder -> number of runs in this call of the pipeline
         self._prompts_encoded = False # whether the prompts came encoded
+        self.initial_latents = None   # what the denoiser saw first, an image a row; None if no mere noise
         self._schedule_due = False    # whether the callbacks still wait for the first call of the denoiser
         self._in_call = False         # whether the pipeline itself runs, not a loop written by hand
         self.num_images = None        # images in this call of the pipeline; None when not known
@@ -194,6 +195,12 @@ def on_denoiser(self:Clock,
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
     if not self.call: self.first_batch = self.layout.batch
+    if self.step==self.call==0: self.initial_latents = self._latents(image_argument(args, self._arguments))
+
+@patch
+def _latents(self:Clock, image): # of a run's first step, an image once; None where they are no mere noise
+    if self.first or not isinstance(image, torch.Tensor): return None
+    return image[:self.num_images or len(image)].detach()
 
 @patch
 def on_control(self:Clock,
@@ -208,6 +215,7 @@ def on_control(self:Clock,
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
 
+# %% ../../nbs/15_models/25_clock.ipynb #clk00005
 @patch
 def on_timestep(self:Clock,
                 timestep:object, # the timestep that the scheduler is asked to step from, a number or a tensor

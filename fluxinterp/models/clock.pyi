@@ -8,7 +8,7 @@ from functools import wraps
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .families import Family, Layout, call_arguments, family_of, layout_of
+from .families import Family, Layout, call_arguments, family_of, image_argument, layout_of
 from .guidance_rows import EncodedTexts, GuidedCall, guidance_kinds, row_kinds
 from .pipelines import denoiser_of
 from .steps import noise_levels
@@ -23,6 +23,7 @@ class Clock:
     first_batch: Any
     forwards: Any
     grid: Any
+    initial_latents: Any
     layout: Any
     levels: Any
     num_images: Any

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['families', 'stack_parts', 'Gate', 'Part', 'BlockList', 'Family', 'find_attribute', 'block_lists', 'usual_parts',
-           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'patch_of', 'image_unit', 'layout_of',
-           'take_span', 'put_span']
+           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'patch_of', 'image_unit', 'image_argument',
+           'layout_of', 'take_span', 'put_span']
 
 # %% ../../nbs/15_models/00_families.ipynb #0b87af94
 from math import lcm
@@ -351,7 +351,10 @@ def _layout_of_list(family, net, given, x): # x: a list of (c, frames, h, w)
 # %% ../../nbs/15_models/00_families.ipynb #7400e3bd
 _layouts = dict(image=_layout_of_image, ids=_layout_of_ids, shapes=_layout_of_shapes, list=_layout_of_list)
 
-def _image_argument(args, given): # `args`: those without a name
+def image_argument(args:tuple, # positional arguments of a denoiser's call
+                   given:dict, # all arguments of the call by name
+                  ):           # the tensor, or None; a list where images have one each
+    "The image that a denoiser is called with: its latents"
     if not args and 'hidden_states' not in given and 'sample' not in given: return next(iter(given.values()))
     return given.get('hidden_states', given.get('sample', args[0] if args else None))
 
@@ -362,7 +365,7 @@ def layout_of(family:Family, # what is known of the denoiser
              )->Layout:      # where the tokens of the call are
     "Layout of a call of the denoiser with these arguments, by the kind of its image"
     given = call_arguments(net, args, kwargs)
-    return _layouts[family.image](family, net, given, _image_argument(args, given))
+    return _layouts[family.image](family, net, given, image_argument(args, given))
 
 # %% ../../nbs/15_models/00_families.ipynb #2a2f66e6
 def _ragged(span): # whether a span's ends differ from row to row

@@ -9,6 +9,7 @@ __all__ = ['EditPlan', 'apply_edits']
 from fastcore.basics import patch
 import torch
 
+from ..dictionaries.nuisances import removed_now
 from ..models.regions import ActivationMask, Box, TextTokens
 
 # %% ../../nbs/45_steering/02_applying_edits.ipynb #0e9a73b2
@@ -36,13 +37,13 @@ class _Writer:
 
     def _columns(self, latents): return self.column[list(latents)]
 
-    def _read(self, x): # (batch, token, touched)
+    def _read(self, x, clock): # (batch, token, touched)
         n = len(self.directions)
         column = self.column.to(self.directions.device)
         parts = []
-        for tile in x.flatten(0, 1).split(max(256, 2**25//self.dictionary.num_latents)):
-            code = self.dictionary.encode(tile.to(column.device).float())
-            empty = code.values.new_zeros(len(tile), n+1)
+        nuisance = None if clock is None else removed_now(self.dictionary.nuisance, clock, len(x))
+        for code in self.dictionary.code_tiles(x, max(256, 2**25//self.dictionary.num_latents), nuisance):
+            empty = code.values.new_zeros(len(code.values), n+1)
             parts.append(empty.scatter_add_(1, column[code.indices], code.values)[:,:n])
         return torch.cat(parts).view(*x.shape[:2], n).to(x.device)
 
@@ -65,13 +66,13 @@ class _Writer:
 
 # %% ../../nbs/45_steering/02_applying_edits.ipynb #7713d721
 @patch
-def _delta(self:_Writer, x, now, grid, guidance): # new - old of touched latents, (batch, token, touched)
+def _delta(self:_Writer, x, now, grid, guidance, clock): # new - old, (batch, token, touched)
     d = self.directions.shape[1]
     if x.shape[-1]!=d:
         raise ValueError(f'the dictionary writes vectors of width {d}, '
                          f'the activations have width {x.shape[-1]}')
     active = [e for e in self.edits if id(e) in now and not e.null]
-    read = self._read(x) if any(e.reads for e in active) else None
+    read = self._read(x, clock) if any(e.reads for e in active) else None
     total = None
     for e in active:
         c = self._change(e, x, read[...,self._columns(e.features)] if e.reads else None, grid, guidance)
@@ -130,11 +131,12 @@ class EditPlan:
                  now:list|None=None,      # edits active now; all when None
                  grid:tuple|None=None,    # rows and columns of the tokens, when they have any
                  guidance:list|None=None, # kind of each row of the batch, of `guidance_kinds`
+                 clock=None,              # `Clock` of the pass, which knows its noise; for what removes noise
                 )->tuple|None:            # edited activations, changed tokens (batch, token); None if none
         "Edited activations and which tokens changed"
         now = {id(e) for e in (self.edits if now is None else now)}
         self._check_call(x, now, grid, guidance)
-        deltas = [(w, w._delta(x, now, grid, guidance)) for w in self._writers]
+        deltas = [(w, w._delta(x, now, grid, guidance, clock)) for w in self._writers]
         deltas = [(w, d) for w,d in deltas if d is not None]
         if not deltas: return None
         changed = torch.stack([(d!=0).any(-1) for _,d in deltas]).any(0)

@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['EditPlan', 'apply_edits']
 from fastcore.basics import patch
 import torch
+from ..dictionaries.nuisances import removed_now
 from ..models.regions import ActivationMask, Box, TextTokens
 class _Writer:
     column: Any
@@ -19,7 +20,7 @@ class EditPlan:
     def __init__(self, edits: list):
         ...
 
-    def __call__(self, x: torch.Tensor, now: list | None=None, grid: tuple | None=None, guidance: list | None=None) -> tuple | None:
+    def __call__(self, x: torch.Tensor, now: list | None=None, grid: tuple | None=None, guidance: list | None=None, clock=None) -> tuple | None:
         ...
 def apply_edits(x: torch.Tensor, edits: list, grid: tuple | None=None, guidance: list | None=None) -> torch.Tensor | None:
     ...

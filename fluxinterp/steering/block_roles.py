@@ -214,12 +214,11 @@ def image_activations(dictionary:Dictionary, # dictionary of the site
     "How active each feature is in each image: mean or peak over its tokens and steps"
     if by not in ('mean', 'peak'): raise ValueError(f'images are ranked by "mean" or "peak", not {by!r}')
     n = len(acts.x)
-    x = acts.x.reshape(n, -1, acts.x.shape[-1]) # (image, step and token, width)
-    tokens = x.shape[1]
+    tokens = acts.x.shape[1]*acts.x.shape[2] # of an image, in all steps
     res = torch.zeros(n, dictionary.num_latents)
     some = max(1, 8192//tokens) # images at a time
     for k in range(0, n, some):
-        code = dictionary.encode(x[k:k+some].float().to(dictionary.device)).to('cpu')
+        code = dictionary.encode_tiled(acts.select(rows=slice(k, k+some)), device='cpu')
         at,values = code.indices.flatten(1),code.values.float().flatten(1)
         if by=='mean': res[k:k+some].scatter_add_(1, at, values/tokens)
         else: res[k:k+some].scatter_reduce_(1, at, values, 'amax')

@@ -273,7 +273,7 @@ def mean_activations(dictionary:Dictionary, # dictionary whose latents are measu
     total,count = torch.zeros(2, dictionary.num_latents, dtype=torch.float64)
     device = next((t.device for t in dictionary.state_dict().values()), 'cpu')
     for b in token_batches(data):
-        code = dictionary.encode(b.x.to(device).float())
+        code = dictionary.encode(b.x.to(device).float(), dictionary.nuisance_of(data, b.coords))
         i,v = code.indices.flatten().cpu(),code.values.flatten().abs().cpu().double()
         total.index_add_(0, i, v)
         count.index_add_(0, i, (v!=0).double())

@@ -240,7 +240,7 @@ def _at(self:Steering, site, edits): # the hook of a site
         if not now: return None
         guidance = self._guidance_rows(now, len(x))
         on_grid = site.stream!='text' and clock.grid and clock.grid[0]*clock.grid[1]==x.shape[1]
-        res = plan(x, now, clock.grid if on_grid else None, guidance)
+        res = plan(x, now, clock.grid if on_grid else None, guidance, clock)
         if self.guard: self._watch(site, x, res)
         return None if res is None else res[0]
     return _edited

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
+from ..dictionaries.nuisances import Nuisance, fit_nuisance, restored_nuisance
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -49,6 +50,7 @@ class _Growing:
         self.device = device
         self.at = _At()
         self.normalizer = Normalizer(d, config.normalizer).to(device)
+        self.nuisance = None # what is removed before that, a `Nuisance`
         self.variance = 0. # mean squared length of the normalized data about its mean
         self.atoms = torch.zeros(0, d, device=device)
         self.norms = torch.zeros(0, device=device)
@@ -58,7 +60,14 @@ class _Growing:
         self.meta = DictionaryMeta()
         self.stored = 'float32'
 
-    def fit_normalizer(self, m:RunningMoments): # moments of the data
+    def _remove(self, nuisance): self.nuisance = None if nuisance is None else nuisance.to(self.device)
+
+    def fit_normalizer(self,
+                       m:RunningMoments,     # moments of the data, without what is removed
+                       nuisance:Nuisance|None, # what is removed; None for nothing
+                      ):
+        "Set what is removed, and what is left to have mean zero and unit variance"
+        self._remove(nuisance)
         self.normalizer.fit(m)
         self.measure(m)
 
@@ -169,6 +178,7 @@ def finished(self:_Growing, captions:dict)->ITDA: # prompt index -> caption
     itda = ITDA(self.atoms[:n].cpu().clone(), deepcopy(self.normalizer).cpu(), replace(self.config),
                 self.norms[:n].cpu().clone(), coords, captions, deepcopy(self.meta), self._history(),
                 self.stored, explained=self.explained[:n].cpu().clone() if self.config.residual_k else None)
+    itda.nuisance = None if self.nuisance is None else deepcopy(self.nuisance).cpu()
     return itda.eval().requires_grad_(False)
 
 @patch
@@ -182,6 +192,8 @@ def save(self:_Growing,
     if self.config.residual_k: state['explained'] = self.explained[:at.atoms]
     state |= {f'coords.{k}': v[:at.atoms] for k,v in self.coords.items()}
     state |= {f'normalizer.{k}': v for k,v in self.normalizer.state_dict().items()}
+    known = {} if self.nuisance is None else self.nuisance.state_dict()
+    state |= {f'nuisance.{k}': v for k,v in known.items()}
     about = dict(at=at._asdict(), config=asdict(self.config), meta=asdict(self.meta), variance=self.variance,
                  stored=self.stored)
     write_state(folder, at.batches, state, about, keep)
@@ -208,6 +220,8 @@ def load(self:_Growing,
     if _most(self.config)<about['at']['tokens']: other.append(f'{about["at"]["tokens"]} tokens seen')
     if other: raise another_run(folder, 'a run', other)
     self.normalizer.load_state_dict({k[11:]: v for k,v in t.items() if k.startswith('normalizer.')})
+    own = {k[9:]: v for k,v in t.items() if k.startswith('nuisance.')}
+    self._remove(restored_nuisance(self.config.remove, own, len(self.normalizer.mean)))
     self.atoms = t['atoms'].to(self.device)
     self.norms = t['norms'].to(self.device)
     if self.config.residual_k: self.explained = t['explained'].to(self.device)
@@ -228,6 +242,7 @@ def take_up(self:_Growing,
            ):
     "Go on from a dictionary: its atoms, their origins, its normalizer"
     self.normalizer.load_state_dict(itda.normalizer.state_dict())
+    self._remove(deepcopy(itda.nuisance))
     self.measure(m)
     self.atoms = itda.atoms.to(self.device)
     self.norms = itda.norms.to(self.device)
@@ -250,6 +265,7 @@ def _batches(run, data, split): # of the stream, from where the run stands to wh
         b = TokenBatch(b.x[part:stop], {k: v[part:stop] for k,v in b.coords.items()})
         part = 0
         check_finite(b.x, b.coords, run.at.tokens)
+        if run.nuisance is not None: b, = run.nuisance.removed(data, [b])
         if len(b.x): yield b
 
 def _held_out(run, held, split): # numbers of an evaluation
@@ -268,14 +284,16 @@ def _finished(config, data, out, mark): # a finished dictionary of this run, or 
 
 def _begin(config, data, split, folder, device, normalizer_tokens, before, start, mark):
     "A run: anew, from a finished dictionary, from one to begin with, or from a checkpoint"
+    nuisance = fit_nuisance(config.remove, data, split, normalizer_tokens, config.seed)
     stream = token_stream(data, 8192, split, config.seed)
+    if nuisance is not None: stream = nuisance.removed(data, stream)
     m = stream_moments(stream, config.normalizer=='whiten', normalizer_tokens, split=split)
     run = _Growing(config, len(m.mean), device)
     counted = None if isinstance(data, (torch.Tensor, SiteRecord)) else m # not read only to be counted
     meta = meta_of(data, split, counted)
     meta.init = mark
     if has_checkpoint(folder) and run.load(folder, meta): return run
-    run.fit_normalizer(m)
+    run.fit_normalizer(m, nuisance)
     run.meta = meta
     run.stored = None
     if before is not None:
@@ -289,7 +307,7 @@ def _begin(config, data, split, folder, device, normalizer_tokens, before, start
 
 # %% ../../nbs/30_training/20_itda_growth.ipynb #f0init02
 def _with_origins(start, data, config, width): # the dictionary to begin from, once its atoms' origins hold
-    shape = lambda c,width: dict(width=width, normalizer=c.normalizer, nonneg=c.nonneg,
+    shape = lambda c,width: dict(width=width, normalizer=c.normalizer, nonneg=c.nonneg, remove=c.remove,
                                  residual_k=c.residual_k)
     check_start(shape(start.config, start.width), shape(config, width))
     here = captions_of(data)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import DictionaryMeta, SparseCode, meta_of, sparse_decode
 from ..dictionaries.normalizers import Normalizer, RunningMoments, as_float64, check_finite, stream_moments
+from ..dictionaries.nuisances import Nuisance, fit_nuisance, restored_nuisance
 from ..dictionaries.itda import ITDA, ITDAConfig
 from ..dictionaries.metrics import evaluate
 from ..dictionaries.pursuit import pursue
@@ -37,13 +38,14 @@ class _Growing:
     meta: Any
     normalizer: Any
     norms: Any
+    nuisance: Any
     stored: Any
     variance: Any
 
     def __init__(self, config: ITDAConfig, d: int, device):
         ...
 
-    def fit_normalizer(self, m: RunningMoments):
+    def fit_normalizer(self, m: RunningMoments, nuisance: Nuisance | None):
         ...
 
     def measure(self, m: RunningMoments):

@@ -125,7 +125,7 @@ def usage(itda:ITDA,            # dictionary to count in
     n = 0
     for b in token_batches(data, 8192, split=split):
         check_finite(b.x, b.coords, n)
-        code = itda.encode(b.x.to(itda.device)).to('cpu')
+        code = itda.encode(b.x.to(itda.device), itda.nuisance_of(data, b.coords)).to('cpu')
         count = count+torch.bincount(code.indices[code.values!=0], minlength=itda.num_latents)
         n += len(b.x)
     return count

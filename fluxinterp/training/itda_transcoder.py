@@ -307,6 +307,7 @@ def fit_transcoder(config:ITDAConfig,    # how pairs grow, by rule 'fvu', and th
                   )->ITDATranscoder:     # on the CPU, in eval mode
     "A linear map and pairs of atoms from one site to another; Ctrl-C while it grows keeps what was found"
     if refit not in _refits: raise ValueError(f'refit={refit!r}: choose from {_refits}')
+    if config.remove: raise ValueError(f'a transcoder removes nothing: remove={config.remove}')
     if config.rule!='fvu': raise ValueError(f"a transcoder grows by rule 'fvu', not {config.rule!r}")
     if config.residual_k:
         raise ValueError(f'residual_k={config.residual_k}: the atoms of a transcoder are whole tokens, '

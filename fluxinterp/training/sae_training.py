@@ -7,6 +7,7 @@ __all__ = ['Trainer', 'train']
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #81b97a55
 import warnings
+from copy import deepcopy
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +21,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
+from ..dictionaries.nuisances import check_known, fit_nuisance
 from ..activations.site_records import token_batches
 
 from ..dictionaries.metrics import evaluate
@@ -39,17 +41,30 @@ def _refuse_non_finite(batch, data): # by its place in the data, not in the shuf
     if isinstance(data, torch.Tensor): check_finite(data.flatten(0, -2))
     check_finite(batch.x, batch.coords, source=data)
 
-def _fit_normalizers(runs, data, split, tokens, seed): # from the first `tokens` of the shuffled stream
-    full = any(r.config.normalizer=='whiten' for r in runs)
+def _moments(data, split, tokens, seed, full, nuisance): # of the first `tokens` of the shuffled stream
     batches = token_batches(data, 8192, split=split, seed=seed)
-    m = stream_moments(batches, full, tokens, (), lambda b,start: _refuse_non_finite(b, data), split)
+    if nuisance is not None: batches = nuisance.removed(data, batches)
+    return stream_moments(batches, full, tokens, (), lambda b,start: _refuse_non_finite(b, data), split)
+
+def _fit_normalizers(runs, data, split, tokens, seed):
+    full = any(r.config.normalizer=='whiten' for r in runs)
+    fitted = {} # what is removed -> nuisance, and moments of what is left
     for r in runs:
+        remove = tuple(r.config.remove)
+        if remove not in fitted:
+            nuisance = fit_nuisance(remove, data, split, tokens, seed)
+            fitted[remove] = nuisance,_moments(data, split, tokens, seed, full, nuisance)
+        nuisance,m = fitted[remove]
+        r.sae.nuisance = deepcopy(nuisance)
+        r.sae.to(r.device)
         r.sae.normalizer.fit(m)
         counted = None if isinstance(data, (torch.Tensor, SiteRecord)) else m # not read only to be counted
         r.sae.meta = meta_of(data, split, counted)
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db5
 def _names(configs): # a folder name for each of several dictionaries
-    names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}' for c in configs]
+    frozen = [f'-frozen-{c.frozen.replace(" ", "-")}' if c.frozen else '' for c in configs]
+    names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}{f}' for c,f in zip(configs, frozen)]
     return [n if names.count(n)==1 else f'{n}-{i}' for i,n in enumerate(names)]
 
 def _width(data, split)->int: # of activations of which there is at least one
@@ -190,7 +205,7 @@ def _start(self:Trainer, start, normalizer_tokens): # `start`: dictionary to beg
     _fit_normalizers(self.runs, self.data, self.split, normalizer_tokens, self.order)
     for r in self.runs if start is not None else ():
         shape = lambda sae,c: dict(width=sae.width, num_latents=c.num_latents, architecture=c.architecture,
-                                   normalizer=c.normalizer)
+                                   normalizer=c.normalizer, remove=c.remove)
         check_start(shape(start, start.config), shape(r.sae, r.config))
         r.begin_from(start)
         r.sae.meta.init = self.origin['init']
@@ -228,7 +243,7 @@ def fit_batch(self:Trainer):
     with uninterrupted():
         self.whole = False
         for r in self.runs:
-            if not r.done: r.update(x)
+            if not r.done: r.update(r.sae.without(x, r.sae.nuisance_of(self.data, batch.coords)))
             r.done = r.done or r.step>=r.config.steps
         self.step += 1
         self.place = self.loop.epoch,self.loop.taken
@@ -370,6 +385,8 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
     held_split = 'validation' if validation is None else None
     _check_call(configs, held, out, loggers, checkpoint_every=checkpoint_every, keep=keep,
                 eval_every=eval_every, patience=patience)
+    for c in configs: check_known(data, c.remove)
+    for c in configs if eval_every else (): check_known(held, c.remove)
     width = _width(data, split)
     if eval_every and _width(held, held_split)!=width:
         raise ValueError(f'the held-out activations have width {_width(held, held_split)}, '

@@ -2,6 +2,7 @@
 from typing import Any
 __all__ = ['Trainer', 'train']
 import warnings
+from copy import deepcopy
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -13,6 +14,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from ..core import default_device, plain_torch, uninterrupted, user_path
 from ..dictionaries.dictionary import meta_of
 from ..dictionaries.normalizers import check_finite, empty_data, stream_moments
+from ..dictionaries.nuisances import check_known, fit_nuisance
 from ..activations.site_records import token_batches
 from ..dictionaries.metrics import evaluate
 from ..activations.site_records import SiteRecord

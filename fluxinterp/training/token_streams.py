@@ -109,6 +109,7 @@ class LiveData:
         self.steps = record.steps
         self.levels = record.levels
         self.grid = record.grid
+        self.noise = record.noise
         self.per_prompt = record.tokens.shape[0] # vectors per prompt
 
     def __len__(self): return len(self.prompts)*self.per_prompt

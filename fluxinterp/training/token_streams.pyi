@@ -37,6 +37,7 @@ class LiveData:
     kwargs: Any
     levels: Any
     model: Any
+    noise: Any
     per_prompt: Any
     pipe: Any
     prompts: Any

@@ -20,7 +20,7 @@ import torch
 from ..dictionaries.dictionary import Dictionary, data_site, dictionary_fingerprint
 from ..dictionaries.files import restore_dictionary
 from ..dictionaries.hub import load_dictionary
-from ..dictionaries.metrics import evaluate
+from ..dictionaries.metrics import fvu
 from .token_streams import token_stream
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold07
@@ -133,10 +133,12 @@ def say_finished(folder:Path,           # folder of the dictionary
                  more:str,              # setting to raise for more: 'steps' or 'tokens'
                 ):
     "Say that a dictionary is finished, since when, and its FVU on up to 8192 of its vectors"
-    x = next(token_stream(data, 8192, split)).x
-    fvu = evaluate(dictionary, x.to(dictionary.device), spaces=('raw',), by=()).fvu
+    x,coords = next(token_stream(data, 8192, split))
+    x = x.to(dictionary.device).float()
+    xhat = dictionary(x, dictionary.nuisance_of(data, coords))
+    explained = fvu(x, xhat, x.mean(0))
     day = time.strftime('%Y-%m-%d %H:%M', time.localtime((folder/'cfg.json').stat().st_mtime))
-    print(f'{folder} is finished, since {day}: FVU {fvu:.3f} on {len(x)} vectors. Nothing was trained. '
+    print(f'{folder} is finished, since {day}: FVU {explained:.3f} on {len(x)} vectors. Nothing was trained. '
           f'A larger number of {more} goes on, again=True (--again) begins anew')
 
 # %% ../../nbs/30_training/08_training_folders.ipynb #f0fold16

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -17,8 +18,9 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
+from ..dictionaries.nuisances import restored_nuisance
 from ..dictionaries.sae import SAE, SAEConfig, make_sae, over_ranks
-from ..dictionaries.sparse_ops import bf16_pays, normalize_rows_, project_gradient_
+from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
 
 # %% ../../nbs/30_training/12_training_run.ipynb #e08e6d55
@@ -26,6 +28,9 @@ def process_rank()->tuple:
     "(rank of this process, number of processes); (0, 1) without `torch.distributed`"
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
+
+def _of_latents(sae): # names of the tensors with a row per latent
+    return [k for k in ('W_dec', 'W_enc', 'b_enc', 'W_start') if hasattr(sae, k)]
 
 class TrainingRun:
     "One SAE in training: its optimizer, its dead latents, its averaged weights, where it stands"
@@ -51,7 +56,8 @@ class TrainingRun:
         self.opt = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(.9, .99), fused=fused)
         self.silent = torch.zeros(len(self.sae.W_dec), device=device) # tokens since each latent fired
         self.average = {} # averaged weights by name
-        if config.ema: self.average = {n: p.detach().clone() for n,p in self.sae.named_parameters()}
+        learnt = {n: p for n,p in self.sae.named_parameters() if p.requires_grad}
+        if config.ema: self.average = {n: p.detach().clone() for n,p in learnt.items()}
         self.done = False
         self.best = math.inf # lowest FVU on held-out activations
         self.waited = 0 # evaluations since
@@ -68,9 +74,11 @@ class TrainingRun:
             raise ValueError(f'{c.num_latents} latents cannot be shared out over {world} processes')
         n = c.num_latents//world
         self.shard = slice(rank*n, (rank+1)*n)
-        for k in ('W_dec', 'W_enc', 'b_enc'):
-            own = getattr(self.sae, k).data[self.shard].clone()
-            setattr(self.sae, k, torch.nn.Parameter(own))
+        for k in _of_latents(self.sae):
+            whole = getattr(self.sae, k)
+            own = whole.data[self.shard].clone()
+            if k!='W_start': own = torch.nn.Parameter(own, whole.requires_grad)
+            setattr(self.sae, k, own)
         self.sae.num_latents = n
         self.sae.sharded = True
 
@@ -110,10 +118,11 @@ def k(self:TrainingRun)->int:
 # %% ../../nbs/30_training/12_training_run.ipynb #e1200007
 @patch
 def _clip(self:TrainingRun, limit): # largest norm of the gradient
-    square = sum(p.grad.square().sum() for n,p in self.sae.named_parameters() if n!='b_dec')
+    grads = {n: p.grad for n,p in self.sae.named_parameters() if p.grad is not None}
+    square = sum(g.square().sum() for n,g in grads.items() if n!='b_dec')
     if self.shard: square = over_ranks(square)
-    scale = (limit/((square+self.sae.b_dec.grad.square().sum()).sqrt()+1e-6)).clamp(max=1.)
-    for p in self.sae.parameters(): p.grad *= scale
+    scale = (limit/((square+grads['b_dec'].square().sum()).sqrt()+1e-6)).clamp(max=1.)
+    for g in grads.values(): g *= scale
 
 @patch
 @torch.no_grad()
@@ -126,26 +135,34 @@ def _resample(self:TrainingRun, z): # dead latents begin again at tokens that ar
     weights = rest.square().sum(1).cpu().double()+1e-12
     i = torch.multinomial(weights, len(dead), replacement=len(dead)>len(z), generator=g).to(z.device)
     alive = sae.W_enc[self.silent<=self.config.dead_after]
-    direction = F.normalize(rest[i], dim=1)
+    direction = sae.W_dec[dead] if self.config.frozen else F.normalize(rest[i], dim=1)
     sae.W_dec[dead] = direction
     sae.W_enc[dead] = direction*.2*(alive.norm(dim=1).mean() if len(alive) else 1)
     sae.b_enc[dead] = 0
     for p in (sae.W_dec, sae.W_enc, sae.b_enc):
-        for k in ('exp_avg', 'exp_avg_sq'): self.opt.state[p][k][dead] = 0
+        for moment in self.opt.state[p].values(): # none for what is frozen
+            if moment.dim(): moment[dead] = 0
     self.silent[dead] = 0
+
+@patch
+def _settle(self:TrainingRun, sae): # decoder rows back to length 1, and to near their start
+    if self.config.frozen!='decoder': normalize_rows_(sae.W_dec.data)
+    if self.config.frozen=='soft decoder': limit_turns_(sae.W_dec.data, sae.W_start, self.config.soft_cosine)
 
 # %% ../../nbs/30_training/12_training_run.ipynb #b86ecff4
 def _add_up(run, fired, error, on_gpu): # over processes that each took a share of the tokens
     d = torch.distributed
-    for p in run.sae.parameters(): d.all_reduce(p.grad)
-    for t in (fired, error): d.all_reduce(t)
+    grads = [p.grad for p in run.sae.parameters() if p.grad is not None]
+    for t in (*grads, fired, error): d.all_reduce(t)
     for b in [b for n,b in run.sae.named_buffers() if n=='threshold']:
         d.all_reduce(b, d.ReduceOp.AVG if on_gpu else d.ReduceOp.SUM)
         b.div_(1 if on_gpu else process_rank()[1])
 
 @patch
 @torch.enable_grad()
-def update(self:TrainingRun, x:torch.Tensor): # raw activations on the device, (n, d), equal on every process
+def update(self:TrainingRun,
+           x:torch.Tensor, # activations without what is removed, (n, d), equal on every process
+          ):
     "One step of training; `report` then has its numbers"
     c,sae = self.config,self.sae
     rank,world = process_rank()
@@ -162,9 +179,9 @@ def update(self:TrainingRun, x:torch.Tensor): # raw activations on the device, (
     fired[code.indices[code.values>0]] = 1
     if world>1 and not self.shard: _add_up(self, fired, error, x.is_cuda)
     if c.grad_clip: self._clip(c.grad_clip)
-    project_gradient_(sae.W_dec.grad, sae.W_dec.data)
+    if c.frozen!='decoder': project_gradient_(sae.W_dec.grad, sae.W_dec.data)
     self.opt.step()
-    normalize_rows_(sae.W_dec.data)
+    self._settle(sae)
     self.silent += len(x)
     self.silent[fired>0] = 0
     self.step += 1
@@ -186,8 +203,10 @@ def begin_from(self:TrainingRun,
               ):
     "Take up the weights of a dictionary; optimizer, averages and counts of silence begin anew"
     state = sae.state_dict()
+    self.sae.nuisance = deepcopy(sae.nuisance)
+    if self.config.frozen=='soft decoder' and not step: state['W_start'] = state['W_dec']
     if self.shard:
-        for k in ('W_dec', 'W_enc', 'b_enc'): state[k] = state[k][self.shard]
+        for k in _of_latents(self.sae): state[k] = state[k][self.shard]
     self.sae.load_state_dict(state)
     self.average = {n: self.sae.get_parameter(n).detach().clone() for n in self.average}
     self.step = self.first = step
@@ -197,14 +216,15 @@ def begin_from(self:TrainingRun,
 def finished(self:TrainingRun)->SAE:
     "The dictionary as it is, on the CPU, with its averaged weights where there are any"
     sae = make_sae(self.sae.width, self.config)
+    sae.nuisance = deepcopy(self.sae.nuisance)
     state = {k: v.detach() for k,v in self.sae.state_dict().items()}|self.average
     if self.shard:
-        for k in ('W_dec', 'W_enc', 'b_enc'):
+        for k in _of_latents(sae):
             parts = [torch.empty_like(state[k]) for _ in range(process_rank()[1])]
             torch.distributed.all_gather(parts, state[k].contiguous())
             state[k] = torch.cat(parts)
     sae.load_state_dict({k: v.cpu() for k,v in state.items()})
-    normalize_rows_(sae.W_dec.data)
+    self._settle(sae)
     sae.meta = self.sae.meta
     return sae.eval().requires_grad_(False)
 
@@ -227,7 +247,9 @@ def load(self:TrainingRun,
     "Take up a checkpoint"
     self.config = replace(self.config, precision=about['config']['precision'])
     self.sae.config = self.config
-    self.sae.load_state_dict(_under('sae/', t))
+    state = _under('sae/', t)
+    self.sae.nuisance = restored_nuisance(self.config.remove, _under('nuisance.', state), self.sae.width)
+    self.sae.to(self.device).load_state_dict(state)
     self.average = {k: v.to(self.device) for k,v in _under('average/', t).items()}
     self.silent.copy_(t['silent'])
     state = {} # of Adam: index of the parameter -> name -> tensor

@@ -5,13 +5,15 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
+from ..dictionaries.nuisances import restored_nuisance
 from ..dictionaries.sae import SAE, SAEConfig, make_sae, over_ranks
-from ..dictionaries.sparse_ops import bf16_pays, normalize_rows_, project_gradient_
+from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
 def process_rank() -> tuple:
     ...
