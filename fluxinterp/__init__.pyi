@@ -20,7 +20,7 @@ from .models.pipelines import load_pipeline as load_pipeline
 from .models.description import describe as describe
 from .models.miniatures import miniature as miniature
 from .models.miniatures import miniature_call as miniature_call
-from .models.random_weights import random_weights as random_weights
+from .models.shuffled_weights import random_weights as random_weights
 from .models.steps import noise as noise
 from .models.sites import Site as Site
 from .models.sites import list_sites as list_sites
@@ -52,6 +52,9 @@ from .activations.harvesting import harvest as harvest
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments
+from .dictionaries.nuisances import Nuisance as Nuisance
+from .dictionaries.nuisances import fit_nuisance as fit_nuisance
+from .dictionaries.nuisances import removed_share as removed_share
 from .dictionaries.dictionary import Dictionary as Dictionary
 from .dictionaries.dictionary import SparseCode as SparseCode
 from .dictionaries.dictionary import reconstruct as reconstruct
@@ -61,8 +64,9 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
-from .dictionaries.controls import controls as controls
+from .dictionaries.control_sets import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
+from .dictionaries.selectivity import noise_selectivity as noise_selectivity
 from .dictionaries.metrics import compare as compare
 from .dictionaries.metrics import evaluate as evaluate
 from .dictionaries.metrics import explained_variance_variants as explained_variance_variants
@@ -88,7 +92,7 @@ from .training.token_streams import LiveData as LiveData
 from .training.loggers import tensorboard_logger as tensorboard_logger
 from .training.loggers import wandb_logger as wandb_logger
 from .training.sae_training import train as train
-from .training.trained_controls import trained_controls as trained_controls
+from .training.frozen_controls import trained_controls as trained_controls
 from .training.itda_growth import fit_itda as fit_itda
 from .training.itda_pruning import prune as prune
 from .training.itda_pruning import reduce as reduce
@@ -126,6 +130,8 @@ from .evaluation.probes import sparse_probes as sparse_probes
 from .evaluation.method_comparison import MethodComparison as MethodComparison
 from .evaluation.method_comparison import compare_methods as compare_methods
 from .evaluation.method_comparison import paired_difference as paired_difference
+from .evaluation.interchange import cause_and_isolation as cause_and_isolation
+from .evaluation.interchange import record_pairs as record_pairs
 from .evaluation.concept_structure import concept_absorption as concept_absorption
 from .evaluation.concept_structure import concept_splitting as concept_splitting
 from .evaluation.concept_structure import features_by_step as features_by_step
@@ -184,6 +190,7 @@ from .autointerp.explainers import read_labels as read_labels
 from .autointerp.vision_explainer import LocalModel as LocalModel
 from .autointerp.vision_explainer import VisionExplainer as VisionExplainer
 from .autointerp.causal_explainer import CausalImages as CausalImages
+from .autointerp.causal_effect import CausalEffect as CausalEffect
 from .autointerp.scorers import Detection as Detection
 from .autointerp.scorers import Intruder as Intruder
 from .autointerp.scorers import Localization as Localization
@@ -196,6 +203,9 @@ from .autointerp.scoring import scores as scores
 from .autointerp.generative_scorers import Generation as Generation
 from .autointerp.generative_scorers import Intervention as Intervention
 from .autointerp.reader_server import ReaderServer as ReaderServer
+from .autointerp.method_report import autointerp_report as autointerp_report
+from .autointerp.method_report import concept_features as concept_features
+from .autointerp.method_report import controls_beaten as controls_beaten
 
 from .dashboards.timestep_viewer import TimestepViewer as TimestepViewer
 from .dashboards.prompt_inspector import PromptInspector as PromptInspector

@@ -64,7 +64,7 @@ def train_tiny_command(
     start:Annotated[str, typer.Option( # pipeline that sdxl goes on from
         help='pipeline that sdxl goes on from: a folder, or tiny-sdxl-turbo')]='',
    ):
-    "Train what is packaged: tiny-flux, tiny-sdxl-turbo (both resume), the reader, or the SAEs of tiny-flux."
+    "Train what is packaged: tiny-flux, tiny-sdxl-turbo (both resume), the reader, or the dictionaries of tiny-flux."
     out = out or ('runs/tiny-sdxl' if what=='sdxl' else 'runs/tiny-flux')
     if what=='flux':
         from fluxinterp.worlds.flux_training import TinyConfig, train_tiny_flux
@@ -87,8 +87,8 @@ def train_tiny_command(
         train_reader(file, num_scenes=scenes, seed=seed, device=device or None, **extra)
         typer.echo(f'Done: {file}')
     else:
-        from fluxinterp.packaged import train_tiny_saes
-        train_tiny_saes(out)
+        from fluxinterp.packaged import train_tiny_dictionaries
+        train_tiny_dictionaries(out)
         typer.echo(f'Done: {out}')
 
 # %% ../nbs/92_cli.ipynb #f142995f

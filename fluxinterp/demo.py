@@ -129,7 +129,7 @@ def _explained_chapter(run):
     methods = {f'SAE, {sae.num_latents} latents, k={k}': sae, f'PCA, the first {k}': first,
                f'PCA, the best {k} per token': run.methods['PCA'],
                f'the best {k} coordinates': run.methods['coordinates'],
-               f'the best {k} of {sae.num_latents} random directions': run.methods['random directions']}
+               f'the best {k} of 512 random directions': run.methods['random directions']}
     table = compare(methods, run.held)
     run.report.heading('4. How much of the activations is explained')
     run.report.text('On prompts held out from training. '
@@ -147,7 +147,7 @@ def _match_concepts(run, num_scenes): # methods, their comparison, and the best 
     a,b = (record_scenes(run.pipe, [run.site, mlp], num_scenes, s, **how) for s in ('train', 'test'))
     run.methods = {'SAE': run.sae, 'MLP neurons': neurons(a.recording[mlp], k), 'PCA': pca(run.rec, k),
                    'coordinates': coordinates(run.rec, k),
-                   'random directions': random_directions(run.rec, run.sae.num_latents, k)}
+                   'random directions': random_directions(run.rec, 512, k)}
     run.compared = compare_methods(run.methods, a, b, k=(5,), progress=False)
     run.found = {name: find_concepts(d, a, b, bootstrap=0) for name,d in run.methods.items()}
 
@@ -235,17 +235,18 @@ def _turned(run, pick): # added where the object is, beside a random direction a
     captions = _captions_without(pick.factor, pick.value, single, 8)
     masks,strong = _object_masks(run, captions),_largest(run, f)
     rand = run.methods['random directions']
-    length = lambda d: float(d.write_directions[f].norm())
+    some = pick._replace(feature=f%rand.num_latents) # any of the random ones
+    longer = run.sae.write_directions[f].norm()/rand.write_directions[some.feature].norm()
     rows,pairs = [],{}
     for times in (0, .5, 1, 2):
         pairs[times],seen = _added(run, run.sae, pick, times*strong, captions, masks)
-        _,by_chance = _added(run, rand, pick, times*strong*length(run.sae)/length(rand), captions, masks)
+        _,by_chance = _added(run, rand, some, times*strong*float(longer), captions, masks)
         rows.append({'strength': times*strong, f'reader sees {pick.value}': seen,
                      'random direction as long': by_chance,
                      'mean change of a pixel': float(pairs[times].difference().mean())})
     steered = pd.DataFrame(rows).set_index('strength')
-    run.report.image('steer_add', pairs[1].grid(), f'Above: captions without {pick.value}. Below: the same '
-                     f'noise, feature {f} added where the object is, as strongly as it ever fires by itself.')
+    run.report.image('steer_add', pairs[2].grid(), f'Above: captions without {pick.value}. Below: the same '
+                     f'noise, feature {f} added where the object is, twice as strong as it ever is alone.')
     _show_table(run, steered)
     ablated = generate(run.pipe, _captions_with(pick.factor, pick.value, single, 8), [Ablate(run.sae, f)],
                        seed=run.seed)
@@ -261,7 +262,7 @@ def _story_chapter(run):
     scores = pd.Series(here|{'full linear probe': of_it(run.compared.ceiling)}, name=f'AUROC, {pick.value}')
     text = (f'Of {run.sae.num_latents} features of the sparse autoencoder, number {pick.feature} tells '
             f'tokens of {pick.value} objects from tokens of other objects with an AUROC of {pick.auroc:.2f} '
-            'on held-out scenes; the best feature of any control, chosen in the same way and read alike by its '
+            'on held-out scenes; the best feature of any control, chosen and read in the same way by its '
             f'code, reaches {best:.2f}.')
     run.report.text(text)
     print(text)
@@ -274,7 +275,7 @@ def _story_chapter(run):
 def run_demo(out:str|Path='demo',       # folder for the report and its images
              pipeline:str='tiny-flux',  # name of a bundled pipeline
              num_prompts:int=768,       # number of prompts recorded for training
-             num_scenes:int=160,        # number of known scenes to choose features on; as many score them
+             num_scenes:int=96,         # number of known scenes to choose features on; as many score them
              sae_steps:int=2000,        # training steps of the SAE
              seed:int=0,                # seed of the noise, the weights and the scenes
             )->Path:                    # the report

@@ -1,6 +1,5 @@
 "Files of other libraries, damaged files, and the hub's own client against a server on this machine"
 import base64, hashlib, json, random, shutil, sys, threading, time
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -13,7 +12,6 @@ import fluxinterp as fi
 from fluxinterp.dictionaries.dictionary import DictionaryMeta
 from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
-from fluxinterp.safe_files import save_json, save_tensors
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here/'peers'))
@@ -127,10 +125,6 @@ def reference(folder): # what SAELens' and sparsify's files say, computed densel
 def folders(tmp): # name -> (folder, files to damage)
     ours = 'cfg.json','sae_weights.safetensors','fluxinterp.safetensors'
     made = {a: (fi.save_dictionary(small(a, n), tmp/a), ours) for a,n in zip(architectures, ('standardize', 'whiten', 'mean-norm'))}
-    sae = small() # the first layout, before there were checksums
-    save_tensors(sae.state_dict(), tmp/'old/sae_weights.safetensors')
-    save_json(dict(architecture='topk', d_in=6, d_sae=10, k=3, fluxinterp=dict(config=asdict(sae.config), meta=asdict(sae.meta))), tmp/'old/cfg.json')
-    made['old'] = tmp/'old',('cfg.json',)
     made['baseline'] = fi.save_dictionary(fi.pca(torch.randn(300, 6), 2), tmp/'baseline'),ours[:2]
     for name in ('saelens-topk', 'saelens-topk-rescaled', 'saelens-jumprelu', 'saelens-standard', 'sparsify-topk'):
         shutil.copytree(here/'peers/files'/name, tmp/name)

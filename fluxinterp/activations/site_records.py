@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..arguments import no_attribute, short_name
 from ..core import user_path
 from ..models.guidance_rows import guidance_kinds
-from ..models.initial_noise import NoiseDraw, tokens_at
+from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
 from ..safe_files import is_sealed, save_tensors, seal, tensors_checksum
 

@@ -37,8 +37,8 @@ def _token_weights(region, grid): # region of the picture -> share of each token
     if not m.max()>=.5: raise ValueError('the region covers half of no token: mark a larger part')
     return torch.from_numpy(np.where(m>=.5, m, 0*m).astype(np.float32)).flatten()
 
-def _sums(code, weights, n, signed): # code (level, token); (tokens,) -> sums and firings, (feature,)
-    w = weights[None,:,None].expand(code.indices.shape)
+def _sums(code, weights, n, signed): # code (..., token); (tokens,) -> sums and firings, (feature,)
+    w = weights[:,None].expand(code.indices.shape)
     at = code.indices+n*(code.values<0) if signed else code.indices # the negative sides come second
     size = n*(1+signed)
     on = (code.values!=0)*w
@@ -53,7 +53,7 @@ def _usual(atlas, levels): # noise levels -> firing rates at the atlas's nearest
     return (counts+.5)/(tokens*len(steps)+1)
 
 # %% ../../nbs/50_atlases/25_image_search.ipynb #ims00008
-def _specific(atlas, code, weights, levels): # code (level, token) -> a column per number, a line per feature
+def _specific(atlas, code, weights, levels): # code (1, level, token) -> a line per feature
     n = atlas.about['num_latents']
     inside,outside = (weights*1., (weights==0)*1.)
     (sums,fired),(_,rest) = (_sums(code, w, n, atlas.signed) for w in (inside, outside))
@@ -150,15 +150,15 @@ def search_by_image(atlas:Atlas,       # atlas to search
     acts = image if isinstance(image, SiteRecord) else None
     if acts is None: acts = _record_picture(pipe, atlas, image, prompt, noise_levels, seed)
     weights = _token_weights(region, acts.grid)
-    code = dictionary.encode(acts.x[0].float().to(dictionary.device)).to('cpu')
+    code = dictionary.encode_tiled(acts, device='cpu')
     frame = _ranked(atlas, _specific(atlas, code, weights, acts.levels), n)
     maps = {f: _map_of(code, f, atlas.about['num_latents']).reshape(acts.grid) for f in frame.index}
     shown = image if isinstance(image, Image.Image) else None
     return ImageSearch(frame, shown, None if region is None else weights.reshape(acts.grid).numpy(), maps)
 
 # %% ../../nbs/50_atlases/25_image_search.ipynb #ims00012
-def _map_of(code, f, n): # code (level, token); number of a feature -> largest of all levels, (token,)
-    v = code.latent(f%n)*(1 if f<n else -1)
+def _map_of(code, f, n): # code (1, level, token); number of a feature -> largest of all levels, (token,)
+    v = code.latent(f%n)[0]*(1 if f<n else -1)
     return v.clamp_min(0).amax(0).numpy()
 
 def _search_kept(atlas, picture, n): # `search_by_image` for an image of the atlas

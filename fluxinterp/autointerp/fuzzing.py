@@ -8,7 +8,6 @@ __all__ = ['Fuzzing']
 # %% ../../nbs/55_explaining/26_fuzzing.ipynb #fuz00004
 import numpy as np
 
-from ..atlases.atlas import Atlas
 from .scorer_base import Scorer
 from .scorers import HeldOut, detection_task, move_map
 

@@ -17,11 +17,10 @@ from fastcore.basics import patch
 from ..atlases.atlas import Atlas
 from ..dictionaries.dictionary import dictionary_fingerprint
 from ..atlases.annotations import AtlasError
-from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary, SparseCode, check_belongs
 from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
-from ..dictionaries.hub import load_dictionary
+from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..widgets.worker import WorkDashboard
 from ..worlds.flux import unknown_words
 from ..models.identity import model_difference
@@ -106,8 +105,9 @@ def atlas_dictionary(atlas:Atlas,                     # atlas of some dictionary
                     )->Dictionary:                    # dictionary whose fingerprint the atlas has
     "The dictionary of an atlas; raises `AtlasError` when it is another one or cannot be found"
     if dictionary is None:
-        for p in sorted(weights_path('dictionaries').glob(f'*/{atlas.site}')):
-            found = load_dictionary('/'.join(p.parts[-2:]))
+        for name in packaged_dictionaries():
+            if name.partition('/')[2].partition('-')[0]!=atlas.site: continue
+            found = load_dictionary(name)
             if dictionary_fingerprint(found)==atlas.about['dictionary']: return found
         raise AtlasError(f'{atlas.path} does not hold its dictionary, and it is none of the packaged ones: '
                          'give dictionary=fi.load_dictionary(...)')

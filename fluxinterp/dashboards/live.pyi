@@ -9,11 +9,10 @@ from fastcore.basics import patch
 from ..atlases.atlas import Atlas
 from ..dictionaries.dictionary import dictionary_fingerprint
 from ..atlases.annotations import AtlasError
-from ..core import weights_path
 from ..dictionaries.dictionary import Dictionary, SparseCode, check_belongs
 from ..features.feature_maps import FeatureMaps
 from ..activations.recording import record
-from ..dictionaries.hub import load_dictionary
+from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..widgets.worker import WorkDashboard
 from ..worlds.flux import unknown_words
 from ..models.identity import model_difference

@@ -6,14 +6,18 @@
 __all__ = ['LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions']
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #80435f7b
+from copy import deepcopy
+
 import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
 from fluxinterp.dictionaries.dictionary import (Dictionary, DictionaryMeta, SparseCode, data_site, meta_of,
     sparse_decode)
+from ..activations.site_records import token_batches
 from ..core import plain_torch
-from .normalizers import as_float64, moments
+from .normalizers import as_float64, moments, stream_moments
+from .nuisances import Nuisance
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #bd483373
 def _check_linear(directions, mean, k, refit):
@@ -84,10 +88,12 @@ class LinearDictionary(Dictionary):
     @property
     def width(self)->int: return self.directions.shape[1]
 
-    def __repr__(self):
-        site = f' at {self.meta.site}' if self.meta.site else ''
-        kept = f'{"the first" if self.fixed else "the best"} {self.k}'
-        return f'{self.name}{site}: {self.num_latents} directions, {kept}'
+# %% ../../nbs/25_dictionaries/10_baselines.ipynb #6f439c3d
+@patch
+def __repr__(self:LinearDictionary):
+    site = f' at {self.meta.site}' if self.meta.site else ''
+    kept = f'{"the first" if self.fixed else "the best"} {self.k}'
+    return f'{self.name}{site}: {self.num_latents} directions, {kept}'
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #5d0a1b10
 @patch
@@ -95,19 +101,27 @@ def pre_acts(self:LinearDictionary, z:torch.Tensor)->torch.Tensor: # deviations 
     "All projections, (..., num_latents)"
     return z@self.directions.T
 
-def _linear(directions, m, k, name, data, split, **kwargs):
-    return LinearDictionary(directions.float().contiguous(), m.mean.float(), k, name=name,
-                            meta=meta_of(data, split, m), **kwargs)
+def _moments(data, split, nuisance, full=False): # of activations, without what is removed
+    if nuisance is None: return moments(data, full, split)
+    return stream_moments(nuisance.removed(data, token_batches(data, split=split)), full, split=split)
+
+def _linear(directions, m, k, name, data, split, nuisance, **kwargs):
+    d = LinearDictionary(directions.float().contiguous(), m.mean.float(), k, name=name,
+                         meta=meta_of(data, split, m), **kwargs)
+    d.nuisance = deepcopy(nuisance)
+    return d
 
 @plain_torch()
 def coordinates(data,                # `SiteRecord`, store data or a tensor (..., d)
                 k:int,               # active coordinates per token
                 split:str|None=None, # part of the prompts to fit on; everything when None
+                nuisance:Nuisance|None=None, # what is removed first, such as another dictionary's `nuisance`
                )->LinearDictionary:  # dictionary of d coordinates
     "Coordinates of the activation as a dictionary"
-    m = moments(data, split=split)
-    return _linear(torch.eye(len(m.mean), device=m.mean.device), m, k, 'coordinates', data, split)
+    m = _moments(data, split, nuisance)
+    return _linear(torch.eye(len(m.mean), device=m.mean.device), m, k, 'coordinates', data, split, nuisance)
 
+# %% ../../nbs/25_dictionaries/10_baselines.ipynb #5d0a1b20
 def neurons(data,                # `SiteRecord` or store data of an `.mlp` site
             k:int,               # active neurons per token
             split:str|None=None, # part of the prompts to fit on; everything when None
@@ -126,11 +140,12 @@ def pca(data,                # `SiteRecord`, store data or a tensor (..., d)
         k:int,               # active components per token
         fixed:bool=False,    # whether the first `k` are active, instead of the best `k` of each token
         split:str|None=None, # part of the prompts to fit on; everything when None
+        nuisance:Nuisance|None=None, # what is removed first, such as another dictionary's `nuisance`
        )->LinearDictionary:  # dictionary of d components, largest variance first
     "Principal components (PCA) as a dictionary"
-    m = moments(data, full=True, split=split)
+    m = _moments(data, split, nuisance, full=True)
     components = torch.linalg.eigh(m.covariance).eigenvectors.flip(1).T
-    return _linear(components, m, k, 'PCA', data, split, fixed=fixed)
+    return _linear(components, m, k, 'PCA', data, split, nuisance, fixed=fixed)
 
 @plain_torch()
 def random_directions(data,                # `SiteRecord`, store data or a tensor (..., d)
@@ -138,8 +153,9 @@ def random_directions(data,                # `SiteRecord`, store data or a tenso
                       k:int,               # active directions per token
                       seed:int=0,          # seed of the directions
                       split:str|None=None, # part of the prompts whose mean is taken; everything when None
+                      nuisance:Nuisance|None=None, # what is removed first, such as another's `nuisance`
                      )->LinearDictionary:  # dictionary of n unit vectors
     "Unit vectors in random directions, with least-squares values"
-    m = moments(data, split=split)
+    m = _moments(data, split, nuisance)
     w = torch.randn(n, len(m.mean), generator=torch.Generator().manual_seed(seed)).to(m.mean.device)
-    return _linear(F.normalize(w, dim=1), m, k, 'random directions', data, split, refit=True)
+    return _linear(F.normalize(w, dim=1), m, k, 'random directions', data, split, nuisance, refit=True)

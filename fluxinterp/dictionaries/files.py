@@ -137,7 +137,7 @@ class Parts(NamedTuple):
     about:dict    # JSON values: what is not a tensor
     lens:dict     # SAELens' keys: `architecture` and what belongs to it
     tensors:dict  # weights of the raw space under SAELens' names
-    own:dict|None # further tensors; None in files of version 1, whose `tensors` are of normalized space
+    own:dict      # further tensors
     width:int     # width of the activations
     where:str=''  # file it comes from, for errors
 
@@ -214,8 +214,8 @@ def _check_removal(d): # a dictionary removes what its configuration says
     asked = getattr(getattr(d, 'config', None), 'remove', None)
     done = [] if d.nuisance is None else list(d.nuisance.remove)
     if asked is None or asked==done: return
-    raise ValueError(f'this dictionary is configured with remove={asked} and removes {done or "nothing"}: '
-                     'train it before saving it')
+    raise DictionaryFileError(f'this dictionary is configured with remove={asked} and removes '
+                              f'{done or "nothing"}: train it, then save it')
 
 def _cfg(dictionary, parts, dtype, checksums): # content of cfg.json
     m = dictionary.meta
@@ -295,22 +295,20 @@ def _check_version(ours, where):
     version = ours.get('version', 1)
     if type(version) is not int or version<1:
         raise DictionaryFileError(f'{where}: version must be a whole number from 1, got {_short(version)}')
+    if version<format_version:
+        raise DictionaryFileError(f'{where}: version {version} is of an early fluxinterp, and this one reads '
+                                  f'version {format_version}: train the dictionary again')
     if version>format_version:
         raise DictionaryFileError(f'{where}: version {_short(version)} was written by a later fluxinterp, '
-                                  f'this one reads up to {format_version}: pip install -U fluxinterp')
+                                  f'this one reads version {format_version}: pip install -U fluxinterp')
 
 # %% ../../nbs/25_dictionaries/20_files.ipynb #4ead0001c
 def _read_parts(folder, cfg, where): # -> Parts
     ours = cfg['fluxinterp']
     d = positive(cfg, 'd_in', where)
-    if 'version' in ours or 'crc32' in ours:
-        own = _check_sums(folder, cfg)
-        kind = ours.get('kind')
-        about = ours.get('about')
-    else: # files of version 1
-        own = None
-        kind = cfg.get('architecture')
-        about = dict(config=ours.get('config'), k=cfg.get('k'))
+    own = _check_sums(folder, cfg)
+    kind = ours.get('kind')
+    about = ours.get('about')
     if not isinstance(about, dict):
         raise DictionaryFileError(f'{where} does not say what the dictionary is about: {_short(about)}')
     parts = Parts(kind, about, {}, read_tensors(folder/weights_file), own, d, str(where))
@@ -320,8 +318,7 @@ def _read_parts(folder, cfg, where): # -> Parts
     return parts
 
 def _restored_nuisance(ours, parts): # what the dictionary removes, taken out of the tensors; None for nothing
-    own = parts.own or {}
-    state = {k: own.pop(k) for k in list(own) if k.startswith('nuisance.')}
+    state = {k: parts.own.pop(k) for k in list(parts.own) if k.startswith('nuisance.')}
     check_tensors(state, {k: v.shape for k,v in state.items()}, parts.where)
     try: return restored_nuisance(ours.get('remove', []), {k[9:]: v for k,v in state.items()}, parts.width)
     except (TypeError, ValueError) as e: raise DictionaryFileError(f'{parts.where}: {e}') from None
@@ -336,7 +333,7 @@ def restore_dictionary(folder:str|Path, # folder that `save_dictionary` wrote
     ours = cfg.get('fluxinterp')
     _check_version(ours, where)
     parts = _read_parts(folder, cfg, where)
-    means = (parts.own or {}).pop('mean_activations', None)
+    means = parts.own.pop('mean_activations', None)
     nuisance = _restored_nuisance(ours, parts)
     d = dictionary_kinds[parts.kind](parts)
     d.nuisance = nuisance

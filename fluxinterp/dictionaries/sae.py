@@ -65,7 +65,7 @@ class SAEConfig:
     sparsity:float=1.           # weight of (L0/k - 1)^2, for 'jumprelu'
     bandwidth:float=.05         # width of the kernel for thresholds' gradients, for 'jumprelu'
     remove:list=field(default_factory=list) # what is removed before all else, of `nuisances.nuisances`
-    frozen:str=''               # random directions that stay, as a control: one of `frozen_parts`; '' for none
+    frozen:str=''               # random directions that stay, as a control: one of `frozen_parts`
     soft_cosine:float=.8        # least cosine of a 'soft decoder' row to its start, 0 to 1
 
     def __post_init__(self):
@@ -125,7 +125,7 @@ class SAE(Dictionary):
         self.normalizer = Normalizer(d, config.normalizer)
         self.W_dec = nn.Parameter(w, config.frozen!='decoder') # (num_latents, d), rows of length 1
         self.W_enc = nn.Parameter(w_enc, config.frozen!='encoder')
-        if config.frozen=='soft decoder': self.register_buffer('W_start', w.clone()) # near which `W_dec` stays
+        if config.frozen=='soft decoder': self.register_buffer('W_start', w.clone()) # of `W_dec`
         self.b_enc = nn.Parameter(torch.zeros(config.num_latents))
         self.b_dec = nn.Parameter(torch.zeros(d))
 
@@ -363,11 +363,6 @@ def _sae_parts(sae:SAE, exact=True):
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #16228c31
 def _restored_state(p, config): # `Parts`, its configuration -> tensors by their names in the module
-    if p.own is None: # the first layout: our own weights under the names that are SAELens' now
-        if p.about.get('k')!=config.k:
-            raise DictionaryFileError(f'{p.where}: k is {p.about.get("k")!r:.60} in one place and '
-                                      f'{config.k} in another')
-        return p.tensors
     n,d = config.num_latents,p.width
     shapes = dict(W_enc=(d, n), b_enc=(n,), W_dec=(n, d), b_dec=(d,))
     if p.kind!='topk': shapes['threshold'] = (n,)

@@ -17,12 +17,11 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
-from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
-from ..activations.batching import PromptBatches, check_call
-from ..arguments import check_count
+from ..dictionaries.normalizers import check_finite, as_float64
+from ..dictionaries.nuisances import removed_now
+from ..activations.batching import PromptBatches, batched, check_call, first_batch_size
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..models.steps import step_window
@@ -179,24 +178,29 @@ def _check_splice(pipe, call, mean, site):
         raise ValueError(f'the mean for {site.name} has shape ({site.width},), got {tuple(mean.shape)}')
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #1cad5374
-def _step_means(pipe, site, steps, calls, bar): # step -> moments of the activations there
-    means = {}
-    def _learn(x, clock):
-        x = x.flatten(0, -2)
-        check_finite(x, what=f'activation vectors at {site.name}, step {clock.step},')
-        means.setdefault(clock.step, RunningMoments(site.width)).update(x)
-    for arguments in calls: # the noise generators in them are used up by a call
-        with _replacing(pipe, site, _learn, steps): pipe(output_type='latent', **arguments())
-        bar.update()
-    return means
+def _step_means(pipe, site, steps, batches, batch_size, progress): # step -> mean of the activations there
+    sums,counts = {},{}
+    def _sums_of(part): # added up when the batch is whole: one that does not fit is run again in halves
+        seen = []
+        def _learn(x, clock):
+            x = x.flatten(0, -2)
+            check_finite(x, what=f'activation vectors at {site.name}, step {clock.step},')
+            seen.append((clock.step, as_float64(x).sum(0), len(x)))
+        with _replacing(pipe, site, _learn, steps): pipe(output_type='latent', **batches.arguments(part))
+        return seen
+    for seen in batched(list(range(len(batches))), batch_size, _sums_of, 'means', progress):
+        for step,total,n in seen:
+            sums[step] = sums.get(step, 0)+total
+            counts[step] = counts.get(step, 0)+n
+    return {step: total/counts[step] for step,total in sums.items()}
 
 def _unchanged(x, clock): return x
 
 def _reconstructed(x, clock, dictionary):
-    return reconstruct(dictionary, x, nuisance=dictionary.nuisance_now(clock, len(x)))
+    return reconstruct(dictionary, x, nuisance=removed_now(dictionary.nuisance, clock, len(x)))
 
-def _mean_ablated(x, clock, mean, means): # one mean for all steps, or the moments of each
-    return (mean if mean is not None else means[clock.step].mean).to(x).expand_as(x)
+def _mean_ablated(x, clock, mean, means): # one mean for all steps, or that of each
+    return (mean if mean is not None else means[clock.step]).to(x).expand_as(x)
 
 def _zero_ablated(x, clock): return torch.zeros_like(x)
 
@@ -207,9 +211,21 @@ def _clean_run(pipe, arguments, site, steps): # latents, pixels, calls of the ne
         wanted = step_window(steps, clock.levels)
         levels.update({i: clock.levels[i] for i in wanted})
         if clock.step not in wanted: return
-        calls.append(_Call(clock.step, args, kwargs, output[0], images, list(clock.levels), clock.initial_latents))
+        begun = list(clock.levels),clock.initial_latents
+        calls.append(_Call(clock.step, args, kwargs, output[0], images, *begun))
     z,pixels = _run(pipe, arguments, site, lambda x, clock: None, steps, _keep)
     return z,pixels,calls,levels
+
+def _splice_batch(pipe, arguments, site, steps, replacements): # -> levels; kind -> name -> a number per image
+    z,pixels,clean,levels = _clean_run(pipe, arguments(), site, steps)
+    velocity,latent,rmse = ({} for _ in range(3))
+    for name,replace in replacements.items(): # the noise generators in the arguments are used up by a call
+        velocity[name] = _replay(pipe, site, replace, clean).numpy()
+        new_z,new_pixels = _run(pipe, arguments(), site, replace, steps)
+        latent[name] = (_squared_norms(as_float64(new_z)-as_float64(z))/_squared_norms(z)).sqrt().numpy()
+        error = (as_float64(new_pixels)-as_float64(pixels)).cpu().flatten(1).square().mean(1)
+        rmse[name] = error.sqrt().numpy()
+    return levels,dict(velocity=velocity, latent=latent, rmse=rmse)
 
 # %% ../../nbs/40_evaluation/00_splicing.ipynb #c6a2358e
 @torch.no_grad()
@@ -220,7 +236,7 @@ def splice(pipe,                       # diffusers pipeline
            steps=None,                 # steps at which x is replaced: all when None, or as `step_window`
            seed:int=0,                 # noise seed; `(seed, i, j)` for image j of prompt i
            mean:torch.Tensor|None=None, # mean for ablation, (d,); when None measured here, per step
-           batch_size:int=16,          # prompts at a time
+           batch_size:int|str=16,      # prompts at a time; 'auto': halved when memory runs out
            site:str|None=None,         # name of the site; the dictionary's own when None
            force:bool=False,           # accept dictionaries of another model or site, with a warning
            progress:bool|None=None,    # progress bar, shown if True; for more than one batch when None
@@ -233,28 +249,15 @@ def splice(pipe,                       # diffusers pipeline
     site = _splice_site(pipe, named, site, force)
     _check_splice(pipe, call, mean, site)
     if num_inference_steps is not None: call['num_inference_steps'] = num_inference_steps
-    batch_size = check_count(batch_size, 'batch_size', 1)
+    first_batch_size(batch_size)
     batches = PromptBatches(pipe, prompts, call, seed, num_images_per_prompt)
-    every = list(range(len(batches)))
-    calls = [partial(batches.arguments, every[k:k+batch_size]) for k in every[::batch_size]]
-    shown = len(calls)>1 if progress is None else progress
-    total = len(calls)*(len(named)+len(anchors)+(mean is None))
-    with tqdm(total=total, desc='splice', disable=not shown, leave=False) as bar:
-        means = _step_means(pipe, site, steps, calls, bar) if mean is None else {}
-        replacements = {'identity': _unchanged,
-                        **{n: partial(_reconstructed, dictionary=d) for n,d in named.items()},
-                        'mean': partial(_mean_ablated, mean=mean, means=means), 'zero': _zero_ablated}
-        levels,parts = {},{k: {n: [] for n in replacements} for k in ('velocity', 'latent', 'rmse')}
-        for arguments in calls:
-            z,pixels,clean,seen = _clean_run(pipe, arguments(), site, steps)
-            levels.update(seen)
-            for name,replace in replacements.items():
-                parts['velocity'][name].append(_replay(pipe, site, replace, clean).numpy())
-                new_z,new_pixels = _run(pipe, arguments(), site, replace, steps)
-                moved = _squared_norms(as_float64(new_z)-as_float64(z))/_squared_norms(z)
-                parts['latent'][name].append(moved.sqrt().numpy())
-                error = (as_float64(new_pixels)-as_float64(pixels)).cpu().flatten(1).square().mean(1)
-                parts['rmse'][name].append(error.sqrt().numpy())
-                bar.update()
-    joined = {k: {n: np.concatenate(p) for n,p in v.items()} for k,v in parts.items()}
+    means = {} if mean is not None else _step_means(pipe, site, steps, batches, batch_size, progress)
+    replacements = {'identity': _unchanged,
+                    **{n: partial(_reconstructed, dictionary=d) for n,d in named.items()},
+                    'mean': partial(_mean_ablated, mean=mean, means=means), 'zero': _zero_ablated}
+    def _of(part): return _splice_batch(pipe, partial(batches.arguments, part), site, steps, replacements)
+    done = list(batched(list(range(len(batches))), batch_size, _of, 'splice', progress))
+    levels = {step: level for seen,_ in done for step,level in seen.items()}
+    joined = {k: {n: np.concatenate([parts[k][n] for _,parts in done]) for n in replacements}
+              for k in ('velocity', 'latent', 'rmse')}
     return Splice(site.name, [levels[i] for i in sorted(levels)], **joined)

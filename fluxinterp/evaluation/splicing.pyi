@@ -11,11 +11,10 @@ from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
-from ..dictionaries.normalizers import RunningMoments, check_finite, as_float64
-from ..activations.batching import PromptBatches, check_call
-from ..arguments import check_count
+from ..dictionaries.normalizers import check_finite, as_float64
+from ..dictionaries.nuisances import removed_now
+from ..activations.batching import PromptBatches, batched, check_call, first_batch_size
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
 from ..models.steps import step_window
@@ -56,5 +55,5 @@ class _Call(NamedTuple):
     latents: torch.Tensor | None
 _callbacks = ('callback_on_step_end', 'callback_on_step_end_tensor_inputs')
 @torch.no_grad()
-def splice(pipe, dictionary: Dictionary | dict, prompts: str | list | None, num_inference_steps: int | None=None, steps=None, seed: int=0, mean: torch.Tensor | None=None, batch_size: int=16, site: str | None=None, force: bool=False, progress: bool | None=None, num_images_per_prompt: int=1, **call) -> Splice:
+def splice(pipe, dictionary: Dictionary | dict, prompts: str | list | None, num_inference_steps: int | None=None, steps=None, seed: int=0, mean: torch.Tensor | None=None, batch_size: int | str=16, site: str | None=None, force: bool=False, progress: bool | None=None, num_images_per_prompt: int=1, **call) -> Splice:
     ...

@@ -63,14 +63,19 @@ class NoiseDraw:
 # %% ../../nbs/15_models/23_initial_noise.ipynb #inn00012
 _kept_bytes = 2**28 # of the tokens' noise that is kept for each grid
 
+def _images(coords): # -> (seed, prompt, image) of each image once, position among them of each token
+    seeds,s = coords['seed'].cpu().unique(return_inverse=True)
+    prompt,image = coords['prompt'].cpu(),coords['image'].cpu()
+    p,i = int(prompt.max())+1,int(image.max())+1
+    keys,which = ((s*p+prompt)*i+image).unique(return_inverse=True)
+    return list(zip(seeds[keys//i//p].tolist(), (keys//i%p).tolist(), (keys%i).tolist())),which
+
 def tokens_at(draw:NoiseDraw, # how the noise is drawn
               coords:dict,    # coordinates of tokens: 'seed', 'prompt', 'image' and 'token', each (n,)
               grid:tuple,     # rows and columns of the image tokens
              )->torch.Tensor: # (n, channel), float32, on the CPU
     "The initial noise of tokens of any images"
-    images = torch.stack([coords[k].cpu() for k in ('seed', 'prompt', 'image')], 1)
-    images,which = images.unique(dim=0, return_inverse=True)
-    images = [tuple(i) for i in images.tolist()]
+    images,which = _images(coords)
     slots,table = draw._kept.get(grid, ({}, None))
     new = [i for i in images if i not in slots]
     if table is None or len(slots)+len(new)>len(table):

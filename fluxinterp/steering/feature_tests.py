@@ -54,7 +54,7 @@ def active_area(m,             # map of a feature, (rows, cols), from 0
     return (m>at*m.max()) & (m>0), m==0
 
 def _feature_maps(dictionary, acts, features): # -> feature -> activations, (image, step, token)
-    code = dictionary.encode(acts.x.float().to(dictionary.device)).to('cpu')
+    code = dictionary.encode_tiled(acts, device='cpu')
     return {f: code.latent(f).float() for f in features}
 
 def _top_maps(dictionary, acts, features, n): # -> maps of each feature; (feature, image) of its top images
@@ -134,11 +134,11 @@ def active_areas(dictionary:Dictionary, # dictionary of the site
                  acts:SiteRecord,       # activations of images in several steps, or in one
                 )->torch.Tensor:        # (image, num_latents), 0 to 1
     "Share of each image's tokens on which a latent is active, at any of the steps"
-    n,steps,tokens,_ = acts.x.shape
+    n,_,tokens,_ = acts.x.shape
     res = torch.zeros(n, dictionary.num_latents)
     for i in range(n):
-        code = dictionary.encode(acts.x[i].float().to(dictionary.device)).to('cpu')
-        at = torch.arange(tokens)[None,:,None].expand_as(code.indices)
+        code = dictionary.encode_tiled(acts.select(rows=slice(i, i+1)), device='cpu')
+        at = torch.arange(tokens)[:,None].expand_as(code.indices)
         keys = (code.indices*tokens+at)[code.values>0].unique() # a token counts once
         res[i] = torch.bincount(keys//tokens, minlength=dictionary.num_latents)/tokens
     return res

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image

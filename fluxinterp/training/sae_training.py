@@ -61,6 +61,7 @@ def _fit_normalizers(runs, data, split, tokens, seed):
         counted = None if isinstance(data, (torch.Tensor, SiteRecord)) else m # not read only to be counted
         r.sae.meta = meta_of(data, split, counted)
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db5
 def _names(configs): # a folder name for each of several dictionaries
     frozen = [f'-frozen-{c.frozen.replace(" ", "-")}' if c.frozen else '' for c in configs]
     names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}{f}' for c,f in zip(configs, frozen)]
@@ -242,7 +243,7 @@ def fit_batch(self:Trainer):
     with uninterrupted():
         self.whole = False
         for r in self.runs:
-            if not r.done: r.update(x, r.sae.nuisance_of(self.data, batch.coords))
+            if not r.done: r.update(r.sae.without(x, r.sae.nuisance_of(self.data, batch.coords)))
             r.done = r.done or r.step>=r.config.steps
         self.step += 1
         self.place = self.loop.epoch,self.loop.taken

@@ -161,13 +161,12 @@ def _add_up(run, fired, error, on_gpu): # over processes that each took a share 
 @patch
 @torch.enable_grad()
 def update(self:TrainingRun,
-           x:torch.Tensor,                  # raw activations on the device, (n, d), equal on every process
-           nuisance:torch.Tensor|None=None, # what is removed from them, (n, d)
+           x:torch.Tensor, # activations without what is removed, (n, d), equal on every process
           ):
     "One step of training; `report` then has its numbers"
     c,sae = self.config,self.sae
     rank,world = process_rank()
-    with torch.no_grad(): z = sae.normalized(x, nuisance)
+    with torch.no_grad(): z = sae.normalizer(x)
     if self.step==0 and not sae.meta.init: sae.begin(z)
     variance = (z-z.mean(0)).square().sum().clamp_min(1e-12)
     dead = (self.silent>c.dead_after).nonzero().squeeze(1)

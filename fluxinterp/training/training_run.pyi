@@ -44,7 +44,7 @@ class TrainingRun:
         ...
 
     @torch.enable_grad()
-    def update(self, x: torch.Tensor, nuisance: torch.Tensor | None=None):
+    def update(self, x: torch.Tensor):
         ...
 
     def begin_from(self, sae: SAE, step: int=0):

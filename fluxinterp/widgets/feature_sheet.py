@@ -12,7 +12,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 from ..atlases.atlas import Atlas
-from ..atlases.annotations import kept_notes, read_detail, shown_images
+from ..atlases.annotations import effect_explainer, kept_notes, read_detail, shown_images
 from .page import page_style, view_script, js_text, css_text
 from .figures import sheet_figure
 from .base import View, map_bytes, tile_images
@@ -94,7 +94,7 @@ def _explanations(text, f): # annotations of an atlas, a feature -> explanations
         numbers = {k: detail.get(k) for k in ('low', 'high', 'n', 'chance', 'shuffled')}
         score = dict(scorer=r.scorer, status=r.status, value=r.value, **numbers)
         scores.setdefault(r.explainer, []).append(score)
-    return [dict(explainer=r.explainer, status=r.status, text=r.text,
+    return [dict(explainer=r.explainer, does=r.explainer==effect_explainer, status=r.status, text=r.text,
                  detail=_detail(read_detail(r.detail, f'{r.explainer} on feature {f}')),
                  scores=scores.get(r.explainer, []))
             for r in q('explanations').itertuples()]
@@ -192,6 +192,8 @@ def _ordinal(t): # 0 or 1 in words
 _evidence = dict( # scorer -> what was true, what the verdict says, in words
     detection=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'),
     localization=(lambda t: f'its own map is the {_ordinal(t)}', _choice),
+    fuzzing=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'),
+    embedding=(lambda t: 'it fires' if t else 'it is silent', lambda v: f'cosine {v:.3g}'),
     intervention=(lambda t: f'the steered one is the {_ordinal(t)}', _choice),
     intruder=(lambda t: f'image {int(t)+1} is another feature\'s', lambda v: f'image {int(v)+1}'),
     generation=(lambda t: 'drawn from the description' if t else 'drawn from other words',

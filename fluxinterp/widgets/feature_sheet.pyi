@@ -6,7 +6,7 @@ import traitlets
 from PIL import Image
 from fastcore.basics import patch
 from ..atlases.atlas import Atlas
-from ..atlases.annotations import kept_notes, read_detail, shown_images
+from ..atlases.annotations import effect_explainer, kept_notes, read_detail, shown_images
 from .page import page_style, view_script, js_text, css_text
 from .figures import sheet_figure
 from .base import View, map_bytes, tile_images
@@ -51,5 +51,5 @@ class FeatureSheet(View):
 
     def answer_evidence(self, feature: int, explainer: str, scorer: str) -> tuple:
         ...
-_evidence = dict(detection=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'), localization=(lambda t: f'its own map is the {_ordinal(t)}', _choice), intervention=(lambda t: f'the steered one is the {_ordinal(t)}', _choice), intruder=(lambda t: f"image {int(t) + 1} is another feature's", lambda v: f'image {int(v) + 1}'), generation=(lambda t: 'drawn from the description' if t else 'drawn from other words', lambda v: f'fires up to {v:.3g}'))
+_evidence = dict(detection=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'), localization=(lambda t: f'its own map is the {_ordinal(t)}', _choice), fuzzing=(lambda t: 'marked where it fires' if t else 'marked elsewhere', lambda v: f'fits: {v:.3g}'), embedding=(lambda t: 'it fires' if t else 'it is silent', lambda v: f'cosine {v:.3g}'), intervention=(lambda t: f'the steered one is the {_ordinal(t)}', _choice), intruder=(lambda t: f"image {int(t) + 1} is another feature's", lambda v: f'image {int(v) + 1}'), generation=(lambda t: 'drawn from the description' if t else 'drawn from other words', lambda v: f'fires up to {v:.3g}'))
 _verdicts_of = 'select v.picture, kind, truth, verdict, caption from verdicts v join scores s on s.id=v.score left join pictures p on p.id=v.picture where s.feature=? and explainer=? and scorer=? order by example'

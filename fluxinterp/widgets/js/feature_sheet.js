@@ -195,7 +195,7 @@ const render = ({ model, el }) => {
               make(
                 "div",
                 {},
-                make("span", { class: "flx-quiet" }, `${e.explainer}: `),
+                make("span", { class: "flx-quiet" }, `${e.does ? "what it does" : e.explainer}: `),
                 e.status === "ok" ? `“${e.text}”` : `none (${e.status})`,
               ),
               e.detail ? make("div", { class: "flx-quiet" }, e.detail) : null,
