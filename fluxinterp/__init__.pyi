@@ -20,7 +20,7 @@ from .models.pipelines import load_pipeline as load_pipeline
 from .models.description import describe as describe
 from .models.miniatures import miniature as miniature
 from .models.miniatures import miniature_call as miniature_call
-from .models.random_weights import random_weights as random_weights
+from .models.shuffled_weights import random_weights as random_weights
 from .models.steps import noise as noise
 from .models.sites import Site as Site
 from .models.sites import list_sites as list_sites
@@ -64,7 +64,7 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
-from .dictionaries.controls import controls as controls
+from .dictionaries.control_sets import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.selectivity import noise_selectivity as noise_selectivity
 from .dictionaries.metrics import compare as compare
@@ -92,7 +92,7 @@ from .training.token_streams import LiveData as LiveData
 from .training.loggers import tensorboard_logger as tensorboard_logger
 from .training.loggers import wandb_logger as wandb_logger
 from .training.sae_training import train as train
-from .training.trained_controls import trained_controls as trained_controls
+from .training.frozen_controls import trained_controls as trained_controls
 from .training.itda_growth import fit_itda as fit_itda
 from .training.itda_pruning import prune as prune
 from .training.itda_pruning import reduce as reduce
@@ -130,6 +130,8 @@ from .evaluation.probes import sparse_probes as sparse_probes
 from .evaluation.method_comparison import MethodComparison as MethodComparison
 from .evaluation.method_comparison import compare_methods as compare_methods
 from .evaluation.method_comparison import paired_difference as paired_difference
+from .evaluation.interchange import cause_and_isolation as cause_and_isolation
+from .evaluation.interchange import record_pairs as record_pairs
 from .evaluation.concept_structure import concept_absorption as concept_absorption
 from .evaluation.concept_structure import concept_splitting as concept_splitting
 from .evaluation.concept_structure import features_by_step as features_by_step

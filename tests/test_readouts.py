@@ -10,7 +10,7 @@ import torch
 import fluxinterp as fi
 from fluxinterp.dashboards.comparison_charts import correlation_chart
 from fluxinterp.dictionaries.readouts import readouts
-from fluxinterp.evaluation import cause_and_isolation as interchange, concept_structure, concepts, method_comparison, probes
+from fluxinterp.evaluation import concept_structure, concepts, interchange, method_comparison, probes
 from fluxinterp.features import across_layers, feature_matches
 
 site = 'double.1.image'
@@ -67,7 +67,7 @@ def test_results_of_codes_say_so(things, name):
     table = of_codes[name](things, things['sae'])
     assert len(table) and set(table.readout)=={'code'}
 
-of_one = {'check_readout', 'feature_activations', 'feature_scores', 'feature_auroc', 'record_firing', 'attribute_latents'} # numbers of one dictionary
+of_one = {'check_readout', 'feature_activations', 'feature_scores', 'feature_auroc', 'record_firing', 'best_features'} # numbers of one dictionary
 
 def test_none_is_forgotten():
     "Every public function of the library that takes a read-out stands in a table above"

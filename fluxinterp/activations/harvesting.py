@@ -124,6 +124,7 @@ def _check_same(self:_Harvest, rec, manifest): # schedule and sites are those of
         raise StoreError("this pipeline's schedule or sites are no longer those of the store: "
                          f"{'; '.join(_differences(old, new))}")
 
+# %% ../../nbs/20_activations/40_harvesting.ipynb #c6ae13e3
 @patch
 def _rows(self:_Harvest, record)->np.ndarray: # (n, 4): prompt, image, seed, guidance
     r = record.rows
@@ -332,7 +333,8 @@ def _open_store(folder, model, settings): # its manifest; None for a new store
 def _begin(h, model, settings): # manifest of a new store, and the recordings of its first batch
     first = list(h.record(0, min(first_batch_size(h.call['batch_size']), len(h.prompts))))
     manifest = dict(kind='fluxinterp store', format=store_format, model=model, settings=settings,
-                    noise=_noise(first[0]), dtype=h.dtype, rows_per_prompt=h.rows_per_prompt, prompt_bytes=0, **h.about(first[0]),
+                    noise=_noise(first[0]),
+                    dtype=h.dtype, rows_per_prompt=h.rows_per_prompt, prompt_bytes=0, **h.about(first[0]),
                     segments=[], shards=[])
     return manifest,first
 

@@ -86,7 +86,8 @@ def _from_record(data, images):
             yield data.x[torch.from_numpy(at[k])],torch.from_numpy(table[k]),shown
     coordinates = f'{rows.prompt.tolist()} {rows.image.tolist()} {rows.seed.tolist()}'
     return ImageSource(data.site, data.model, data.steps, data.levels, data.x.shape[2], data.grid,
-                       rows.caption.tolist(), 1, data.noise, f'recording {coordinates} {images is not None}', read)
+                       rows.caption.tolist(), 1, data.noise,
+                       f'recording {coordinates} {images is not None}', read)
 
 def _from_pipeline(pipe, prompts, name, call):
     prompts,site,images = check_prompts(prompts),resolve_site(pipe, name),call.get('num_images_per_prompt', 1)
@@ -278,7 +279,7 @@ class _Part:
         _save_state(self.features.state()|dict(done=torch.tensor(self.done)), self.file)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00011
-def _nuisance(dictionary, source, rows): # what is removed from images, (image, step, token, d); None for nothing
+def _nuisance(dictionary, source, rows): # what is removed from images, (image, step, token, d), or None
     if dictionary.nuisance is None: return None
     shape = len(rows),len(source.levels),source.tokens
     coords = {k: v[:,None,None].expand(shape) for k,v in zip(('prompt', 'image', 'seed'), rows.T[1:4])}

@@ -53,7 +53,7 @@ def _usual(atlas, levels): # noise levels -> firing rates at the atlas's nearest
     return (counts+.5)/(tokens*len(steps)+1)
 
 # %% ../../nbs/50_atlases/25_image_search.ipynb #ims00008
-def _specific(atlas, code, weights, levels): # code (1, level, token) -> a column per number, a line per feature
+def _specific(atlas, code, weights, levels): # code (1, level, token) -> a line per feature
     n = atlas.about['num_latents']
     inside,outside = (weights*1., (weights==0)*1.)
     (sums,fired),(_,rest) = (_sums(code, w, n, atlas.signed) for w in (inside, outside))

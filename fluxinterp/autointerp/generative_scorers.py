@@ -104,9 +104,8 @@ class Generation(Scorer):
         row = 0
         call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
         for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
-            acts = rec[d.meta.site]
-            for i in range(len(acts)):
-                code = d.encode_tiled(acts.select(rows=[i]), device='cpu')
+            for i in range(len(rec[d.meta.site])):
+                code = d.encode_tiled(rec[d.meta.site].select(rows=[i]), device='cpu')
                 for i,f in enumerate(features):
                     peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
                 row += 1

@@ -166,7 +166,7 @@ def share_interval(right,        # outcomes, (n,) bool, or numbers from 0 to 1
 # %% ../../nbs/55_explaining/05_judges.ipynb #vrm00002
 binary_names = ('balanced_accuracy', 'f1', 'paper_score')
 
-def _binary(pos, neg, n, m): # resampled means of (yes, verdict): (resample, 2); numbers of positives, negatives
+def _binary(pos, neg, n, m): # means of (yes, verdict), (resample, 2); how many of each
     hit,false = pos[:,0]*n,neg[:,0]*m
     return np.stack([(pos[:,0]+1-neg[:,0])/2, 2*hit/(hit+false+n), (pos[:,1]+1-neg[:,1])/2], 1)
 
@@ -174,7 +174,7 @@ def binary_measures(truth,             # whether each example is positive, (n,) 
                     verdicts,          # verdict on each example, 0 to 1, (n,)
                     resamples:int=400, # bootstrap resamples
                     seed:int=0,        # seed of the resamples
-                   )->dict:            # name from `binary_names` -> value, low, high; empty without both classes
+                   )->dict:            # name from `binary_names` -> value, low, high; empty for one class
     "Balanced accuracy, F1 and the FLUX paper's mean verdict, with 95 % bootstrap intervals"
     t,v = np.asarray(truth, bool),np.asarray(verdicts, float)
     n,m = int(t.sum()),int((~t).sum())

@@ -15,7 +15,7 @@ def concept_features(atlas: Atlas, found: pd.DataFrame) -> pd.Series:
 _measures = ('value', 'shuffled', 'shuffled_high', *binary_names)
 def feature_lines(atlas: Atlas, features, explainer: str='prompts', scorer: str='detection/reader') -> pd.DataFrame:
     ...
-def controls_beaten(lines: pd.DataFrame, control: pd.DataFrame, upper: float=0.95) -> pd.Series:
+def controls_beaten(lines: pd.DataFrame, control: pd.DataFrame, resamples: int=1000) -> pd.Series:
     ...
 @dataclass(repr=False)
 class AutointerpReport:
@@ -30,5 +30,5 @@ class AutointerpReport:
 
     def interval_of(self, column: str, resamples: int=1000) -> pd.DataFrame:
         ...
-def autointerp_report(atlases: dict, sets: dict, control: str='random directions', explainer: str='prompts', scorer: str='detection/reader', upper: float=0.95) -> AutointerpReport:
+def autointerp_report(atlases: dict, sets: dict, control: str='random directions', explainer: str='prompts', scorer: str='detection/reader') -> AutointerpReport:
     ...

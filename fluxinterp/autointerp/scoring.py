@@ -52,6 +52,7 @@ def _asked(said, features, other): # (key, feature, description) of explanations
         if f in other: res.append(((f, True), f, said.text[other[f]]))
     return res
 
+# %% ../../nbs/55_explaining/28_scoring.ipynb #scg00007
 def _of_control(status, value, detail, verdicts): # what is kept of the shuffled explanation
     return dict(shuffled=value, shuffled_high=detail.get('high'))
 

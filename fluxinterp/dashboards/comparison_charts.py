@@ -48,8 +48,8 @@ def correlation_chart(frame:pd.DataFrame, # a line per pair, as `match_features`
     "Histograms of correlations beside those that chance gives; raises `ValueError` for mixed read-outs"
     low = min(0., *(float(frame[c].min()) for c in ('correlation', 'chance')))
     edges = np.linspace(low, 1, 21)
-    res = dict(of=f'{title}, by {check_alike(frame)}', x=_middles(edges), matched=_shares(frame.correlation, edges),
-               chance=_shares(frame.chance, edges))
+    res = dict(of=f'{title}, by {check_alike(frame)}', x=_middles(edges),
+               matched=_shares(frame.correlation, edges), chance=_shares(frame.chance, edges))
     return res if frame.elsewhere.isna().all() else res|dict(elsewhere=_shares(frame.elsewhere, edges))
 
 def rate_chart(densities:dict, # name of a dictionary -> share of tokens of each feature, (feature,)

@@ -15,7 +15,7 @@ import traitlets
 from fastcore.basics import patch
 from PIL import Image
 
-from ..dictionaries.controls import with_controls
+from ..dictionaries.control_sets import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -31,8 +31,7 @@ from .comparison_charts import (stored_scores, scores_by_scorer, ComparisonChart
     correlation_chart, score_charts, rate_chart)
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00013
-_pairs_script = js_text('matched_pairs')
-_pairs_style = css_text('matched_pairs')
+_pairs_script,_pairs_style = js_text('matched_pairs'),css_text('matched_pairs')
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #cmp00014
 _pair_columns = ['feature', 'match', 'correlation', 'chance', 'elsewhere', 'largest']
@@ -189,16 +188,14 @@ class DictionaryCompare(WorkDashboard):
 
 # %% ../../nbs/65_dashboards/30_dictionary_compare.ipynb #415102f6
 def _choice(options, value, description):
-    return widgets.Dropdown(options=options, value=value, description=description,
-                            style=dict(description_width='initial'),
-                            layout=widgets.Layout(width='auto', max_width='340px'))
+    style,layout = dict(description_width='initial'),widgets.Layout(width='auto', max_width='340px')
+    return widgets.Dropdown(options=options, value=value, description=description, style=style, layout=layout)
 
 def _row(*parts):
     return widgets.HBox(parts, layout=widgets.Layout(flex_flow='row wrap', align_items='flex-start'))
 
 _readouts = [('code, what fires', 'code'), ('pre_acts, dense', 'pre_acts')]
-_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'),
-           ('strength', 'strength')]
+_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength',)*2]
 
 @patch
 def _build_controls(self:DictionaryCompare, first): # first: scorer and explainer in the table, if any

@@ -8,7 +8,7 @@ import pandas as pd
 import traitlets
 from fastcore.basics import patch
 from PIL import Image
-from ..dictionaries.controls import with_controls
+from ..dictionaries.control_sets import with_controls
 from ..dictionaries.dictionary import Dictionary
 from ..features.feature_maps import FeatureMaps
 from ..features.feature_matches import match_firings, record_firing
@@ -21,8 +21,7 @@ from ..activations.site_records import Recording
 from ..evaluation.concepts import check_alike
 from ..widgets.base import View, figure_image, map_bytes, shown, tile_images
 from .comparison_charts import stored_scores, scores_by_scorer, ComparisonCharts, correlation_chart, score_charts, rate_chart
-_pairs_script = js_text('matched_pairs')
-_pairs_style = css_text('matched_pairs')
+_pairs_script, _pairs_style = (js_text('matched_pairs'), css_text('matched_pairs'))
 _pair_columns = ['feature', 'match', 'correlation', 'chance', 'elsewhere', 'largest']
 class MatchedPairs(View):
     script, _css = (view_script(_pairs_script), page_style + _pairs_style)
@@ -98,7 +97,7 @@ class DictionaryCompare(WorkDashboard):
     def static(self):
         ...
 _readouts = [('code, what fires', 'code'), ('pre_acts, dense', 'pre_acts')]
-_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength', 'strength')]
+_orders = [('correlation, high to low', 'high'), ('correlation, low to high', 'low'), ('strength',) * 2]
 class PairMaps(NamedTuple):
     maps: list
     image: int

@@ -13,7 +13,8 @@ import numpy as np
 import traitlets
 from fastcore.basics import patch
 
-from ..dictionaries.dictionary import check_belongs, check_plain
+from ..dictionaries.dictionary import check_belongs
+from ..dictionaries.nuisances import check_plain
 from .live import example_prompt, read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps
 
@@ -146,7 +147,7 @@ def _family_sites(pipe, sites, family, order): # -> readers; words beside, words
         member = FamilyMember(*family[s.name])
         d,f = member.dictionary,member.feature
         check_belongs(d, s.name, model)
-        check_plain(d, 'a map of a feature at many sites')
+        check_plain(d.nuisance, 'a map of a feature at many sites')
         if not 0<=f<d.num_latents:
             raise ValueError(f'feature {f} of a dictionary with {d.num_latents} latents, at {s.name}')
         readers[s] = _latent_reader(d, f)

@@ -6,7 +6,8 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets
 from fastcore.basics import patch
-from ..dictionaries.dictionary import check_belongs, check_plain
+from ..dictionaries.dictionary import check_belongs
+from ..dictionaries.nuisances import check_plain
 from .live import example_prompt, read_prompt, unread_text
 from ..features.feature_maps import FeatureMaps
 from ..widgets.worker import WorkDashboard

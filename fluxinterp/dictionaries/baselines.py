@@ -88,10 +88,12 @@ class LinearDictionary(Dictionary):
     @property
     def width(self)->int: return self.directions.shape[1]
 
-    def __repr__(self):
-        site = f' at {self.meta.site}' if self.meta.site else ''
-        kept = f'{"the first" if self.fixed else "the best"} {self.k}'
-        return f'{self.name}{site}: {self.num_latents} directions, {kept}'
+# %% ../../nbs/25_dictionaries/10_baselines.ipynb #6f439c3d
+@patch
+def __repr__(self:LinearDictionary):
+    site = f' at {self.meta.site}' if self.meta.site else ''
+    kept = f'{"the first" if self.fixed else "the best"} {self.k}'
+    return f'{self.name}{site}: {self.num_latents} directions, {kept}'
 
 # %% ../../nbs/25_dictionaries/10_baselines.ipynb #5d0a1b10
 @patch
@@ -119,6 +121,7 @@ def coordinates(data,                # `SiteRecord`, store data or a tensor (...
     m = _moments(data, split, nuisance)
     return _linear(torch.eye(len(m.mean), device=m.mean.device), m, k, 'coordinates', data, split, nuisance)
 
+# %% ../../nbs/25_dictionaries/10_baselines.ipynb #5d0a1b20
 def neurons(data,                # `SiteRecord` or store data of an `.mlp` site
             k:int,               # active neurons per token
             split:str|None=None, # part of the prompts to fit on; everything when None

@@ -204,7 +204,8 @@ def _kind(dictionary):
 
 def _in_saelens(dictionary, pretrained): # what the card says of SAELens; `pretrained`: another way to open it
     if dictionary.nuisance is not None:
-        return f'SAELens cannot remove {" and ".join(dictionary.nuisance.remove)} and does not open the folder.'
+        names = ' and '.join(dictionary.nuisance.remove)
+        return f'SAELens cannot remove {names} and does not open the folder.'
     codes = saelens_codes(dictionary.config) if isinstance(dictionary, ITDA) else 'same'
     if not codes: return 'SAELens has no architecture for these codes and does not open the folder.'
     text = (f'With SAELens: `SAE.load_from_disk(folder)`{pretrained}. The weights there are of the raw '

@@ -22,7 +22,7 @@ from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import (RunningMoments, Normalizer, check_finite, as_float64,
     empty_data, rounding)
 from ..activations.site_records import TokenBatch, token_batches
-from .controls import with_controls
+from .control_sets import with_controls
 from ..models.guidance_rows import guidance_kinds
 
 if TYPE_CHECKING: from matplotlib.figure import Figure # imported when a figure is made
@@ -91,6 +91,7 @@ def _table_row(g): # numbers of a group -> columns of the table
     if g['fvu_remainder'] is not None: fvus['FVU of the remainder'] = g['fvu_remainder']
     return fvus|{'cosine': g['cosine'], 'L0': g['l0'], 'dead': g['dead'], 'tokens': g['tokens']}
 
+# %% ../../nbs/25_dictionaries/15_metrics.ipynb #db696ad5
 @dataclass
 class Evaluation:
     "How well a dictionary does on held-out activations"
@@ -107,15 +108,14 @@ class Evaluation:
     groups:list             # dicts of 'by', 'value', 'level' and the numbers above, one per group
     constant:list=field(default_factory=list) # coordinates that do not vary, left out of the last two FVUs
     flat:int=0              # directions that do not vary, left out of FVU in whitened space
-    # of what the dictionary does not remove; None where it removes nothing. In `fvu` what is removed counts as known
-    fvu_remainder:float|None=None
+    fvu_remainder:float|None=None # FVU of what the dictionary does not remove; None where it removes nothing
 
     def to_dict(self,
                 density:bool=True, # whether the density of every latent is included
                )->dict:            # numbers by name, None for NaN
         "The evaluation as plain numbers, for JSON"
-        names = ('site', *_numbers.values(), 'fvu_remainder', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step', 'groups',
-                 'constant', 'flat')
+        names = ('site', *_numbers.values(), 'fvu_remainder', 'cosine', 'l0', 'dead', 'tokens', 'fvu_by_step',
+                 'groups', 'constant', 'flat')
         d = _plain({k: getattr(self, k) for k in names})
         return d|dict(density=self.density.tolist()) if density else d
 
@@ -283,25 +283,28 @@ class _GroupSums:
                 i = code.indices[here.cpu()][code.values[here.cpu()]!=0]
                 self.fired[self.slot[k, v]] += torch.bincount(i, minlength=self.fired.shape[1])
 
-    def numbers(self,
-                key:str,   # coordinate of the group, or 'all'
-                value:int, # value of the coordinate
-               )->dict:    # numbers of an `Evaluation` by name
-        "Numbers of one group"
-        i = self.slot[key, value]
-        group = self.stats.groups[key, value]
-        p = len(self.names)
-        cosine,off,l0,*rest = self.sums[i].tolist()
-        shares = [e/v if group.varies and v else float('nan') for e,v in zip(rest[:p], rest[p:])]
-        ratio = dict(zip(self.names, shares))
-        left = self.remainder.get((key, value))
-        of_rest = None if left is None else rest[self.names.index('raw')]/float(left.variance.sum()*left.count)
-        level = self.stats.levels.get((key, value))
-        return dict(by=key, value=guidance_kinds[value] if key=='guidance' else value,
-                    level=level if level is None else round(level, 4),
-                    **{_numbers[s]: ratio.get(s) for s in spaces},
-                    fvu_remainder=of_rest, cosine=cosine/off if off else float('nan'), l0=l0/group.count,
-                    dead=float((self.fired[i]==0).double().mean()), tokens=group.count)
+# %% ../../nbs/25_dictionaries/15_metrics.ipynb #9291f800
+@patch
+def numbers(self:_GroupSums,
+            key:str,   # coordinate of the group, or 'all'
+            value:int, # value of the coordinate
+           )->dict:    # numbers of an `Evaluation` by name
+    "Numbers of one group"
+    i = self.slot[key, value]
+    group = self.stats.groups[key, value]
+    p = len(self.names)
+    cosine,off,l0,*rest = self.sums[i].tolist()
+    shares = [e/v if group.varies and v else float('nan') for e,v in zip(rest[:p], rest[p:])]
+    ratio = dict(zip(self.names, shares))
+    left = self.remainder.get((key, value))
+    error = rest[self.names.index('raw')]
+    of_rest = None if left is None else error/float(left.variance.sum()*left.count)
+    level = self.stats.levels.get((key, value))
+    return dict(by=key, value=guidance_kinds[value] if key=='guidance' else value,
+                level=level if level is None else round(level, 4),
+                **{_numbers[s]: ratio.get(s) for s in spaces},
+                fvu_remainder=of_rest, cosine=cosine/off if off else float('nan'), l0=l0/group.count,
+                dead=float((self.fired[i]==0).double().mean()), tokens=group.count)
 
 # %% ../../nbs/25_dictionaries/15_metrics.ipynb #6e1b2c09
 def _measure(dictionary, stats): # -> _GroupSums

@@ -14,7 +14,7 @@ from .dictionary import Dictionary, SparseCode, check_belongs, data_site
 from ..core import plain_torch
 from fluxinterp.dictionaries.normalizers import RunningMoments, Normalizer, check_finite, as_float64, empty_data, rounding
 from ..activations.site_records import TokenBatch, token_batches
-from .controls import with_controls
+from .control_sets import with_controls
 from ..models.guidance_rows import guidance_kinds
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

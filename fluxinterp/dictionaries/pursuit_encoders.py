@@ -9,7 +9,8 @@ __all__ = ['PursuitEncoder', 'pursuit_encoder']
 import torch
 from fastcore.basics import patch
 
-from .dictionary import Dictionary, SparseCode, check_plain
+from .dictionary import Dictionary, SparseCode
+from .nuisances import check_plain
 from .pursuit import pursue
 
 # %% ../../nbs/25_dictionaries/45_pursuit_encoders.ipynb #b3900007
@@ -111,7 +112,7 @@ def pursuit_encoder(dictionary:Dictionary,  # SAE (pursued in normalized space),
                     tolerance:float=0.,     # share of the squared length left at which a pursuit stops
                    )->PursuitEncoder:       # in eval mode
     "The same directions with another encoder: sparse pursuit"
-    check_plain(dictionary, 'a pursuit over the directions of another dictionary')
+    check_plain(dictionary.nuisance, 'a pursuit over the directions of another dictionary')
     k = k or getattr(dictionary, 'k', None) or getattr(getattr(dictionary, 'config', None), 'k', None)
     if k is None:
         raise ValueError('this dictionary has no k of its own: say how many latents may be active, k=')

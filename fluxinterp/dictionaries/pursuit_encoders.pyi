@@ -3,7 +3,8 @@ from typing import Any
 __all__ = ['PursuitEncoder', 'pursuit_encoder']
 import torch
 from fastcore.basics import patch
-from .dictionary import Dictionary, SparseCode, check_plain
+from .dictionary import Dictionary, SparseCode
+from .nuisances import check_plain
 from .pursuit import pursue
 class PursuitEncoder(Dictionary):
     dictionary: Any

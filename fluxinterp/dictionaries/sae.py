@@ -65,7 +65,7 @@ class SAEConfig:
     sparsity:float=1.           # weight of (L0/k - 1)^2, for 'jumprelu'
     bandwidth:float=.05         # width of the kernel for thresholds' gradients, for 'jumprelu'
     remove:list=field(default_factory=list) # what is removed before all else, of `nuisances.nuisances`
-    frozen:str=''               # random directions that stay, as a control: one of `frozen_parts`; '' for none
+    frozen:str=''               # random directions that stay, as a control: one of `frozen_parts`
     soft_cosine:float=.8        # least cosine of a 'soft decoder' row to its start, 0 to 1
 
     def __post_init__(self):
@@ -125,7 +125,7 @@ class SAE(Dictionary):
         self.normalizer = Normalizer(d, config.normalizer)
         self.W_dec = nn.Parameter(w, config.frozen!='decoder') # (num_latents, d), rows of length 1
         self.W_enc = nn.Parameter(w_enc, config.frozen!='encoder')
-        if config.frozen=='soft decoder': self.register_buffer('W_start', w.clone()) # near which `W_dec` stays
+        if config.frozen=='soft decoder': self.register_buffer('W_start', w.clone()) # of `W_dec`
         self.b_enc = nn.Parameter(torch.zeros(config.num_latents))
         self.b_dec = nn.Parameter(torch.zeros(d))
 

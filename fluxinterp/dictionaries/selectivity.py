@@ -17,7 +17,7 @@ from .dictionary import Dictionary, check_belongs, two_sided
 from ..models.initial_noise import tokens_at
 
 # %% ../../nbs/25_dictionaries/18_selectivity.ipynb #sel00007
-def _strongest(dictionary, record, examples, per_image): # -> (example, feature) activations, positions in `tokens`
+def _strongest(dictionary, record, examples, per_image): # -> activations, places, (example, feature)
     each = record.x[0,...,0].numel()
     values,places = [],[]
     for i in range(len(record)):
@@ -36,7 +36,8 @@ def _check_selectivity(dictionary, record, examples, per_image):
         raise ValueError('the initial noise of these activations is not known: record an image site of a '
                          'pipeline that draws the noise itself')
     if len(record)*per_image<examples:
-        raise ValueError(f'{examples} tokens, {per_image} a picture, take {-(-examples//per_image)} pictures, '
+        need = -(-examples//per_image)
+        raise ValueError(f'{examples} tokens, {per_image} a picture, take {need} pictures, '
                          f'and this record has {len(record)}')
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def noise_selectivity(dictionary:Dictionary, # dictionary of the record's site
                       examples:int=48,       # strongest tokens of each feature
                       per_image:int=2,       # tokens of one picture among them, at most
                      )->pd.Series:           # feature -> length, 0 to 1; those with fewer tokens are left out
-    "Length of the mean initial noise of a feature's strongest tokens, in units of one token's; `attrs` has chance"
+    "Length of the mean initial noise of a feature's strongest tokens; 1 is one token's, `attrs` has chance"
     _check_selectivity(dictionary, record, examples, per_image)
     values,places = _strongest(dictionary, record, examples, per_image)
     enough = (values[-1]>0).nonzero().flatten()

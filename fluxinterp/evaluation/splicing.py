@@ -20,6 +20,7 @@ import torch
 
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import check_finite, as_float64
+from ..dictionaries.nuisances import removed_now
 from ..activations.batching import PromptBatches, batched, check_call, first_batch_size
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline
@@ -196,7 +197,7 @@ def _step_means(pipe, site, steps, batches, batch_size, progress): # step -> mea
 def _unchanged(x, clock): return x
 
 def _reconstructed(x, clock, dictionary):
-    return reconstruct(dictionary, x, nuisance=dictionary.nuisance_now(clock, len(x)))
+    return reconstruct(dictionary, x, nuisance=removed_now(dictionary.nuisance, clock, len(x)))
 
 def _mean_ablated(x, clock, mean, means): # one mean for all steps, or that of each
     return (mean if mean is not None else means[clock.step]).to(x).expand_as(x)
@@ -210,7 +211,8 @@ def _clean_run(pipe, arguments, site, steps): # latents, pixels, calls of the ne
         wanted = step_window(steps, clock.levels)
         levels.update({i: clock.levels[i] for i in wanted})
         if clock.step not in wanted: return
-        calls.append(_Call(clock.step, args, kwargs, output[0], images, list(clock.levels), clock.initial_latents))
+        begun = list(clock.levels),clock.initial_latents
+        calls.append(_Call(clock.step, args, kwargs, output[0], images, *begun))
     z,pixels = _run(pipe, arguments, site, lambda x, clock: None, steps, _keep)
     return z,pixels,calls,levels
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from ..dictionaries.dictionary import Dictionary, check_belongs, reconstruct
 from ..dictionaries.normalizers import check_finite, as_float64
+from ..dictionaries.nuisances import removed_now
 from ..activations.batching import PromptBatches, batched, check_call, first_batch_size
 from ..activations.hooks import hooked
 from ..models.pipelines import check_pipeline

@@ -81,7 +81,8 @@ def _code_firing(dictionary, site_record, batch_size, tick):
 @plain_torch()
 def _normalized(dictionary, record, tokens): # numbers of tokens, (n,) -> (n, d), float64 on the CPU
     x = dictionary.check(record.tokens[tokens].to(dictionary.device))
-    return dictionary.normalized(x, dictionary.nuisance_of(record, record.coordinates_at(tokens))).cpu().double()
+    nuisance = dictionary.nuisance_of(record, record.coordinates_at(tokens))
+    return dictionary.normalized(x, nuisance).cpu().double()
 
 @plain_torch()
 def _pre_acts(dictionary, z): # normalized (n, d) -> (n, feature), float64 on the CPU
@@ -152,7 +153,7 @@ def _products(active, b, first, count, tick): # -> (feature, feature of b)
         products.index_add_(0, at.flatten(), (values[here][:,None]*b.code.values[token[here]]).flatten())
     return products.view(count, num)
 
-def _code_covariances(a, b, features, order, tick): # -> function of a slice of features -> (feature, feature of b)
+def _code_covariances(a, b, features, order, tick): # -> function: slice of features -> (feature, feature of b)
     place,token,values = _active(a.code, features)
     if order is not None: token = order[token]
     def _of(some):

@@ -198,7 +198,7 @@ def on_denoiser(self:Clock,
     if self.step==self.call==0: self.initial_latents = self._latents(image_argument(args, self._arguments))
 
 @patch
-def _latents(self:Clock, image): # of a run's first step, of each image once; None where they are no mere noise
+def _latents(self:Clock, image): # of a run's first step, an image once; None where they are no mere noise
     if self.first or not isinstance(image, torch.Tensor): return None
     return image[:self.num_images or len(image)].detach()
 
@@ -215,6 +215,7 @@ def on_control(self:Clock,
     self.layout = layout_of(self.family, net, args, kwargs)
     self.grid = self.layout.grid
 
+# %% ../../nbs/15_models/25_clock.ipynb #clk00005
 @patch
 def on_timestep(self:Clock,
                 timestep:object, # the timestep that the scheduler is asked to step from, a number or a tensor

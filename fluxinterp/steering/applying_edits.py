@@ -9,6 +9,7 @@ __all__ = ['EditPlan', 'apply_edits']
 from fastcore.basics import patch
 import torch
 
+from ..dictionaries.nuisances import removed_now
 from ..models.regions import ActivationMask, Box, TextTokens
 
 # %% ../../nbs/45_steering/02_applying_edits.ipynb #0e9a73b2
@@ -40,7 +41,7 @@ class _Writer:
         n = len(self.directions)
         column = self.column.to(self.directions.device)
         parts = []
-        nuisance = self.dictionary.nuisance_now(clock, len(x)) if clock is not None else None
+        nuisance = None if clock is None else removed_now(self.dictionary.nuisance, clock, len(x))
         for code in self.dictionary.code_tiles(x, max(256, 2**25//self.dictionary.num_latents), nuisance):
             empty = code.values.new_zeros(len(code.values), n+1)
             parts.append(empty.scatter_add_(1, column[code.indices], code.values)[:,:n])
@@ -65,7 +66,7 @@ class _Writer:
 
 # %% ../../nbs/45_steering/02_applying_edits.ipynb #7713d721
 @patch
-def _delta(self:_Writer, x, now, grid, guidance, clock): # new - old of touched latents, (batch, token, touched)
+def _delta(self:_Writer, x, now, grid, guidance, clock): # new - old, (batch, token, touched)
     d = self.directions.shape[1]
     if x.shape[-1]!=d:
         raise ValueError(f'the dictionary writes vectors of width {d}, '

@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['EditPlan', 'apply_edits']
 from fastcore.basics import patch
 import torch
+from ..dictionaries.nuisances import removed_now
 from ..models.regions import ActivationMask, Box, TextTokens
 class _Writer:
     column: Any

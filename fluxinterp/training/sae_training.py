@@ -61,6 +61,7 @@ def _fit_normalizers(runs, data, split, tokens, seed):
         counted = None if isinstance(data, (torch.Tensor, SiteRecord)) else m # not read only to be counted
         r.sae.meta = meta_of(data, split, counted)
 
+# %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db5
 def _names(configs): # a folder name for each of several dictionaries
     frozen = [f'-frozen-{c.frozen.replace(" ", "-")}' if c.frozen else '' for c in configs]
     names = [f'{c.architecture}-{c.num_latents}-k{c.k}-seed{c.seed}{f}' for c,f in zip(configs, frozen)]

@@ -161,7 +161,7 @@ def _add_up(run, fired, error, on_gpu): # over processes that each took a share 
 @patch
 @torch.enable_grad()
 def update(self:TrainingRun,
-           x:torch.Tensor, # activations on the device, (n, d), without what is removed; equal on every process
+           x:torch.Tensor, # activations without what is removed, (n, d), equal on every process
           ):
     "One step of training; `report` then has its numbers"
     c,sae = self.config,self.sae
