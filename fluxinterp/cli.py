@@ -64,7 +64,7 @@ def train_tiny_command(
     start:Annotated[str, typer.Option( # pipeline that sdxl goes on from
         help='pipeline that sdxl goes on from: a folder, or tiny-sdxl-turbo')]='',
    ):
-    "Train what is packaged: tiny-flux, tiny-sdxl-turbo (both resume), the reader, or the dictionaries of tiny-flux."
+    "Train what is packaged: tiny-flux, tiny-sdxl-turbo (both resume), the reader, or the dictionaries."
     out = out or ('runs/tiny-sdxl' if what=='sdxl' else 'runs/tiny-flux')
     if what=='flux':
         from fluxinterp.worlds.flux_training import TinyConfig, train_tiny_flux
