@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from .core import packaged_names, weights_path
 from .dictionaries.baselines import pca
 from .dictionaries.itda import ITDAConfig
 from .dictionaries.sae import SAEConfig
@@ -110,8 +109,9 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
         pipe = load_pipeline(pipeline)
         here = {n: load_dictionary(n) for n in names if n.startswith(f'{pipeline}/')}
         sites = list(dict.fromkeys(d.meta.site for d in here.values()))
-        rec = record(pipe, scene_prompts(num_prompts, start=20_000), sites, num_inference_steps=4, images=True,
-                     batch_size=32, progress=progress)
+        prompts = scene_prompts(num_prompts, start=20_000)
+        rec = record(pipe, prompts, sites, num_inference_steps=4, images=True, batch_size=32,
+                     progress=progress)
         for name,dictionary in here.items():
             atlas = build_atlas(dictionary, rec, Path(out)/name, examples=examples, progress=progress)
             small = dictionary.num_latents<=annotated
