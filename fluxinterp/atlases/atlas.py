@@ -16,10 +16,11 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 
-from .annotations import (AtlasError, AtlasText, effect_explainer, find_features,
-    find_images, kept_notes, nothing_said, only_features, same_concept, search_words, set_label, set_note)
+from fluxinterp.atlases.annotations import (AtlasError, AtlasText, find_features, find_images, search_words,
+    set_label, set_note)
 from .atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
                                             read_about, read_tensor)
+from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
                                                 shape_statistics)
@@ -275,31 +276,15 @@ def table(self:Atlas,
          )->pd.DataFrame:
     "One line per feature: rates, map shapes, label, explanation, what it does, whether both agree, note"
     index = self._index(features)
-    only = only_features(features)
     frame = self._statistics(index, slice(None) if features is None else index.to_numpy())
-    labels = self.text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
-    last = self.text.frame('select feature, text as explanation from explanations where '
-                           f"status='ok' and explainer!='{effect_explainer}'{only} order by id desc")
-    does = self.text.frame("select feature, text as does from explanations where status='ok' and "
-                           f"explainer='{effect_explainer}'{only}").set_index('feature')
-    frame = frame.join(labels).join(last.drop_duplicates('feature').set_index('feature')).join(does)
-    frame = frame.assign(agree=[same_concept(*pair) for pair in zip(frame.explanation, frame.does)])
-    frame = frame.astype(dict(agree=object)).join(kept_notes(self.text))
-    return frame.assign(flagged=frame.flagged.eq(True))
+    return frame.join(said_of_features(self.text, index, features))
 
 @patch
 def names(self:Atlas,
           features:list|None=None, # numbers of features; all when None
          )->pd.Series:             # feature -> text, '' where there is none
     "What features are called: their label, else the last explanation that says something"
-    only = only_features(features)
-    explained = self.text.frame(f"select feature, text from explanations where status='ok' and text!='' "
-                                f"and explainer!='{effect_explainer}'{only} order by id")
-    labels = self.text.frame(f'select feature, label from labels where 1{only}')
-    called = {f: t for f,t in zip(explained.feature, explained.text) if t not in nothing_said}
-    called |= dict(zip(labels.feature, labels.label))
-    index = self._index(features)
-    return pd.Series([called.get(f, '') for f in index], index, dtype=object, name='name')
+    return feature_names(self.text, self._index(features), features)
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00014
 @patch

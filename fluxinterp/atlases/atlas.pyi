@@ -9,8 +9,9 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
-from .annotations import AtlasError, AtlasText, effect_explainer, find_features, find_images, kept_notes, nothing_said, only_features, same_concept, search_words, set_label, set_note
+from fluxinterp.atlases.annotations import AtlasError, AtlasText, find_features, find_images, search_words, set_label, set_note
 from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about, read_tensor
+from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
 from ..arguments import check_count, opened_folder

@@ -165,7 +165,8 @@ def _absorption_of(parent, c, a, b, la, lb, keep, least): # child concept c; cod
     return dict(parent=parent.value, child=f'{parent.value} & {value}',
                 recall_child=float(parent.fires[inner].float().mean()),
                 recall_others=float(parent.fires[outer].float().mean()), absorber=int(keep[j]),
-                readout='code', auroc=float(score[j]), cosine=float(parent.cosine[j]), absorbed=float(share[j]),
+                readout='code', auroc=float(score[j]), cosine=float(parent.cosine[j]),
+                absorbed=float(share[j]),
                 by_chance=float(share[others].mean()) if others.any() else float('nan'),
                 tokens=int(inner.sum()))
 

@@ -153,7 +153,7 @@ def _products(active, b, first, count, tick): # -> (feature, feature of b)
         products.index_add_(0, at.flatten(), (values[here][:,None]*b.code.values[token[here]]).flatten())
     return products.view(count, num)
 
-def _code_covariances(a, b, features, order, tick): # -> function: slice of features -> (feature, feature of b)
+def _code_covariances(a, b, features, order, tick): # -> function: slice -> (feature, feature of b)
     place,token,values = _active(a.code, features)
     if order is not None: token = order[token]
     def _of(some):
