@@ -138,7 +138,7 @@ def test_half_precision_and_signed_zeros():
 def test_no_dense_code():
     "`x` is encoded in tiles, and only touched latents are gathered"
     class Watched(TopKSAE):
-        def encode(self, x): tiles.append(x.numel()//x.shape[-1]*self.num_latents); return super().encode(x)
+        def encode(self, x, nuisance=None): tiles.append(x.numel()//x.shape[-1]*self.num_latents); return super().encode(x)
     tiles,d = [],Watched(8, SAEConfig(num_latents=65536, k=4)).requires_grad_(False)
     x = torch.randn(2, 1000, 8, generator=torch.Generator().manual_seed(0))
     f = int(d.encode(x[:1,:1]).indices.flatten()[0])
