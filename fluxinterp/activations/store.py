@@ -139,7 +139,7 @@ class StoreData:
         self.store,self.index,self.site = store,index,Site(**about['site'])
         self.model,self.dtype = m['model'],m['dtype']
         # how the images' initial noise is drawn again; None where not known, as in older stores
-        self.noise = NoiseDraw(**m['noise']) if m.get('noise') else None
+        self.noise = None if m.get('noise') is None else NoiseDraw(**m['noise'])
         self.width,self.tokens,self.kept = about['width'],about['tokens'],about['kept']
         self.grid = tuple(about['grid']) if about['grid'] else None
         self.steps,self.levels = m['schedule']['steps'],m['schedule']['levels']

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
 from ..models.sites import Site
+from ..models.initial_noise import NoiseDraw
 from ..safe_files import atomic_path, write_advice
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #605a7af1
@@ -258,6 +259,7 @@ def _check_manifest(m):
     if not (isinstance(m['segments'], list) and m['segments']): raise ValueError('no prompts')
     for i,s in enumerate(m['segments']): _check(_segment_checks, s, i)
     _check(_list_checks, m)
+    if m.get('noise') is not None: NoiseDraw(**m['noise'])
     for shard,planned in zip(m['shards'], plan_shards(m['segments'])): _check_shard(m, shard, planned)
 
 # %% ../../nbs/20_activations/30_store_files.ipynb #295c88de

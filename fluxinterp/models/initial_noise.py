@@ -6,6 +6,7 @@
 __all__ = ['token_latents', 'NoiseDraw', 'tokens_at', 'find_draw']
 
 # %% ../../nbs/15_models/23_initial_noise.ipynb #inn00004
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,7 +37,11 @@ class NoiseDraw:
     scale:float=field(default=1., compare=False)
     _kept:dict=field(default_factory=dict, repr=False, compare=False) # grid -> (slots, table) of token noise
 
-    def __post_init__(self): self.shape = tuple(int(n) for n in self.shape)
+    def __post_init__(self):
+        self.shape = tuple(int(n) for n in self.shape)
+        known = isinstance(self.dtype, str) and isinstance(getattr(torch, self.dtype, None), torch.dtype)
+        if not known or not 0<math.prod(self.shape)<2**31 or not math.isfinite(self.scale):
+            raise ValueError(f'noise of shape {self.shape}, dtype {self.dtype!r}, scale {self.scale} is none')
 
     def latents(self,
                 seed:int,      # seed of the noise

@@ -96,6 +96,7 @@ def joined_processes(device:str='', # 'cuda', 'cpu', ...; chosen for this machin
     torch.distributed.init_process_group('nccl' if device.type=='cuda' else 'gloo')
     try:
         yield device,torch.distributed.get_rank()==0
+        torch.distributed.barrier() # one that ends while another still talks to it can be aborted
     finally:
         torch.distributed.destroy_process_group()
 
