@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from ..models.sites import Site
+from ..models.initial_noise import NoiseDraw
 from ..safe_files import atomic_path, write_advice
 class StoreError(ValueError):
     pass
