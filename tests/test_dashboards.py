@@ -42,7 +42,7 @@ def settle(page):
     "Until nothing is under way"
     page.wait_for_selector('.try-monitor .flx')
     for name in ('viewer', 'inspector', 'studio', 'compare', 'matrix'): kernel_value(page, f'{name}.worker.wait(90)')
-    page.wait_for_function('() => document.querySelectorAll(".try-studio .flx-pictures canvas").length >= 1 && document.querySelectorAll(".try-viewer .flx-player canvas").length > 2')
+    page.wait_for_function('() => document.querySelectorAll(".try-studio .flx-pictures canvas").length >= 1 && document.querySelectorAll(".try-viewer .flx-player canvas").length > 2', timeout=90_000) # two kernels start, on whatever else runs
 def field(page, name, label): return view(page, name).get_by_label(label, exact=True)
 def said(page, name): return view(page, name).locator('.flx-status [role=status]').first
 def press(v, text): v.get_by_role('button', name=re.compile(f'{text}$')).click() # an icon stands before the word
