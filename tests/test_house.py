@@ -182,6 +182,16 @@ def ends_in_something_to_see(code):
     return not isinstance(value, ast.Constant)
 
 # takes hours on a quiet machine: its outputs are those of a full run, or none
+def test_outputs_are_of_the_library():
+    "What is stored has no progress bars, no warnings and no path of the machine it ran on"
+    wrong = []
+    for path in notebooks:
+        for c in cells_of(path):
+            for o in c.get('outputs', []):
+                stray = o.get('name')=='stderr' or re.search(r'site-packages|/\.venv/', json.dumps(o))
+                if stray: wrong.append(f'{name_of(path)}: {c["id"]}')
+    assert not wrong, f'stored stderr or paths: {wrong}'
+
 long_runs = {'nbs/benchmarks/atlas.ipynb'}
 
 def test_what_a_cell_ends_in_is_shown():
