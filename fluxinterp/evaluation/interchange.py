@@ -18,6 +18,7 @@ from ..core import plain_torch
 from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.readouts import check_readout, readouts as all_readouts
 from .concepts import SceneActivations, feature_auroc, strongest_features
+from .probes import logistic_weights
 from ..overlays import pool_map
 from ..worlds.scenes import colors, factors, make_scene, shapes, split_of
 
@@ -112,16 +113,7 @@ def fit_class_probe(x:torch.Tensor,  # raw activations, (n, d)
     x = x.float()
     mean,scale = x.mean(0),x.std(0).clamp_min(1e-6)
     z = (x-mean)/scale
-    w = torch.zeros(x.shape[1]+1, values, requires_grad=True)
-    fit = torch.optim.LBFGS([w], max_iter=steps, history_size=10, line_search_fn='strong_wolfe')
-    def _loss():
-        fit.zero_grad()
-        loss = F.cross_entropy(z@w[:-1]+w[-1], y)+w[:-1].square().sum()/(2*c*len(z))
-        loss.backward()
-        return loss
-    with torch.enable_grad(): fit.step(_loss)
-    w = w.detach()
-    return ClassProbe(mean, scale, w[:-1], w[-1])
+    return ClassProbe(mean, scale, *logistic_weights(z, y, F.cross_entropy, values, c, steps))
 
 def _value_labels(train, attribute): # -> (token, value): which value each token of the recording shows
     names = [i for i,(factor,_) in enumerate(train.names) if factor==attribute]
