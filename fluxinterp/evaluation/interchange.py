@@ -14,9 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from ..activations.recording import record
-from ..core import plain_torch
 from ..dictionaries.dictionary import Dictionary
-from ..dictionaries.readouts import check_readout, readouts as all_readouts
+from ..dictionaries.readouts import check_readout, feature_activations, readouts as all_readouts
 from .concepts import SceneActivations, feature_auroc, strongest_features
 from .probes import logistic_weights
 from ..overlays import pool_map
@@ -169,11 +168,10 @@ def _readable(objects, probes): # pairs that are read rightly before, and where 
     return torch.stack(right).all(0)
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #d605aedf
-@plain_torch()
 def _latent_values(dictionary, x, latents, readout): # raw (n, d) -> (n, latent), with their signs
-    x = x.to(dictionary.device)
-    if readout=='pre_acts': return dictionary.pre_acts(dictionary.normalized(dictionary.check(x)))[:,latents]
-    return torch.cat([c.to_dense()[:,latents] for c in dictionary.code_tiles(x, 2048)])
+    values = feature_activations(dictionary, x, latents, readout)
+    if readout=='pre_acts' or not dictionary.signed: return values
+    return values-feature_activations(dictionary, x, latents+dictionary.num_latents, readout)
 
 def best_features(dictionary:Dictionary,  # dictionary whose features are candidates
                   train:SceneActivations, # scenes on which features are chosen
@@ -193,7 +191,7 @@ def best_features(dictionary:Dictionary,  # dictionary whose features are candid
 
 def _interchanged(dictionary, objects, latents, readout): # -> activations of the bases' objects, (n, d)
     base,source = (_latent_values(dictionary, x, latents, readout) for x in (objects.base, objects.source))
-    change = objects.matched(source.cpu())-base.cpu()
+    change = objects.matched(source)-base
     return objects.base+change@dictionary.write_directions[latents].detach().cpu()
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #7e195100
