@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path
 from ..safe_files import atomic_path, load_json, save_json, save_tensors
-from .scenes import caption_words, make_scene, object_factors
+from .scenes import caption_words, inverse_relation, make_scene, object_factors, relations
 from .flux import TinyFluxPipeline, build_flux, caption_tokens
 from fluxinterp.worlds.training_tools import (word_ids, factor_values, TrainingStage, set_rate, cosine_rate,
     step_generator, TextHeads, caption_token_ids, factor_choices, split_cross_entropy, world_choices,
@@ -36,6 +36,7 @@ class TinyConfig:
     size:str='tiny-flux'      # key of `flux.flux_sizes`
     num_scenes:int=40_000     # number of training scenes, drawn once
     wordings:int=4            # captions per scene
+    relations:float=0.35      # chance that a caption of two objects tells their relation, not their places
     vae_steps:int=1500        # steps of the autoencoder, 24 images each
     text_steps:int=1800       # steps of the text encoders, 128 captions each
     denoiser_steps:int=10_700 # steps of the denoiser, `batch_size` scenes each
@@ -55,11 +56,15 @@ _max_words = 31
 def _caption_row(words, owners, said): # -> ids, owners, factors said of each object, world said
     ids = np.zeros(_max_words, np.uint8)
     owned = np.full(_max_words, -1, np.int8)
-    objects = np.zeros((2, 5), np.int8)
+    objects = np.zeros((2, 6), np.int8)
     ids[:len(words)] = [word_ids[w] for w in words]
     owned[:len(words)] = owners
     for k,o in enumerate(said['objects']):
-        objects[k] = [1+factor_values[f].index(o[f]) if f in o else 0 for f in object_factors]
+        objects[k,:5] = [1+factor_values[f].index(o[f]) if f in o else 0 for f in object_factors]
+    if 'relation' in said:
+        i,name,j = said['relation']
+        objects[i,5] = 1+relations.index(name)
+        objects[j,5] = 1+relations.index(inverse_relation(name))
     background = 1+factor_values['background'].index(said['background']) if 'background' in said else 0
     world = np.array([background, factor_values['style'].index(said['style'])], np.int8)
     return ids,owned,objects,world
@@ -67,18 +72,19 @@ def _caption_row(words, owners, said): # -> ids, owners, factors said of each ob
 def bank_row(i:int,        # number of the training scene
              wordings:int, # number of captions
              seed:int,     # seed of the run
+             told:float=0., # chance that a caption of two objects tells their relation
             )->tuple:      # image; ids, owners, factors said of objects and world, a row per caption
     "Image and captions of training scene `i`"
-    s = make_scene(seed*10_000_000+i)
+    s = make_scene(seed*10_000_000+i, relations=told)
     rng = np.random.default_rng((seed, i, 1))
     things = [o._asdict() for o in s.objects]
-    rows = [_caption_row(*caption_words(things, s.background, s.style, rng)) for _ in range(wordings)]
+    rows = [_caption_row(*caption_words(things, s.background, s.style, rng, relations=told)) for _ in range(wordings)]
     return (s.array, *(np.stack(part) for part in zip(*rows)))
 
 def make_bank(cfg:TinyConfig, # scenes, wordings and seed
              )->dict:         # images; ids, owners, told (of objects), world, (n, wordings, ...)
     "Training scenes and their captions as arrays, a function of the seed"
-    row = partial(bank_row, wordings=cfg.wordings, seed=cfg.seed)
+    row = partial(bank_row, wordings=cfg.wordings, seed=cfg.seed, told=cfg.relations)
     columns = zip(*parallel_map(row, range(cfg.num_scenes), 'bank'))
     names = ('images', 'ids', 'owners', 'told', 'world')
     return {name: torch.from_numpy(np.stack(c)) for name,c in zip(names, columns)}

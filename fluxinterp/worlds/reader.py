@@ -23,12 +23,13 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path, weights_path
 from ..safe_files import save_tensors
-from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors
+from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors, relation_of
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
 _values = {f: tuple(v) for f,v in factors.items()}
 slot_factors = ('shape', 'color', 'texture', 'size')       # what is read at each place
 _slot_sizes = [1]+[len(_values[f]) for f in slot_factors]   # one logit for "something is here"
+_slots = len(_values['place'])+1                            # the last: an object inside another
 _world_sizes = [len(_values['background']), len(_values['style'])]
 grid = (16, 16) # rows and columns of the reader's maps
 
@@ -61,18 +62,18 @@ class Reader(nn.Module):
         self.maps = nn.Conv2d(5*w, len(concepts), 1)
         self.squeeze = nn.Conv2d(3*w, w, 1)
         self.hidden = nn.Linear(64*w, 256)
-        self.slots = nn.Linear(256, len(_values['place'])*sum(_slot_sizes))
+        self.slots = nn.Linear(256, _slots*sum(_slot_sizes))
         self.world = nn.Linear(256, sum(_world_sizes))
 
     def forward(self,
                 x:torch.Tensor, # images, (n, 3, 64, 64) in [-1, 1]
-               )->tuple:        # slots (n, places, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
+               )->tuple:        # slots (n, places+1, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
         "Logits of the list and of the maps"
         fine = self.fine(x)
         coarse = self.coarse(fine)
         maps = self.maps(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))
         hidden = F.relu(self.hidden(F.relu(self.squeeze(coarse)).flatten(1)))
-        return self.slots(hidden).unflatten(1, (len(_values['place']), -1)), self.world(hidden), maps
+        return self.slots(hidden).unflatten(1, (_slots, -1)), self.world(hidden), maps
 
     @property
     def device(self)->torch.device: # where the weights are
@@ -80,12 +81,13 @@ class Reader(nn.Module):
         return next(self.parameters()).device
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #5cd4860c
-def _row(seed): # -> array; slots (5, 5), -1 for none; world (2,); maps (concepts, 16, 16)
+def _row(seed): # -> array; slots (6, 5), -1 for none; world (2,); maps (concepts, 16, 16)
     "Image and targets of one train scene"
-    s = make_scene(seed)
-    slots = np.full((5, 5), -1, np.int8)
+    s = make_scene(seed, relations=.35)
+    slots = np.full((_slots, 5), -1, np.int8)
     for o in s.objects:
-        slots[_values['place'].index(o.place)] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
+        at = _slots-1 if o.inside else _values['place'].index(o.place)
+        slots[at] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
     world = np.array([_values['background'].index(s.background), _values['style'].index(s.style)], np.int8)
     return s.array,slots,world,(s.maps(grid)*255).astype(np.uint8)
 
@@ -155,6 +157,7 @@ class Reading:
     style:str                # likeliest style
     probabilities:np.ndarray # probability that each concept is somewhere in the image, (concepts,)
     maps:np.ndarray          # share of each cell that shows each concept, (concepts, 16, 16)
+    inside:dict|None=None    # object seen inside another, with `confidence`; None when unlikely
 
     @property
     def present(self)->list: # dicts, as `objects`
@@ -172,6 +175,8 @@ class Reading:
         order = ('size', 'color', 'texture', 'shape', 'place')
         objects = [' '.join(o[f] for f in order)+f" ({o['confidence']:.2f})" for o in self.present]
         found = '; '.join(objects) or 'no object'
+        if self.inside:
+            found += '; inside it a '+' '.join(self.inside[f] for f in order[:-1])
         return f'Reading: {found}; {self.background} background, style {self.style}'
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #ebf013d7
@@ -184,15 +189,17 @@ def _stack_images(images): # PIL images or arrays -> (n, 64, 64, 3) uint8
 
 def _reading(slots, world, maps): # one image's probabilities, (places, values) and (values,); its map logits
     there = slots[0][:,0]
+    def best(slot): # index of a slot -> its likeliest factors
+        return {f: _values[f][int(part[slot].argmax())] for f,part in zip(slot_factors, slots[1:])}
     objects = []
-    for p in there.argsort(descending=True).tolist():
-        best = {f: _values[f][int(part[p].argmax())] for f,part in zip(slot_factors, slots[1:])}
-        objects.append(dict(place=_values['place'][p], confidence=float(there[p]), **best))
+    for p in there[:-1].argsort(descending=True).tolist():
+        objects.append(dict(place=_values['place'][p], confidence=float(there[p]), **best(p)))
+    inner = dict(confidence=float(there[-1]), **best(-1)) if there[-1]>.5 else None
     somewhere = {f: 1-(1-there[:,None]*part).prod(0) for f,part in zip(slot_factors, slots[1:])}
-    somewhere |= dict(place=there, background=world[0], style=world[1])
+    somewhere |= dict(place=there[:-1], background=world[0], style=world[1])
     probabilities = np.array([float(somewhere[f][_values[f].index(v)]) for f,v in concepts])
     background,style = (_values[f][int(part.argmax())] for f,part in zip(('background', 'style'), world))
-    return Reading(objects, background, style, probabilities, maps.sigmoid().numpy())
+    return Reading(objects, background, style, probabilities, maps.sigmoid().numpy(), inner)
 
 @torch.no_grad()
 def read_images(images,                  # PIL images, or uint8 arrays (64, 64, 3)
@@ -220,14 +227,34 @@ def _best_match(loose, left): # objects said without a place; objects read elsew
     orders = ([j for o,s in zip(loose, p) for j in _compared(o, s)] for p in permutations(left, len(loose)))
     return max(orders, key=lambda pairs: sum(ok for _,ok in pairs))
 
+def _relation_seen(said, reading): # caption that tells a relation -> whether the pair of objects meant stands in it
+    i,name,j = said['relation']
+    seen = [o|dict(inside=False) for o in reading.present]
+    if reading.inside and seen:
+        seen.append(reading.inside|dict(inside=True, place=seen[0]['place']))
+    def alike(k, o): # index of an object said, object read -> number of factors that agree
+        return sum(o[f]==v for f,v in said['objects'][k].items() if f in slot_factors)
+    pairs = list(permutations(seen, 2))
+    if not pairs:
+        return False
+    a,b = max(pairs, key=lambda p: alike(i, p[0])+alike(j, p[1]))
+    return alike(i, a)>0 and alike(j, b)>0 and relation_of(a, b)==name
+
 def said_and_shown(said:dict,        # what the caption names, as `Scene.said`
                    reading:Reading,  # what the image shows
                   )->list:           # (factor, right?) pairs, one for every factor said
     "Which of the things a caption says an image shows"
     at = {o['place']: o for o in reading.objects}
-    fixed = [o for o in said['objects'] if 'place' in o]
-    loose = [o for o in said['objects'] if 'place' not in o]
-    pairs = [j for o in fixed for j in _compared(o, at[o['place']])]
+    relation = said.get('relation')
+    objects = list(said['objects'])
+    pairs = []
+    if relation:
+        pairs.append(('relation', _relation_seen(said, reading)))
+    if relation and relation[1] in ('inside', 'around'):
+        pairs += _compared(objects.pop(relation[0 if relation[1]=='inside' else 2]), reading.inside)
+    fixed = [o for o in objects if 'place' in o]
+    loose = [o for o in objects if 'place' not in o]
+    pairs += [j for o in fixed for j in _compared(o, at[o['place']])]
     left = [o for o in reading.present if o['place'] not in {f['place'] for f in fixed}][:max(len(loose), 1)]
     left += [None]*(len(loose)-len(left))
     if loose:
@@ -243,7 +270,7 @@ def prompt_adherence(saids:list,     # what each caption names, as `Scene.said`
     "Prompt adherence: how well images show what their captions say, factor by factor"
     rows = [j for s,r in zip(saids, readings) for j in said_and_shown(s, r)]
     means = pd.DataFrame(rows, columns=['factor', 'right']).groupby('factor').right.mean()
-    return means.reindex([f for f in factors if f in means.index])
+    return means.reindex([f for f in (*factors, 'relation') if f in means.index])
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #2faf787c
 _palette = [(n, np.array(c)*s) for n,c in colors.items() for s in (1., .35)]
@@ -265,18 +292,22 @@ def count_colors(image,           # PIL image or uint8 array
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #ee53684c
 def _truth(scene): # -> all factors of a scene, in the form of `Scene.said`
-    objects = [{f: getattr(o, f) for f in object_factors} for o in scene.objects]
-    return dict(objects=objects, background=scene.background, style=scene.style)
+    objects = [{f: getattr(o, f) for f in object_factors if not (f=='place' and o.inside)} for o in scene.objects]
+    truth = dict(objects=objects, background=scene.background, style=scene.style)
+    if len(objects)==2:
+        a,b = (o._asdict() for o in scene.objects)
+        truth['relation'] = (0, relation_of(a, b), 1)
+    return truth
 
 def reader_accuracy(reader:Reader|None=None,         # trained reader; the packaged one when None
                     n:int=500,                       # number of scenes per split
                     splits:tuple=('test', 'novel'),  # names of splits, of `scenes.splits`
                     start:int=2_000_000,             # seed of the first scene
                    )->pd.DataFrame:                  # row per split, column per factor
-    "Share of factors read correctly in held-out scenes"
+    "Share of factors and relations read correctly in held-out scenes"
     rows = {}
     for split in splits:
-        held_out = [make_scene(start+i, split) for i in range(n)]
+        held_out = [make_scene(start+i, split, relations=.35) for i in range(n)]
         readings = read_images([s.array for s in held_out], reader)
         rows[split] = prompt_adherence([_truth(s) for s in held_out], readings)
     return pd.DataFrame(rows).T

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['shapes', 'colors', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
-           'pixels', 'words', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene', 'caption_words',
-           'join_words', 'draw_factors', 'split_of', 'make_scene', 'scene_prompts']
+           'pixels', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene',
+           'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested', 'split_of',
+           'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ class SceneObject(NamedTuple):
     y:float      # center, pixels from the top
     radius:float # pixels
     angle:float  # radians, clockwise
+    inside:bool=False # whether it lies inside the other object
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #ee11e862
 def _cover(canvas, mask, color): # (64, 64, 3), (64, 64) -> the canvas with a color over it
@@ -153,7 +155,7 @@ class Scene:
     background:str     # one of `backgrounds`
     style:str          # one of `styles`
     caption:str        # one wording of the scene
-    said:dict=field(repr=False)    # what the caption names: `objects` (factor dicts), `background`, `style`
+    said:dict=field(repr=False)    # what the caption names: `objects` (factor dicts), `background`, `style`, `relation`
     owners:tuple=field(repr=False) # index of the object that each word of the caption speaks of, or -1
 
     @cached_property
@@ -230,9 +232,10 @@ def maps(self:Scene,
 # %% ../../nbs/10_worlds/00_scenes.ipynb #fe6a05ed
 _place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
                       center='in the center')
-words = tuple(sorted({*shapes, *colors, *textures, *sizes, *places, *backgrounds, 'outlined', 'blurry', 'a',
-                      'an', 'and', 'on', 'in', 'at', 'the', 'background', 'style', 'picture', 'of', 'with',
-                      ','})) # the whole vocabulary
+_plain_words = {*shapes, *colors, *textures, *sizes, *places, *backgrounds, 'outlined', 'blurry', 'a', 'an', 'and', 'on',
+                'in', 'at', 'the', 'background', 'style', 'picture', 'of', 'with', ','}
+_relation_words = ('above', 'below', 'upper', 'lower', 'inside', 'around')
+words = (*sorted(_plain_words), *_relation_words) # the whole vocabulary
 
 def _named_factors(o, drop, rng): # factors of an object -> which of them its caption names
     return dict(shape=True, color=rng.random()>=drop/3, texture=o['texture']!='plain' or rng.random()<.2,
@@ -266,27 +269,61 @@ def _with_style(text, style, rng): # (word, owner) pairs -> the same with the st
         return text+_unowned([',', style, 'style'])
     return _unowned(['an' if style=='outlined' else 'a', style, 'picture', 'of'])+text
 
+# %% ../../nbs/10_worlds/00_scenes.ipynb #rel00002
+relations = ('left of', 'right of', 'above', 'below', 'upper left of', 'upper right of', 'lower left of',
+             'lower right of', 'inside', 'around')
+_across = {(-1, 0): 'left of', (1, 0): 'right of', (0, -1): 'above', (0, 1): 'below', (-1, -1): 'upper left of',
+           (1, -1): 'upper right of', (-1, 1): 'lower left of', (1, 1): 'lower right of'}
+
+def relation_of(a:dict, # factors of an object, of which place and `inside` are read
+                b:dict, # factors of another object
+               )->str:  # one of `relations`
+    "How object `a` stands to object `b`; raises `ValueError` where both are at one place and neither is inside"
+    if a.get('inside') or b.get('inside'):
+        return 'inside' if a.get('inside') else 'around'
+    (ax,ay),(bx,by) = places[a['place']],places[b['place']]
+    if (ax, ay)==(bx, by):
+        raise ValueError(f'two objects {a["place"]} have no relation: give them two places, or one inside the other')
+    return _across[int(np.sign(ax-bx)), int(np.sign(ay-by))]
+
+def inverse_relation(name:str, # one of `relations`
+                    )->str:    # one of `relations`
+    "The relation of b to a, from that of a to b"
+    swaps = dict(left='right', right='left', upper='lower', lower='upper', above='below', below='above',
+                 inside='around', around='inside')
+    return ' '.join(swaps.get(w, w) for w in name.split())
+
 # %% ../../nbs/10_worlds/00_scenes.ipynb #10d87424
 def caption_words(objects:list,            # factor dicts of the objects
                   background:str,          # one of `backgrounds`
                   style:str,               # one of `styles`
                   rng:np.random.Generator, # random numbers that choose the wording
                   drop:float=.15,          # chance to omit place, size, background; a third of it for color
+                  relations:float=0.,      # chance to say how two objects stand to each other, not where
                  )->tuple:                 # (words, owners, said), as in `Scene`
     "One wording of a scene, whose object each word is, and what it says"
     phrases = []
     said = {}
+    nested = any(o.get('inside') for o in objects)
+    related = nested or (relations>0 and len(objects)==2 and rng.random()<relations)
     for i in rng.permutation(len(objects)):
         o = objects[i]
         named = _named_factors(o, drop, rng)
+        if related and not (nested and not o.get('inside')):
+            named['place'] = False # but for the object around another, which stands somewhere
         said[int(i)] = {f: o[f] for f in object_factors if named[f]}
         phrases.append((int(i), _object_phrase(o, named, rng)))
     pairs = []
     for n,(i,phrase) in enumerate(phrases):
-        if n:
+        if n and related:
+            relation = relation_of(*(objects[k] for k,_ in phrases))
+            pairs += _unowned(relation.split())
+        elif n:
             pairs += _unowned([['and'], ['with'], [',']][rng.choice(3, p=[.7, .15, .15])])
         pairs += [(w, i) for w in phrase]
     what = dict(objects=[said[i] for i in sorted(said)], style=style)
+    if related:
+        what['relation'] = (phrases[0][0], relation, phrases[1][0])
     if rng.random()>=drop:
         pairs = _with_background(pairs, background, rng)
         what['background'] = background
@@ -323,6 +360,16 @@ def draw_factors(rng:np.random.Generator, # random numbers to draw with
     style = 'none' if rng.random()<.6 else _pick(rng, styles[1:])
     return objects,_pick(rng, factors['background']),style
 
+def draw_nested(rng:np.random.Generator, # random numbers to draw with
+               )->tuple:                 # (factor dicts of the outer and the inner object, background, style)
+    "Random factors of a large object and of a small plain one of another color inside it"
+    (outer,inner),background,style = draw_factors(rng, 2)
+    outer = outer|dict(size='large')
+    inner = inner|dict(size='small', texture='plain', place=outer['place'])
+    if inner['color']==outer['color']:
+        return draw_nested(rng)
+    return [outer, inner],background,style
+
 def split_of(objects:list,   # factor dicts of the objects
              background:str, # one of `backgrounds`
              style:str,      # one of `styles`
@@ -340,10 +387,16 @@ def _jittered(o, rng): # factors of an object -> `SceneObject` near its place an
     u = rng.random(4)*2-1
     return SceneObject(**o, x=x+1.5*u[0], y=y+1.5*u[1], radius=r*(1+.05*u[2]), angle=.12*u[3])
 
+def _nested(things, rng): # factors of an object and of one inside it -> both as `SceneObject`s
+    outer,inner = (_jittered(o, rng) for o in things)
+    return [outer._replace(radius=1.12*outer.radius),
+            inner._replace(x=outer.x, y=outer.y, radius=.66*inner.radius, inside=True)]
+
 def make_scene(seed:int,              # seed of the scene; the same arguments give the same scene
                split:str='train',     # one of `splits`
                objects:int|None=None, # number of objects, 1 or 2; random when None
                drop:float=.15,        # chance that the caption leaves a factor out
+               relations:float=0.,    # chance that the caption of two objects tells their relation
               )->Scene:
     "A scene of a split, a function of its arguments alone"
     if split not in splits:
@@ -352,14 +405,15 @@ def make_scene(seed:int,              # seed of the scene; the same arguments gi
         raise ValueError(f'a scene has 1 or 2 objects, not {objects}')
     rng = np.random.default_rng((seed, splits.index(split), objects or 0, 7))
     n = objects or (1 if rng.random()<.5 else 2)
+    nested = n==2 and relations>0 and rng.random()<.4*relations
     while True:
-        things,background,style = draw_factors(rng, n)
+        things,background,style = draw_nested(rng) if nested else draw_factors(rng, n)
         if split_of(things, background, style)!=split:
             continue
-        placed = [_jittered(o, rng) for o in things]
+        placed = _nested(things, rng) if nested else [_jittered(o, rng) for o in things]
         placed.sort(key=lambda o: -o.radius) # the smaller lies on top
-        things = [{f: getattr(o, f) for f in object_factors} for o in placed]
-        ws,owners,said = caption_words(things, background, style, rng, drop)
+        things = [{f: getattr(o, f) for f in (*object_factors, 'inside')} for o in placed]
+        ws,owners,said = caption_words(things, background, style, rng, drop, relations)
         scene = Scene(tuple(placed), background, style, join_words(ws), said, tuple(owners))
         if n==1 or min(scene.visible)>=.6:
             return scene

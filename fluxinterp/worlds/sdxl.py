@@ -20,27 +20,29 @@ from .flux import no_load_bars, special_tokens, word_tokenizer, caption_tokens, 
 # diffusers' `attention_head_dim` counts heads, by an old misnomer
 sdxl_sizes = {
     'tiny-sdxl-turbo': dict(
-        unet=dict(block_out_channels=(24,48,112), attention_head_dim=(1,2,4), norm_num_groups=8),
+        unet=dict(block_out_channels=(32,64,128), attention_head_dim=(1,2,4), norm_num_groups=8,
+                  text_levels=(False,False,True), transformer_layers_per_block=2),
         vae=dict(block_out_channels=(16,32), norm_num_groups=8),
-        text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5)),
+        text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5, pooled=16)),
     'random-sdxl': dict(
-        unet=dict(block_out_channels=(8,16,16), attention_head_dim=(1,1,2), norm_num_groups=4),
+        unet=dict(block_out_channels=(8,16,16), attention_head_dim=(1,1,2), norm_num_groups=4,
+                  text_levels=(False,True,True), transformer_layers_per_block=1),
         vae=dict(block_out_channels=(8,8), norm_num_groups=4),
-        text=dict(width=16, layers=2, heads=2), text_2=dict(width=16, layers=2, heads=2))}
+        text=dict(width=16, layers=2, heads=2), text_2=dict(width=16, layers=2, heads=2, pooled=16))}
 _time_width = 32 # width of the sinusoids that carry each of the six size and crop numbers
 
-def _clip(cls, width, layers, heads): # class of the model -> one with random weights
+def _clip(cls, width, layers, heads, pooled=None): # class of the model -> one with random weights
     return cls(CLIPTextConfig(
         vocab_size=len(special_tokens)+len(scenes.words), hidden_size=width, intermediate_size=4*width,
-        num_hidden_layers=layers, num_attention_heads=heads, projection_dim=width,
+        num_hidden_layers=layers, num_attention_heads=heads, projection_dim=pooled or width,
         max_position_embeddings=caption_tokens, pad_token_id=0, eos_token_id=1, bos_token_id=3))
 
-def _unet(text_width, pooled_width, **size): # widths of the encoders' states, of the pooled output
+def _unet(text_width, pooled_width, text_levels, **size): # widths of the encoders' states, of the pooled output
+    down = ['CrossAttnDownBlock2D' if text else 'DownBlock2D' for text in text_levels]
+    up = ['CrossAttnUpBlock2D' if text else 'UpBlock2D' for text in reversed(text_levels)]
     return UNet2DConditionModel(
         sample_size=32, in_channels=4, out_channels=4, layers_per_block=(1,1,2),
-        transformer_layers_per_block=1,
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-        up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'), use_linear_projection=True,
+        down_block_types=down, up_block_types=up, use_linear_projection=True,
         cross_attention_dim=text_width, addition_embed_type='text_time', addition_time_embed_dim=_time_width,
         projection_class_embeddings_input_dim=6*_time_width+pooled_width, **size)
 
@@ -60,7 +62,7 @@ def build_sdxl(name:str='random-sdxl',      # a key of `sdxl_sizes`
             down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2,
             latent_channels=4, layers_per_block=1, sample_size=64, mid_block_add_attention=False,
             scaling_factor=1., force_upcast=False, **size['vae'])
-        net = _unet(sum(widths), widths[1], **size['unet'])
+        net = _unet(sum(widths), size['text_2']['pooled'], **size['unet'])
     for m in (clip, clip_2, vae, net):
         m.eval()
     scheduler = EulerDiscreteScheduler(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012,

@@ -64,16 +64,18 @@ def _clips_loss(pipe, heads, pooled_head, bank, g, device): # random numbers `g`
     ids,owners = ids[:,:words],owners[:,:words]
     so_far,world_so_far = said_so_far(ids, owners)
     logits = heads.word(hidden[:,1:words+1])
-    k = sum(factor_choices)
     owned = owners>=0
     other = (owners<0)&(ids>0)
-    loss = split_cross_entropy(logits[owned][:,:k], so_far[owned].to(device), factor_choices)
-    loss = loss+split_cross_entropy(logits[other][:,k:], world_so_far[other].to(device), world_choices)
+    own_choices = factor_choices[:5] # without the relation, which the first of two objects cannot know yet
+    own_logits = logits[owned][:,:sum(own_choices)]
+    loss = split_cross_entropy(own_logits, so_far[owned].to(device), own_choices)
+    world_logits = logits[other][:,sum(factor_choices):]
+    loss = loss+split_cross_entropy(world_logits, world_so_far[other].to(device), world_choices)
     end = 1+(ids>0).sum(1)
     for late in (0, torch.rand(len(end), generator=g)): # the end token, and one of the paddings
         at = (end+late*(length-end)).long().clamp(max=length-1)
         loss = loss+caption_loss(heads.caption(hidden[torch.arange(len(at)),at]), objects, world)
-    return loss+caption_loss(pooled_head(pooled), objects, world)
+    return loss+split_cross_entropy(pooled_head(pooled), world.long().to(device), world_choices)
 
 def train_clips(pipe,      # SDXL pipeline, its text encoders are trained in place
                 bank:dict, # training data, as of `make_bank`
@@ -87,7 +89,7 @@ def train_clips(pipe,      # SDXL pipeline, its text encoders are trained in pla
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         heads = TextHeads(clip.config.hidden_size+clip_2.config.hidden_size).to(device)
-        pooled_head = nn.Linear(clip_2.config.projection_dim, heads.caption.out_features).to(device)
+        pooled_head = nn.Linear(clip_2.config.projection_dim, sum(world_choices)).to(device)
     modules = dict(clip=clip, clip_2=clip_2, heads=heads, pooled=pooled_head)
     params = [p for m in modules.values() for p in m.parameters()]
     opt = torch.optim.AdamW(params, weight_decay=.01, betas=(.9, .98))

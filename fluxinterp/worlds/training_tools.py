@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..safe_files import save_tensors
 from . import scenes
-from .scenes import object_factors
+from .scenes import object_factors, relations
 
 # %% ../../nbs/10_worlds/12_training_tools.ipynb #08200027
 _stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5)
@@ -145,9 +145,12 @@ def set_rate(opt:torch.optim.Optimizer, # optimizer, changed in place
 # %% ../../nbs/10_worlds/12_training_tools.ipynb #d8bc24fa
 word_ids = {w: i+4 for i,w in enumerate(scenes.words)} # before them: pad, end, unknown, start
 factor_values = {f: tuple(v) for f,v in scenes.factors.items()}
-factor_choices = [len(factor_values[f])+1 for f in object_factors] # 0 is 'unsaid'
+# number of answers of each factor of an object and of its relation to the other; 0 is 'unsaid'
+factor_choices = [*(len(factor_values[f])+1 for f in object_factors), len(relations)+1]
 world_choices = (len(factor_values['background'])+1, len(factor_values['style']))
-_object_slots = len(factor_values['place'])+1 # one per place, one for objects whose place is unsaid
+# one per place, and two for objects whose place is unsaid: the left, upper or inner of a pair, and the other
+_object_slots = len(factor_values['place'])+2
+_second = torch.tensor([0, *(r.startswith(('right', 'below', 'lower', 'around')) for r in relations)])
 
 class TextHeads(nn.Module):
     "Linear probes: a word's object from T5, the whole caption from CLIP"
@@ -157,7 +160,7 @@ class TextHeads(nn.Module):
                 ):
         super().__init__()
         self.word = nn.Linear(width, sum(factor_choices)+sum(world_choices))
-        per_slot = sum(factor_choices[:4])+1
+        per_slot = sum(factor_choices[:4])+factor_choices[5]+1
         self.caption = nn.Linear(pooled or width, _object_slots*per_slot+sum(world_choices))
 
 def split_cross_entropy(logits:torch.Tensor, # (n, sum of sizes)
@@ -167,26 +170,28 @@ def split_cross_entropy(logits:torch.Tensor, # (n, sum of sizes)
     "Sum of the cross-entropies of several classifications"
     return sum(F.cross_entropy(part, target[:,i]) for i,part in enumerate(logits.split(sizes, -1)))
 
-def _slot_targets(objects): # (n, 2, 5) -> (n, slots, 5): shape, color, texture, size, 1 where something is
+def _slot_targets(objects): # (n, 2, 6) -> (n, slots, 6): shape, color, texture, size, relation, 1 where something is
     n = len(objects)
-    target = torch.zeros(n, _object_slots, 5, dtype=torch.long)
+    target = torch.zeros(n, _object_slots, 6, dtype=torch.long)
     rows = torch.arange(n)
     for o in range(2):
         there = objects[:,o,0]>0
         something = torch.ones(int(there.sum()), 1, dtype=torch.long)
-        slot = objects[there,o,4].long() # the place said, 0 when unsaid
-        target[rows[there],slot] = torch.cat([objects[there,o,:4].long(), something], 1)
+        place,relation = objects[there,o,4].long(),objects[there,o,5].long() # 0 when unsaid
+        slot = torch.where(place>0, place, _second[relation]*(_object_slots-1))
+        target[rows[there],slot] = torch.cat([objects[there,o,:4].long(), relation[:,None], something], 1)
     return target
 
 def caption_loss(logits:torch.Tensor,  # output of the caption probe, (n, ...)
-                 objects:torch.Tensor, # 1 + value said of each factor of each object, 0 for none, (n, 2, 5)
+                 objects:torch.Tensor, # 1 + value said of each factor of each object, 0 for none, (n, 2, 6)
                  world:torch.Tensor,   # background and style said, (n, 2)
                 )->torch.Tensor:       # scalar
     "Loss of the probe that names all a caption says"
     target = _slot_targets(objects).to(logits.device)
     slots = logits[:,:-sum(world_choices)].reshape(len(objects), _object_slots, -1)
-    full = target[...,4]>0
-    loss = split_cross_entropy(slots[full][:,:-1], target[full][:,:4], factor_choices[:4])
+    full = target[...,5]>0
+    sizes = [*factor_choices[:4], factor_choices[5]]
+    loss = split_cross_entropy(slots[full][:,:-1], target[full][:,:5], sizes)
     loss = loss+F.binary_cross_entropy_with_logits(slots[...,-1], full.float())
     world = world.long().to(logits.device)
     return loss+split_cross_entropy(logits[:,-sum(world_choices):], world, world_choices)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from ..safe_files import save_tensors
 from . import scenes
-from .scenes import object_factors
+from .scenes import object_factors, relations
 _stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5)
 def step_generator(cfg, stage: str, step: int) -> torch.Generator:
     ...
@@ -42,9 +42,10 @@ def set_rate(opt: torch.optim.Optimizer, lr: float) -> None:
     ...
 word_ids = {w: i + 4 for i, w in enumerate(scenes.words)}
 factor_values = {f: tuple(v) for f, v in scenes.factors.items()}
-factor_choices = [len(factor_values[f]) + 1 for f in object_factors]
+factor_choices = [*(len(factor_values[f]) + 1 for f in object_factors), len(relations) + 1]
 world_choices = (len(factor_values['background']) + 1, len(factor_values['style']))
-_object_slots = len(factor_values['place']) + 1
+_object_slots = len(factor_values['place']) + 2
+_second = torch.tensor([0, *(r.startswith(('right', 'below', 'lower', 'around')) for r in relations)])
 class TextHeads(nn.Module):
     caption: Any
     word: Any
