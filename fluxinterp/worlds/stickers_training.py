@@ -157,7 +157,7 @@ def train_sticker_text(pipe,      # stickers-flux, its text encoders are trained
     for step in stage:
         set_rate(opt, cosine_rate(step, cfg.text_steps, 2e-3))
         g = step_generator(cfg, 'text', step)
-        batch = _random_captions(bank, 128, g)
+        batch = _random_captions(bank, 64, g)
         length = 32 if torch.rand((), generator=g)<.8 else 64
         with fast_autocast(torch.device('cpu')):
             hidden = t5(caption_token_ids(batch[0], length)).last_hidden_state[:,:_max_words].float()
