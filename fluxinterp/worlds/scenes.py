@@ -6,10 +6,10 @@
 __all__ = ['shapes', 'colors', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
            'pixels', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene',
            'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested', 'split_of',
-           'make_scene', 'scene_prompts']
+           'make_scene', 'scene_prompts', 'redrawn']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 from zlib import crc32
@@ -427,3 +427,27 @@ def scene_prompts(n:int,                 # number of captions
                  )->list:                # captions
     "Captions of the tiny world, to give to a pipeline"
     return [make_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
+
+# %% ../../nbs/10_worlds/00_scenes.ipynb #rdw00002
+def _reworded(caption, old, new, changes): # factors of the object before and after -> the caption of the second
+    if 'place' in changes:
+        caption = caption.replace(_place_phrases[old['place']], _place_phrases[new['place']])
+    other = {old[f]: new[f] for f in changes if f!='place'}
+    ws = caption.replace(',', ' ,').split()
+    return join_words([other.get(w, w) for w in ws])
+
+def redrawn(scene:Scene,  # scene of one object
+            changes:dict, # factor of the object -> its new value
+           )->Scene:      # of the same wording, background and style
+    "The scene with some factors of its object changed (a counterfactual) and nothing else"
+    o, = scene.objects
+    moved = {}
+    if 'place' in changes:
+        for i,axis in enumerate('xy'):
+            moved[axis] = getattr(o, axis)+places[changes['place']][i]-places[o.place][i]
+    if 'size' in changes:
+        moved['radius'] = o.radius*sizes[changes['size']]/sizes[o.size]
+    other = o._replace(**changes, **moved)
+    caption = _reworded(scene.caption, o._asdict(), other._asdict(), changes)
+    said = scene.said|dict(objects=[{f: getattr(other, f) for f in scene.said['objects'][0]}])
+    return replace(scene, objects=(other,), caption=caption, said=said)
