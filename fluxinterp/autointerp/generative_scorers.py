@@ -22,15 +22,16 @@ from .scorers import own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.interventions import steer
-from ..worlds.scenes import concepts, make_scene
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00006
-def _scene_captions(named, n): # captions with all the words, captions with none of them; n of each, or fewer
+def _scene_captions(world, named, n): # captions with all the words, with none of them; n of each, or fewer
     with_all,with_none,seed = [],[],4_000_000
-    while (len(with_all)<n or len(with_none)<n) and seed<4_000_000+4000:
-        caption = make_scene(seed, 'train', drop=0.).caption
-        words = caption.replace(',', ' ').split()
-        hits = sum(w in words for w in named)
+    there = 4000 if world.sizes is None else min(4000, world.sizes['train'])
+    while (len(with_all)<n or len(with_none)<n) and seed<4_000_000+there:
+        caption = world.make_scene(seed, 'train', drop=0.).caption
+        words = f' {" ".join(caption.lower().replace(",", " ").split())} '
+        hits = sum(f' {w} ' in words for w in named)
         if hits==len(named) and len(with_all)<n: with_all.append(caption)
         if not hits and len(with_none)<n: with_none.append(caption)
         seed += 1
@@ -38,17 +39,22 @@ def _scene_captions(named, n): # captions with all the words, captions with none
 
 class SceneWriter:
     "Captions of scenes with and without the concepts of a description"
-    name = 'scenes'
+    def __init__(self,
+                 world:World|str|None=None, # world of the scenes; the tiny world when None
+                ):
+        self.world = as_world(world)
+        self.name = self.world.name
+
     def __call__(self,
                  descriptions:list,  # texts
                  n:int,              # captions of each kind
                 )->Iterator[Answer]: # value: captions that should fire, captions that should not
         for i,text in enumerate(descriptions):
-            named = [concepts[j][1] for j in named_concepts(text)]
+            named = [self.world.concepts[j][1] for j in named_concepts(text, self.world)]
             if not named:
                 yield Answer(i, 'refused', None, dict(why='the description names no concept of scenes'))
                 continue
-            captions = _scene_captions(named, n)
+            captions = _scene_captions(self.world, named, n)
             if all(len(c)==n for c in captions): yield Answer(i, 'ok', captions, {})
             else: yield Answer(i, 'refused', None, dict(why='too few scenes have all of it'))
 
@@ -88,9 +94,10 @@ class Generation(Scorer):
                  n:int=6,               # captions of each kind
                  seed:int=100,          # seed of the initial noise
                  batch_size:int=32,     # captions at a time
+                 world:World|str|None=None, # world of the writer's scenes; the tiny world when None
                  **call,                # keyword arguments of the pipeline call
                 ):
-        self.pipe,self.dictionary,self.writer = pipe,dictionary,writer or SceneWriter()
+        self.pipe,self.dictionary,self.writer = pipe,dictionary,writer or SceneWriter(world)
         self.n,self.seed,self.batch_size = n,seed,batch_size
         self.call = call
         settings = sorted((k, str(v)) for k,v in call.items())

@@ -31,7 +31,7 @@ def coverage_labels(maps:np.ndarray,    # share of each token that shows each co
     "Which tokens show each concept, and which are its negatives: those of its kind; all for a kind ''"
     if names is None: names = as_world(world).concepts
     if len(names)!=len(maps):
-        raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts: give the names=, or the world=')
+        raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts: give names= or world=')
     kinds = {kind for kind,_ in names if kind}
     labels = np.full(maps.shape, -1, np.int8)
     for i,(kind,_) in enumerate(names):
@@ -287,7 +287,7 @@ def check_alike(*tables:pd.DataFrame, # tables with a column `readout`, such as 
 
 def recovered(table:pd.DataFrame, # result of `find_concepts`
               at:float=.9,        # smallest AUROC that counts as recovered
-              world:World|str|None=None, # world whose factors come first, in its order; the tiny one when None
+              world:World|str|None=None, # world whose factors come first; the tiny world when None
              )->pd.Series:        # share of concepts by factor, `all`, and medians
     "Share of the concepts that some feature detects on held-out scenes"
     check_alike(table)

@@ -429,7 +429,7 @@ def scene_prompts(n:int,                 # number of captions
     return [make_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #rdw00002
-def _reworded(caption, old, new, changes): # factors of the object before and after -> the caption of the second
+def _reworded(caption, old, new, changes): # factors of the object before and after -> caption
     if 'place' in changes:
         caption = caption.replace(_place_phrases[old['place']], _place_phrases[new['place']])
     other = {old[f]: new[f] for f in changes if f!='place'}
