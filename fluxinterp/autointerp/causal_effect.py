@@ -22,7 +22,7 @@ from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.image_judges import reader_judge
 from ..steering.interventions import steer
-from ..worlds.world import World
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00006
 def gains(before:pd.DataFrame, # labels of images, (image, factor)
@@ -72,6 +72,7 @@ class CausalEffect(Explainer):
         self.call,self._clean = call,{} # (image number, caption) -> image without an edit
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{n} images, strength {strength}, lift {least}, seed {seed}, {settings}'
+        if world is not None: self.settings += f', world {as_world(world).name}'
 
     def _generate(self, captions, noise): # noise: a number of the initial noise for each
         seeds = [self.seed+k for k in noise]

@@ -15,7 +15,7 @@ from .explainers import Explainer
 from ..dictionaries.dictionary import Dictionary
 from ..steering.block_roles import feature_images
 from ..steering.image_judges import reader_judge
-from ..worlds.world import World
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/20_causal_explainer.ipynb #cau00010
 def _z(labels, groups, base): # labels (image, factor), positions of groups of images; labels of usual images
@@ -58,6 +58,7 @@ class CausalImages(Explainer):
         self.force,self.call = force,call
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{seeds} seeds, strength {strength}, z {least}, {others} others, {settings}'
+        if world is not None: self.settings += f', world {as_world(world).name}'
 
     def _labels(self, features, largest, seeds): # labels of images generated with each feature on, in order
         images = feature_images(self.pipe, self.dictionary, features, self.strength*largest[features], seeds,
