@@ -368,7 +368,7 @@ def draw_nested(rng:np.random.Generator, # random numbers to draw with
     inner = inner|dict(size='small', texture='plain', place=outer['place'])
     if inner['color']==outer['color']:
         return draw_nested(rng)
-    return [outer, inner],background,style
+    return [outer, inner],background,'none' if style=='outlined' else style # an outline would hide the inner one
 
 def split_of(objects:list,   # factor dicts of the objects
              background:str, # one of `backgrounds`
@@ -390,7 +390,7 @@ def _jittered(o, rng): # factors of an object -> `SceneObject` near its place an
 def _nested(things, rng): # factors of an object and of one inside it -> both as `SceneObject`s
     outer,inner = (_jittered(o, rng) for o in things)
     return [outer._replace(radius=1.12*outer.radius),
-            inner._replace(x=outer.x, y=outer.y, radius=.66*inner.radius, inside=True)]
+            inner._replace(x=outer.x, y=outer.y, radius=.9*inner.radius, inside=True)]
 
 def make_scene(seed:int,              # seed of the scene; the same arguments give the same scene
                split:str='train',     # one of `splits`
