@@ -32,14 +32,12 @@ def coverage_labels(maps:np.ndarray,    # share of each token that shows each co
     if names is None: names = as_world(world).concepts
     if len(names)!=len(maps):
         raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts: give names= or world=')
-    kinds = {kind for kind,_ in names if kind}
+    covered = {'': np.ones(maps.shape[1:], bool)} # kind -> tokens covered by anything of it
+    for kind in {kind for kind,_ in names if kind}:
+        covered[kind] = maps[[j for j,(k,_) in enumerate(names) if k==kind]].sum(0)>=.5
     labels = np.full(maps.shape, -1, np.int8)
     for i,(kind,_) in enumerate(names):
-        if kind in kinds:
-            same_kind = [j for j,(k,_) in enumerate(names) if k==kind]
-            negative = maps[same_kind].sum(0)>=.5 # covered by anything of this kind
-        else: negative = np.ones(maps.shape[1:], bool)
-        labels[i][negative&(maps[i]<=.05)] = 0
+        labels[i][covered[kind]&(maps[i]<=.05)] = 0
         labels[i][maps[i]>=.5] = 1
     return labels
 

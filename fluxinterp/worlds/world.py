@@ -116,7 +116,7 @@ scenes_world = World(
     scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=scenes.redrawn,
     reader=reader.read_images, adherence=reader.prompt_adherence)
 
-_bundled = dict(stickers='fluxinterp.worlds.stickers:stickers_world') # name -> module and attribute
+_bundled = dict(stickers='fluxinterp.worlds.sticker_reader:stickers_world') # name -> module, attribute
 _known = dict(scenes=scenes_world)
 
 def register_world(world:World, # world of your own
