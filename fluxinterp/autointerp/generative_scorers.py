@@ -25,13 +25,21 @@ from ..steering.interventions import steer
 from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00006
-def _scene_captions(world, named, n): # captions with all the words, with none of them; n of each, or fewer
+def _spoken_factors(world, there): # number of train scenes -> factors that captions name
+    saids = [s.said for s in world.make_scenes(min(50, there), 'train', 4_000_000, drop=0.)]
+    return {f for said in saids for f in said}|{f for said in saids for o in said.get('objects', ()) for f in o}
+
+def _scene_captions(world, named, n): # of scenes with all the concepts, with none; n of each, or fewer
     with_all,with_none,seed = [],[],4_000_000
     there = 4000 if world.sizes is None else min(4000, world.sizes['train'])
+    spoken = _spoken_factors(world, there)
     while (len(with_all)<n or len(with_none)<n) and seed<4_000_000+there:
-        caption = world.make_scene(seed, 'train', drop=0.).caption
+        scene = world.make_scene(seed, 'train', drop=0.)
+        caption = scene.caption
         words = f' {" ".join(caption.lower().replace(",", " ").split())} '
-        hits = sum(f' {w} ' in words for w in named)
+        said = [f' {world.concepts[i][1]} ' in words if world.concepts[i][0] in spoken else i in scene.shown
+                for i in named] # what no caption names is looked for in the scene
+        hits = sum(said)
         if hits==len(named) and len(with_all)<n: with_all.append(caption)
         if not hits and len(with_none)<n: with_none.append(caption)
         seed += 1
@@ -50,7 +58,7 @@ class SceneWriter:
                  n:int,              # captions of each kind
                 )->Iterator[Answer]: # value: captions that should fire, captions that should not
         for i,text in enumerate(descriptions):
-            named = [self.world.concepts[j][1] for j in named_concepts(text, self.world)]
+            named = named_concepts(text, self.world)
             if not named:
                 yield Answer(i, 'refused', None, dict(why='the description names no concept of scenes'))
                 continue

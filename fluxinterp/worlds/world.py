@@ -207,6 +207,8 @@ def _check_lengths(n, **lists): # number of pictures
     for name,some in lists.items():
         if len(some)!=n: raise ValueError(f'{n} images but {len(some)} {name}: give one for each')
 
+_usual = ('train', 'validation', 'test')
+
 def _split_by_number(i): # number of a picture
     return {0: 'validation', 1: 'test'}.get(crc32(str(i).encode())%5, 'train')
 
@@ -227,7 +229,8 @@ def labeled_world(name:str,            # name of the world
     _check_lengths(len(images), captions=captions, masks=masks, splits=splits)
     pictures = [LabeledScene(*p, concepts) for p in zip(images, captions, masks)]
     _check_pictures(pictures)
-    of_split = {s: [p for p,t in zip(pictures, splits) if t==s] for s in dict.fromkeys(splits)}
+    order = sorted(set(splits), key=lambda s: _usual.index(s) if s in _usual else len(_usual))
+    of_split = {s: [p for p,t in zip(pictures, splits) if t==s] for s in order}
     def _make_scene(seed, split='train', objects=None, drop=0.): # captions are as they are, whatever `drop`
         if objects is not None: raise ValueError(f'the pictures of {name} are given: leave objects= out')
         if split not in of_split: raise ValueError(f'{name} has no picture in split {split!r}')

@@ -86,5 +86,6 @@ class LabeledScene:
 
     def maps(self, grid: tuple | None=None) -> np.ndarray:
         ...
+_usual = ('train', 'validation', 'test')
 def labeled_world(name: str, images: list, captions: list, masks: list, concepts: list | None=None, splits: list | None=None, reader: Callable | None=None, **kwargs) -> World:
     ...
