@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TinyConfig', 'bank_row', 'make_bank', 'fast_autocast', 'train_vae', 'encode_bank', 'train_text', 'noise_levels',
            'near_objects', 'pack_latents', 'image_ids', 'sample_grid', 'muon_and_adam', 'scene_examples', 'fit_flow',
-           'plateau_rate', 'train_denoiser', 'open_run', 'stored_latents', 'train_tiny_flux']
+           'plateau_rate', 'train_denoiser', 'open_run', 'stored_latents']
 
 # %% ../../nbs/10_worlds/15_flux_training.ipynb #3f889626
 import math
@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core import default_device, parallel_map, user_path
+from ..core import parallel_map, user_path
 from ..safe_files import atomic_path, load_json, save_json, save_tensors
 from .scenes import caption_words, inverse_relation, make_scene, object_factors, relations
-from .flux import TinyFluxPipeline, build_flux, caption_tokens
+from .flux import caption_tokens
 from fluxinterp.worlds.training_tools import (word_ids, factor_values, TrainingStage, set_rate, cosine_rate,
     step_generator, TextHeads, caption_token_ids, factor_choices, split_cross_entropy, world_choices,
     caption_loss, plain_attention)
@@ -50,10 +50,11 @@ class TinyConfig:
     drop_caption:float=0.1    # share of scenes shown without their caption, so that guidance can be used
     ema:float=0.999           # decay of the averaged weights, which are what is packaged
     seed:int=0                # seed of the scenes, the weights and the order of the data
+    start:str=''              # pipeline to go on from, a folder or 'tiny-flux'; fewer layers and words will do
     compile:bool=False        # compiled denoiser: slower to start, faster to train
     sample_every:int=1000     # steps between looks at held-out captions
     looks:int=64              # validation captions of each look
-    pairs:int=4096            # captions the teacher generates for its student
+    pairs:int=6144            # captions the teacher generates for its student
     teacher_steps:int=12      # denoising steps of the teacher's images
     guidance:float=2.         # guidance of the teacher's images
     distilled_steps:int=2500  # steps of the student
@@ -403,27 +404,3 @@ def stored_latents(out,             # folder of the run
     if not file.exists():
         save_tensors(dict(latents=encode_bank(vae, bank['images'], device)), file)
     return load_file(file)['latents']
-
-def _look(pipe, step, out): # a grid of samples of one step
-    sample_grid(TinyFluxPipeline(**pipe.components), Path(out)/f'samples_{step:06d}.png')
-
-def train_tiny_flux(out:str|Path,              # folder of the run; an interrupted run in it is resumed
-                    cfg:TinyConfig|None=None,  # configuration; a resumed run's may differ in step counts
-                    device=None,               # torch device or its name; CUDA, then MPS, then CPU when None
-                   )->TinyFluxPipeline:        # the trained pipeline
-    "Train a tiny-flux from nothing and save it as `out/pipeline`"
-    cfg = cfg or TinyConfig()
-    device = default_device(device)
-    out,bank = open_run(out, cfg)
-    pipe = build_flux(cfg.size, cfg.seed)
-    for m in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        m.requires_grad_(True)
-    train_vae(pipe.vae, bank, cfg, out, device)
-    train_text(pipe.text_encoder_2, pipe.text_encoder, bank, cfg, out, device)
-    latents = stored_latents(out, pipe.vae, bank, device)
-    sample = latents[:2000].float() # latents get mean 0 and variance 1
-    pipe.vae.register_to_config(scaling_factor=float(1/sample.std()), shift_factor=float(sample.mean()))
-    train_denoiser(pipe, bank, latents, cfg, out, device, partial(_look, out=out))
-    pipe.to('cpu')
-    TinyFluxPipeline(**pipe.components).to(torch.bfloat16).save_pretrained(out/'pipeline')
-    return TinyFluxPipeline.from_pretrained(out/'pipeline', dtype=torch.float32)

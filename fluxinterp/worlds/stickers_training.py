@@ -7,7 +7,6 @@ __all__ = ['sticker_stages', 'StickersConfig', 'sticker_row', 'make_sticker_bank
            'train_sticker_text', 'sticker_scores', 'train_stickers_flux']
 
 # %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00004
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from ..core import default_device, parallel_map
 from ..safe_files import atomic_path, load_json, save_json
 from .flux import caption_tokens
-from .flux_distillation import draw_flux_pairs, train_flux_student
+from .flux_distillation import draw_flux_pairs, save_half, train_flux_student
 from .flux_training import (TinyConfig, fast_autocast, fit_flow,
     open_run, plateau_rate, scene_examples, stored_latents, train_vae)
 from .sticker_reader import read_stickers, sticker_adherence
@@ -158,7 +157,7 @@ def train_sticker_text(pipe,      # stickers-flux, its text encoders are trained
     for step in stage:
         set_rate(opt, cosine_rate(step, cfg.text_steps, 2e-3))
         g = step_generator(cfg, 'text', step)
-        batch = _random_captions(bank, 128, g)
+        batch = _random_captions(bank, 64, g)
         length = 32 if torch.rand((), generator=g)<.8 else 64
         with fast_autocast(torch.device('cpu')):
             hidden = t5(caption_token_ids(batch[0], length)).last_hidden_state[:,:_max_words].float()
@@ -239,9 +238,9 @@ def train_stickers_flux(out:str|Path,                   # folder of the run; an 
         examples = scene_examples(pipe, bank, _latents_of(pipe, bank, out), cfg)
         fit_flow(pipe, 'denoiser', cfg.denoiser_steps, examples, plateau_rate(cfg), cfg, out, device,
                  partial(_look, name='denoiser', cfg=cfg, out=out))
-        StickersFluxPipeline(**deepcopy(pipe.components)).to(torch.bfloat16).save_pretrained(out/'teacher')
+        save_half(StickersFluxPipeline(**pipe.components), out/'teacher')
     if until=='distilled':
         pairs = draw_flux_pairs(pipe, examples, cfg, out)
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', cfg=cfg, out=out))
-        StickersFluxPipeline(**deepcopy(pipe.components)).to(torch.bfloat16).save_pretrained(out/'pipeline')
+        save_half(StickersFluxPipeline(**pipe.components), out/'pipeline')
     return StickersFluxPipeline(**pipe.components)
