@@ -171,7 +171,7 @@ def train_sticker_text(pipe,      # stickers-flux, its text encoders are trained
     for m in (t5, clip):
         m.eval().requires_grad_(False)
 
-# %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00012
+# %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00014
 def sticker_scores(pipe,                   # stickers-flux, as trained so far
                    n:int=192,              # number of captions
                    split:str='validation', # split of the scenes; 'test' for the final measurement
@@ -208,7 +208,7 @@ def _look(pipe, step, name, cfg, out): # a grid of samples, and adherence, of on
     with atomic_path(grid) as p:
         Image.fromarray(np.concatenate(rows)).save(p, format='png')
 
-# %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00014
+# %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00016
 sticker_stages = ('vae', 'text', 'denoiser', 'distilled')
 
 def _latents_of(pipe, bank, out): # latents of the bank, of mean 0 and variance 1 by the autoencoder's configuration
