@@ -7,7 +7,7 @@ __all__ = ['Report', 'run_demo']
 
 # %% ../nbs/91_demo.ipynb #431fc505
 import base64, html, time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +89,13 @@ class _Run: # what the chapters of a demo share
     pipe:object           # tiny pipeline
     site:str              # name of the site
     start:float           # time of the start
-    world:World           # what the captions are about
     rec:object=None       # activations to train on
     held:object=None      # held-out activations
     sae:object=None       # trained on `rec`
     methods:dict=None     # name -> dictionary: the SAE and its controls
     compared:object=None  # `MethodComparison` of all methods
     found:dict=None       # name -> table of each concept's best feature, read by its code
+    world:World=field(default_factory=as_world) # what the captions are about
 
     def say(self,
             n:int, # number of the chapter
@@ -288,7 +288,7 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     world = as_world(world)
     pipeline = pipeline or world.pipeline
     report = Report(out, f'fluxinterp: an end-to-end run on {pipeline}')
-    run = _Run(report, seed, None, '', start, world)
+    run = _Run(report, seed, None, '', start, world=world)
     run.say(1, 'open the pipeline')
     run.pipe = load_pipeline(pipeline)
     run.site = [n for n in list_sites(run.pipe).names if n.startswith('double') and n.endswith('image')][-1]

@@ -27,7 +27,8 @@ from ..worlds.world import World, as_world
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00006
 def _spoken_factors(world, there): # number of train scenes -> factors that captions name
     saids = [s.said for s in world.make_scenes(min(50, there), 'train', 4_000_000, drop=0.)]
-    return {f for said in saids for f in said}|{f for said in saids for o in said.get('objects', ()) for f in o}
+    of_objects = {f for said in saids for o in said.get('objects', ()) for f in o}
+    return of_objects.union(*saids)
 
 def _scene_captions(world, named, n): # of scenes with all the concepts, with none; n of each, or fewer
     with_all,with_none,seed = [],[],4_000_000
@@ -66,6 +67,7 @@ class SceneWriter:
             if all(len(c)==n for c in captions): yield Answer(i, 'ok', captions, {})
             else: yield Answer(i, 'refused', None, dict(why='too few scenes have all of it'))
 
+# %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00026
 def _captions_reader(n): # reads n captions of each kind from an answer
     def read(text): # text of the answer
         obj = read_json(text, active=list, silent=list)
@@ -111,21 +113,6 @@ class Generation(Scorer):
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{n} captions by {self.writer.name}, seed {seed}, {settings}'
 
-    @torch.no_grad()
-    def _peaks(self, captions, features): # (caption, feature), peak over tokens and steps
-        d,n = self.dictionary,self.dictionary.num_latents
-        peaks = torch.zeros(len(captions), len(features))
-        if not captions: return peaks
-        row = 0
-        call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
-        for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
-            for i in range(len(rec[d.meta.site])):
-                code = d.encode_tiled(rec[d.meta.site].select(rows=[i]), device='cpu')
-                for i,f in enumerate(features):
-                    peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
-                row += 1
-        return peaks
-
     def measure(self,
                 atlas, # atlas of the dictionary
                 asked, # (key, feature, description) each; a key is (feature, whether it is the control)
@@ -152,6 +139,23 @@ class Generation(Scorer):
                     peak = float(peaks[row[c],column[f]])
                     res[key].append((kind, truth, -1, Answer(key, 'ok', peak, dict(caption=c))))
         return res
+
+# %% ../../nbs/55_explaining/30_generative_scorers.ipynb #wgk00022
+@patch
+@torch.no_grad()
+def _peaks(self:Generation, captions, features): # (caption, feature), peak over tokens and steps
+    d,n = self.dictionary,self.dictionary.num_latents
+    peaks = torch.zeros(len(captions), len(features))
+    if not captions: return peaks
+    row = 0
+    call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
+    for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
+        for i in range(len(rec[d.meta.site])):
+            code = d.encode_tiled(rec[d.meta.site].select(rows=[i]), device='cpu')
+            for i,f in enumerate(features):
+                peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
+            row += 1
+    return peaks
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00008
 class Intervention(Scorer):
