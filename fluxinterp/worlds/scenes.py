@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['shapes', 'colors', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
-           'pixels', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene',
-           'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested', 'split_of',
-           'make_scene', 'scene_prompts', 'redrawn']
+           'pixels', 'place_phrases', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject',
+           'Scene', 'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested',
+           'split_of', 'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 from zlib import crc32
@@ -230,8 +230,8 @@ def maps(self:Scene,
     return pooled
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #fe6a05ed
-_place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
-                      center='in the center')
+place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
+                     center='in the center')
 _plain_words = {*shapes, *colors, *textures, *sizes, *places, *backgrounds, 'outlined', 'blurry', 'a', 'an', 'and', 'on',
                 'in', 'at', 'the', 'background', 'style', 'picture', 'of', 'with', ','}
 _relation_words = ('above', 'below', 'upper', 'lower', 'inside', 'around')
@@ -246,7 +246,7 @@ def _object_phrase(o, named, rng): # factors of an object, which of them are nam
     if len(adjectives)>1 and rng.random()<.3:
         adjectives = [adjectives[i] for i in rng.permutation(len(adjectives))]
     head = ['a', *adjectives, o['shape']]
-    where = _place_phrases[o['place']].split() if named['place'] else []
+    where = place_phrases[o['place']].split() if named['place'] else []
     return where+head if where and rng.random()<.15 else head+where
 
 def _unowned(ws): # words that speak of no object
@@ -427,27 +427,3 @@ def scene_prompts(n:int,                 # number of captions
                  )->list:                # captions
     "Captions of the tiny world, to give to a pipeline"
     return [make_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
-
-# %% ../../nbs/10_worlds/00_scenes.ipynb #rdw00002
-def _reworded(caption, old, new, changes): # factors of the object before and after -> caption
-    if 'place' in changes:
-        caption = caption.replace(_place_phrases[old['place']], _place_phrases[new['place']])
-    other = {old[f]: new[f] for f in changes if f!='place'}
-    ws = caption.replace(',', ' ,').split()
-    return join_words([other.get(w, w) for w in ws])
-
-def redrawn(scene:Scene,  # scene of one object
-            changes:dict, # factor of the object -> its new value
-           )->Scene:      # of the same wording, background and style
-    "The scene with some factors of its object changed (a counterfactual) and nothing else"
-    o, = scene.objects
-    moved = {}
-    if 'place' in changes:
-        for i,axis in enumerate('xy'):
-            moved[axis] = getattr(o, axis)+places[changes['place']][i]-places[o.place][i]
-    if 'size' in changes:
-        moved['radius'] = o.radius*sizes[changes['size']]/sizes[o.size]
-    other = o._replace(**changes, **moved)
-    caption = _reworded(scene.caption, o._asdict(), other._asdict(), changes)
-    said = scene.said|dict(objects=[{f: getattr(other, f) for f in scene.said['objects'][0]}])
-    return replace(scene, objects=(other,), caption=caption, said=said)

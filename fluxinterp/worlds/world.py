@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..arguments import did_you_mean
 from ..overlays import pool_map
-from . import reader, scenes
+from . import reader, redrawn_scenes, scenes
 
 # %% ../../nbs/10_worlds/07_world.ipynb #wld00007
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +113,7 @@ def prompt_adherence(self:World,
 # %% ../../nbs/10_worlds/07_world.ipynb #wld00013
 scenes_world = World(
     'scenes', scenes.factors, scenes.make_scene, scenes.object_factors, scenes.concepts, scenes.splits,
-    scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=scenes.redrawn,
+    scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=redrawn_scenes.redrawn_scene,
     reader=reader.read_images, adherence=reader.prompt_adherence)
 
 _bundled = dict(stickers='fluxinterp.worlds.sticker_reader:stickers_world') # name -> module, attribute

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from PIL import Image
 from ..arguments import did_you_mean
 from ..overlays import pool_map
-from . import reader, scenes
+from . import reader, redrawn_scenes, scenes
 @dataclass(frozen=True, eq=False, repr=False)
 class World:
     name: str
@@ -49,7 +49,7 @@ class World:
 
     def prompt_adherence(self, saids: list, readings: list) -> pd.Series:
         ...
-scenes_world = World('scenes', scenes.factors, scenes.make_scene, scenes.object_factors, scenes.concepts, scenes.splits, scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=scenes.redrawn, reader=reader.read_images, adherence=reader.prompt_adherence)
+scenes_world = World('scenes', scenes.factors, scenes.make_scene, scenes.object_factors, scenes.concepts, scenes.splits, scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=redrawn_scenes.redrawn_scene, reader=reader.read_images, adherence=reader.prompt_adherence)
 _bundled = dict(stickers='fluxinterp.worlds.sticker_reader:stickers_world')
 _known = dict(scenes=scenes_world)
 def register_world(world: World) -> World:
