@@ -23,13 +23,17 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path, weights_path
 from ..safe_files import save_tensors
-from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors, relation_of
+from fluxinterp.worlds.scenes import (backgrounds, colors, concepts, factors, make_scene, object_factors, places,
+    relation_of)
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
 _values = {f: tuple(v) for f,v in factors.items()}
 slot_factors = ('shape', 'color', 'texture', 'size')       # what is read at each place
 _slot_sizes = [1]+[len(_values[f]) for f in slot_factors]   # one logit for "something is here"
-_slots = len(_values['place'])+1                            # the last: an object inside another
+_places = len(_values['place'])
+_slots = 2*_places # for each place the object there, then for each place the object inside that one
+_window = 4        # side of what is looked at for one place, in cells of 8 pixels
+_corners = [(y//8-_window//2, x//8-_window//2) for x,y in places.values()] # (row, column) of each window
 _world_sizes = [len(_values['background']), len(_values['style'])]
 grid = (16, 16) # rows and columns of the reader's maps
 
@@ -64,20 +68,21 @@ class Reader(nn.Module):
         self.fine = nn.Sequential(conv_down(3, w), ConvBlock(w), conv_down(w, 2*w), ConvBlock(2*w))
         self.coarse = nn.Sequential(conv_down(2*w, 3*w), ConvBlock(3*w), ConvBlock(3*w))
         self.maps = nn.Conv2d(5*w, len(concepts), 1)
-        self.squeeze = nn.Conv2d(3*w, w, 1)
-        self.hidden = nn.Linear(64*w, 256)
-        self.slots = nn.Linear(256, _slots*sum(_slot_sizes))
-        self.world = nn.Linear(256, sum(_world_sizes))
+        self.look = nn.Linear(_window*_window*3*w, 256)
+        self.slots = nn.Linear(256, 2*sum(_slot_sizes))
+        self.world = nn.Linear(6*w, sum(_world_sizes))
 
     def forward(self,
                 x:torch.Tensor, # images, (n, 3, 64, 64) in [-1, 1]
-               )->tuple:        # slots (n, places+1, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
+               )->tuple:        # slots (n, 2 places, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
         "Logits of the list and of the maps"
         fine = self.fine(x)
         coarse = self.coarse(fine)
         maps = self.maps(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))
-        hidden = F.relu(self.hidden(F.relu(self.squeeze(coarse)).flatten(1)))
-        return self.slots(hidden).unflatten(1, (_slots, -1)), self.world(hidden), maps
+        seen = [coarse[:,:,r:r+_window,c:c+_window].flatten(1) for r,c in _corners]
+        slots = self.slots(F.relu(self.look(torch.stack(seen, 1)))) # (n, places, two objects)
+        slots = torch.cat(slots.chunk(2, -1), 1)
+        return slots, self.world(torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)), maps
 
     @property
     def device(self)->torch.device: # where the weights are
@@ -85,12 +90,12 @@ class Reader(nn.Module):
         return next(self.parameters()).device
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #5cd4860c
-def _row(seed): # -> array; slots (6, 5), -1 for none; world (2,); maps (concepts, 16, 16)
+def _row(seed): # -> array; slots (10, 5), -1 for none; world (2,); maps (concepts, 16, 16)
     "Image and targets of one train scene"
     s = make_scene(seed, relations=1.) # for the pairs of which one is inside the other
     slots = np.full((_slots, 5), -1, np.int8)
     for o in s.objects:
-        at = _slots-1 if o.inside else _values['place'].index(o.place)
+        at = _values['place'].index(o.place)+o.inside*_places
         slots[at] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
     world = np.array([_values['background'].index(s.background), _values['style'].index(s.style)], np.int8)
     return s.array,slots,world,(s.maps(grid)*255).astype(np.uint8)
@@ -196,13 +201,15 @@ def _reading(slots, world, maps): # one image's probabilities, (places, values) 
     def best(slot): # index of a slot -> its likeliest factors
         return {f: _values[f][int(part[slot].argmax())] for f,part in zip(slot_factors, slots[1:])}
     objects = []
-    for p in there[:-1].argsort(descending=True).tolist():
+    for p in there[:_places].argsort(descending=True).tolist():
         objects.append(dict(place=_values['place'][p], confidence=float(there[p]), **best(p)))
-    inner = dict(confidence=float(there[-1]), **best(-1)) if there[-1]>.5 else None
+    at = int(there[_places:].argmax())
+    inner = dict(place=_values['place'][at], confidence=float(there[_places+at]), **best(_places+at))
     somewhere = {f: 1-(1-there[:,None]*part).prod(0) for f,part in zip(slot_factors, slots[1:])}
-    somewhere |= dict(place=there[:-1], background=world[0], style=world[1])
+    somewhere |= dict(place=there[:_places], background=world[0], style=world[1])
     probabilities = np.array([float(somewhere[f][_values[f].index(v)]) for f,v in concepts])
     background,style = (_values[f][int(part.argmax())] for f,part in zip(('background', 'style'), world))
+    inner = inner if inner['confidence']>.5 else None
     return Reading(objects, background, style, probabilities, maps.sigmoid().numpy(), inner)
 
 @torch.no_grad()
@@ -234,8 +241,8 @@ def _best_match(loose, left): # objects said without a place; objects read elsew
 def _relation_seen(said, reading): # caption that tells a relation -> whether the pair of objects meant stands in it
     i,name,j = said['relation']
     seen = [o|dict(inside=False) for o in reading.present]
-    if reading.inside and seen:
-        seen.append(reading.inside|dict(inside=True, place=seen[0]['place']))
+    if reading.inside:
+        seen.append(reading.inside|dict(inside=True))
     def alike(k, o): # index of an object said, object read -> number of factors that agree
         return sum(o[f]==v for f,v in said['objects'][k].items() if f in slot_factors)
     pairs = list(permutations(seen, 2))
