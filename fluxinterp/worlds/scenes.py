@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['shapes', 'colors', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
-           'pixels', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene',
-           'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested', 'split_of',
-           'make_scene', 'scene_prompts']
+           'pixels', 'place_phrases', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject',
+           'Scene', 'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested',
+           'split_of', 'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
 from dataclasses import dataclass, field
@@ -230,8 +230,8 @@ def maps(self:Scene,
     return pooled
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #fe6a05ed
-_place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
-                      center='in the center')
+place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
+                     center='in the center')
 _plain_words = {*shapes, *colors, *textures, *sizes, *places, *backgrounds, 'outlined', 'blurry', 'a', 'an', 'and', 'on',
                 'in', 'at', 'the', 'background', 'style', 'picture', 'of', 'with', ','}
 _relation_words = ('above', 'below', 'upper', 'lower', 'inside', 'around')
@@ -246,7 +246,7 @@ def _object_phrase(o, named, rng): # factors of an object, which of them are nam
     if len(adjectives)>1 and rng.random()<.3:
         adjectives = [adjectives[i] for i in rng.permutation(len(adjectives))]
     head = ['a', *adjectives, o['shape']]
-    where = _place_phrases[o['place']].split() if named['place'] else []
+    where = place_phrases[o['place']].split() if named['place'] else []
     return where+head if where and rng.random()<.15 else head+where
 
 def _unowned(ws): # words that speak of no object

@@ -6,11 +6,11 @@
 __all__ = ['sticker_pixels', 'sticker_sizes', 'sticker_places', 'sticker_backgrounds', 'sticker_colors', 'sticker_categories',
            'kinds', 'sticker_factors', 'sticker_object_factors', 'sticker_concepts', 'sticker_words', 'sprites',
            'kind_colors', 'Sticker', 'StickerScene', 'sticker_caption', 'novel_background', 'sticker_split',
-           'make_sticker_scene', 'sticker_prompts']
+           'make_sticker_scene', 'sticker_prompts', 'redrawn_stickers']
 
 # %% ../../nbs/10_worlds/30_stickers.ipynb #stk00004
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 from zlib import crc32
@@ -178,6 +178,11 @@ _grammar = {'a', 'an', 'and', 'on', 'at', 'in', 'the', 'background', ','}
 sticker_words = tuple(sorted({w for name in kinds for w in name.split()}|_grammar|set(sticker_sizes)
                              |set(sticker_places)|set(sticker_backgrounds))) # the whole vocabulary
 
+def _sticker_words(o, named): # factors of a sticker, those that are named -> words
+    head = [o['size']]*('size' in named)+o['name'].split()
+    article = 'an' if head[0][0] in 'aeiou' and not head[0].startswith('uni') else 'a'
+    return [article, *head, *(_phrases[o['place']].split() if 'place' in named else [])]
+
 def sticker_caption(objects:list,            # factor dicts of the stickers
                     background:str,          # one of `sticker_backgrounds`
                     rng:np.random.Generator, # random numbers that choose the wording
@@ -190,10 +195,7 @@ def sticker_caption(objects:list,            # factor dicts of the stickers
         o = objects[i]
         named = dict(name=True, size=rng.random()>=drop, place=rng.random()>=drop)
         said[i] = {f: o[f] for f,yes in named.items() if yes}
-        head = [o['size']]*named['size']+o['name'].split()
-        article = 'an' if head[0][0] in 'aeiou' and not head[0].startswith('uni') else 'a'
-        where = _phrases[o['place']].split() if named['place'] else []
-        pairs += [('and', -1)]*(len(pairs)>0)+[(w, i) for w in [article, *head, *where]]
+        pairs += [('and', -1)]*(len(pairs)>0)+[(w, i) for w in _sticker_words(o, said[i])]
     what = dict(objects=[said[i] for i in sorted(said)])
     if rng.random()>=drop:
         pairs += [(w, -1) for w in (',', background, 'background')]
@@ -262,3 +264,34 @@ def sticker_prompts(n:int,                 # number of captions
                    )->list:                # captions
     "Captions of the sticker world, to give to a pipeline"
     return [make_sticker_scene(start+i, split, objects, **kwargs).caption for i in range(n)]
+
+# %% ../../nbs/10_worlds/30_stickers.ipynb #stk00031
+def _other_kind(o, changes): # sticker, its new factors -> a kind that has them, or None
+    about = dict(category=sticker_categories, color=kind_colors())
+    some,wanted = [changes.get('name')],changes
+    if 'name' not in changes: # what is not changed stays
+        some,wanted = [k for k in kinds if k!=o.name],dict(category=o.category, color=o.color)|changes
+    fits = [k for k in some if all(about[f][k]==wanted[f] for f in about if f in wanted)]
+    return fits[crc32(o.name.encode())%len(fits)] if fits else None
+
+def redrawn_stickers(scene:StickerScene,   # scene of one sticker
+                     changes:dict,         # factor of the sticker -> its new value
+                    )->StickerScene|None:  # of the same wording and background; None where no kind fits
+    "The scene with some factors of its sticker changed (a counterfactual) and nothing else"
+    o, = scene.objects
+    other = o
+    if {'name', 'category', 'color'}&set(changes):
+        name = _other_kind(o, changes)
+        if name is None: return None
+        other = o._replace(name=name, category=sticker_categories[name], color=kind_colors()[name])
+    other = other._replace(**{f: v for f,v in changes.items() if f in ('size', 'place')})
+    (x,y),(x2,y2) = sticker_places[o.place],sticker_places[other.place]
+    other = other._replace(x=o.x+x2-x, y=o.y+y2-y)
+    named = scene.said['objects'][0]
+    ws = _sticker_words(other._asdict(), named)
+    owners = [0]*len(ws)
+    if 'background' in scene.said:
+        ws += [',', scene.background, 'background']
+        owners += [-1]*3
+    said = scene.said|dict(objects=[{f: getattr(other, f) for f in named}])
+    return replace(scene, objects=(other,), caption=join_words(ws), said=said, owners=tuple(owners))
