@@ -69,11 +69,11 @@ def train_tiny_command(
         help='compile the denoiser: a minute to start, then faster')]=False,
     until:Annotated[str, typer.Option( # last stage of a model
         callback=one_of('vae', 'text', 'denoiser', 'pairs', 'distilled'),
-        help='last stage of a model: vae, text, denoiser (the teacher), pairs (sdxl) or distilled')]='distilled',
+        help='last stage: vae, text, denoiser (the teacher), pairs (sdxl) or distilled')]='distilled',
     start:Annotated[str, typer.Option( # pipeline that flux or sdxl goes on from
         help='pipeline that flux or sdxl goes on from: a folder, tiny-flux or tiny-sdxl-turbo')]='',
    ):
-    "Train what is packaged: tiny-flux, tiny-sdxl-turbo, stickers-flux (these resume), readers or dictionaries."
+    "Train what is packaged: models (these resume), their readers, or the dictionaries."
     out = out or dict(sdxl='runs/tiny-sdxl', stickers='runs/stickers').get(what, 'runs/tiny-flux')
     if what in ('flux', 'sdxl', 'stickers'):
         config,train = _trainer(what)

@@ -86,7 +86,8 @@ def build_flux(name:str='random-flux', # a key of `flux_sizes`
             layers_per_block=1, mid_block_add_attention=False, use_quant_conv=False,
             use_post_quant_conv=False, scaling_factor=1., shift_factor=0., **vae_size)
         net = FluxTransformer2DModel(
-            patch_size=1, in_channels=4*vae_size['latent_channels'], joint_attention_dim=width, pooled_projection_dim=width,
+            patch_size=1, in_channels=4*vae_size['latent_channels'], joint_attention_dim=width,
+            pooled_projection_dim=width,
             guidance_embeds=False, **size['transformer'])
     for m in (t5, clip, vae, net):
         m.eval()

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path, weights_path
 from ..safe_files import save_tensors
-from fluxinterp.worlds.scenes import (backgrounds, colors, concepts, factors, make_scene, object_factors, places,
-    relation_of)
+from fluxinterp.worlds.scenes import (backgrounds, colors, concepts, factors, make_scene, object_factors,
+    places, relation_of)
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
 _values = {f: tuple(v) for f,v in factors.items()}
@@ -58,6 +58,7 @@ def conv_down(inputs:int,  # channels in
    
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
+# %% ../../nbs/10_worlds/05_reader.ipynb #rdr00031
 class Reader(nn.Module):
     "Concept classifier and segmenter for images of the tiny world"
     def __init__(self,
@@ -238,12 +239,15 @@ def _best_match(loose, left): # objects said without a place; objects read elsew
     orders = ([j for o,s in zip(loose, p) for j in _compared(o, s)] for p in permutations(left, len(loose)))
     return max(orders, key=lambda pairs: sum(ok for _,ok in pairs))
 
-def _relation_seen(said, reading): # caption that tells a relation -> whether the pair of objects meant stands in it
+def _relation_seen(said, reading): # what a caption says -> whether the pair it means stands in that relation
     i,name,j = said['relation']
     seen = [o|dict(inside=False) for o in reading.present]
     if reading.inside:
         seen.append(reading.inside|dict(inside=True))
-    def alike(k, o): # index of an object said, object read -> number of factors that agree
+    def alike(k, # index of an object said
+              o, # object read
+             ):
+        "Number of factors that agree"
         return sum(o[f]==v for f,v in said['objects'][k].items() if f in slot_factors)
     pairs = list(permutations(seen, 2))
     if not pairs:
@@ -303,7 +307,10 @@ def count_colors(image,           # PIL image or uint8 array
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #ee53684c
 def _truth(scene): # -> all factors of a scene, in the form of `Scene.said`
-    objects = [{f: getattr(o, f) for f in object_factors if not (f=='place' and o.inside)} for o in scene.objects]
+    objects = [{f: getattr(o, f) for f in object_factors} for o in scene.objects]
+    for said,o in zip(objects, scene.objects):
+        if o.inside:
+            del said['place']
     truth = dict(objects=objects, background=scene.background, style=scene.style)
     if len(objects)==2:
         a,b = (o._asdict() for o in scene.objects)

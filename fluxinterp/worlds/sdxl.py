@@ -37,7 +37,7 @@ def _clip(cls, width, layers, heads, pooled=None): # class of the model -> one w
         num_hidden_layers=layers, num_attention_heads=heads, projection_dim=pooled or width,
         max_position_embeddings=caption_tokens, pad_token_id=0, eos_token_id=1, bos_token_id=3))
 
-def _unet(text_width, pooled_width, text_levels, **size): # widths of the encoders' states, of the pooled output
+def _unet(text_width, pooled_width, text_levels, **size): # widths of the states and of the pooled output
     down = ['CrossAttnDownBlock2D' if text else 'DownBlock2D' for text in text_levels]
     up = ['CrossAttnUpBlock2D' if text else 'UpBlock2D' for text in reversed(text_levels)]
     return UNet2DConditionModel(

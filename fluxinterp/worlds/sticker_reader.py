@@ -33,7 +33,8 @@ from .world import World
 _places,_sizes = tuple(sticker_places),tuple(sticker_sizes)
 _grid = 12      # rows and columns of the coarse features and of the maps
 _window = 6     # side of what is looked at for one place
-_corners = [(y//8-_window//2, x//8-_window//2) for x,y in sticker_places.values()] # (row, column) of each window
+# (row, column) of the first cell of each window
+_corners = [(y//8-_window//2, x//8-_window//2) for x,y in sticker_places.values()]
 _cell_sizes = [1, len(kinds), len(_sizes), len(_places)] # logits of a cell: something, kind, size, place
 
 class StickerReader(nn.Module):
@@ -52,7 +53,7 @@ class StickerReader(nn.Module):
 
     def forward(self,
                 x:torch.Tensor, # images, (n, 3, 96, 96) in [-1, 1]
-               )->tuple:        # slots (n, places, 1+kinds+sizes), background (n, 6), cells (n, logits, 12, 12)
+               )->tuple:        # slots (n, places, 1+kinds+sizes), background (n, 6), cells (n, c, 12, 12)
         "Logits of the places, of the background and of the cells"
         h = self.coarse(self.fine(x))
         seen = [h[:,:,r:r+_window,c:c+_window].flatten(1) for r,c in _corners]
@@ -60,7 +61,7 @@ class StickerReader(nn.Module):
         return slots,self.background(h.mean((2, 3))),self.cells(h)
 
 # %% ../../nbs/10_worlds/34_sticker_reader.ipynb #srd00007
-def _target_row(seed): # -> image; slots (places, 3), -1 for none; background; cells (4, 12, 12): cover, kind, size, place
+def _target_row(seed): # -> image; slots (places, 3), -1 for none; background; cells (4, 12, 12)
     s = make_sticker_scene(seed)
     slots = np.full((len(_places), 3), -1, np.int16)
     cells = np.zeros((4, _grid, _grid), np.int16)
@@ -95,6 +96,7 @@ def _reading_loss(logits, slots, background, cells): # of `StickerReader`; targe
         loss = loss+.3*F.cross_entropy(part.permute(0, 2, 3, 1)[full], cells[:,j+1][full])
     return loss
 
+# %% ../../nbs/10_worlds/34_sticker_reader.ipynb #srd00107
 def train_sticker_reader(out:str|Path,          # safetensors file to write
                          steps:int=3000,        # number of steps, of 48 scenes each
                          num_scenes:int=40_000, # number of training scenes, drawn once
@@ -148,7 +150,7 @@ def _by_factor(kind_probabilities, factor): # (..., kinds) -> (..., values of th
 @dataclass
 class StickerReading:
     "What an image of stickers shows"
-    objects:list             # dicts of the object factors, `top5` names and `confidence`, a place each, surest first
+    objects:list             # dicts of object factors, `top5` names and `confidence`, surest first
     background:str           # likeliest background
     probabilities:np.ndarray # probability that each concept is somewhere in the image, (concepts,)
     maps:np.ndarray          # share of each cell that shows each concept, (concepts, 12, 12)
@@ -169,6 +171,7 @@ class StickerReading:
         said = [f"{o['size']} {o['name']} {o['place']} ({o['confidence']:.2f})" for o in self.present]
         return f'StickerReading: {"; ".join(said) or "no sticker"}; {self.background} background'
 
+# %% ../../nbs/10_worlds/34_sticker_reader.ipynb #srd00108
 def _object(place, confidence, kind, size): # index; probability; probabilities of kinds and sizes -> dict
     order = kind.argsort()[::-1]
     best = order[0]

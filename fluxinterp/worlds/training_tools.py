@@ -170,7 +170,7 @@ def split_cross_entropy(logits:torch.Tensor, # (n, sum of sizes)
     "Sum of the cross-entropies of several classifications"
     return sum(F.cross_entropy(part, target[:,i]) for i,part in enumerate(logits.split(sizes, -1)))
 
-def _slot_targets(objects): # (n, 2, 6) -> (n, slots, 6): shape, color, texture, size, relation, 1 where something is
+def _slot_targets(objects): # (n, 2, 6) -> (n, slots, 6): shape, color, texture, size, relation, 1 if there
     n = len(objects)
     target = torch.zeros(n, _object_slots, 6, dtype=torch.long)
     rows = torch.arange(n)
