@@ -65,7 +65,7 @@ class SceneActivations:
     recording:Recording # activations, a row per scene
     labels:np.ndarray   # (concept, scene, token), see `concept_labels`
     names:list=field(default_factory=lambda: concepts, repr=False) # (kind, name) of each concept
-    objects:SceneObjects|None=field(default=None, repr=False) # the scenes' objects; from their masks when None
+    objects:SceneObjects|None=field(default=None, repr=False) # objects of scenes; from masks when None
 
     @property
     def flat_labels(self)->torch.Tensor: # (concept, n)
