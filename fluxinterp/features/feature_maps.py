@@ -127,7 +127,7 @@ def pooled(self:FeatureMaps,
            radius:int=1, # tokens to each side of the middle one, 0 or more: 1 is 3 x 3
           )->FeatureMaps: # maps of the same shape
     "Mean over the tokens around each one; raises `ValueError` for maps that are means already"
-    if self.radius: raise ValueError('these maps are means of several tokens already: pool those they are from')
+    if self.radius: raise ValueError('these maps are means of several tokens already: pool the ones before')
     values = torch.from_numpy(self.values).flatten(2)[...,None]
     means = neighborhood_mean(values, self.values.shape[2:], radius).view(self.values.shape)
     return replace(self, values=means.numpy(), radius=radius)
