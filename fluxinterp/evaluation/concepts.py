@@ -102,7 +102,10 @@ def has_objects(acts:SceneActivations, # activations of scenes
 def known_objects(acts:SceneActivations, # activations of scenes
                  )->SceneObjects:
     "The objects of scenes, from their masks where not given; raises `ValueError` without masks"
-    if acts.objects is not None: return acts.objects
+    if acts.objects is not None:
+        if len(acts.objects.labels)==len(acts.names): return acts.objects
+        raise ValueError(f'the objects have labels of {len(acts.objects.labels)} concepts, and there are '
+                         f'{len(acts.names)} names: give labels in the order of the names')
     if not has_objects(acts):
         raise ValueError("unit='object' needs masks of objects, and these scenes are captions: take scenes "
                          '(record_scenes), or replace(acts, objects=SceneObjects(tokens, labels))')
