@@ -34,6 +34,7 @@ surface = {
     'worlds': {
         'scenes': ('Scene', 'make_scene', 'scene_prompts'),
         'reader': ('count_colors', 'prompt_adherence', 'read_images'),
+        'world': ('LabeledScene', 'World', 'as_world', 'labeled_world', 'register_world'),
     },
     'models': {
         'pipelines': ('image_generators', 'load_pipeline'),

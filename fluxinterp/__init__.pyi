@@ -14,6 +14,11 @@ from .worlds.scenes import scene_prompts as scene_prompts
 from .worlds.reader import count_colors as count_colors
 from .worlds.reader import prompt_adherence as prompt_adherence
 from .worlds.reader import read_images as read_images
+from .worlds.world import LabeledScene as LabeledScene
+from .worlds.world import World as World
+from .worlds.world import as_world as as_world
+from .worlds.world import labeled_world as labeled_world
+from .worlds.world import register_world as register_world
 
 from .models.pipelines import image_generators as image_generators
 from .models.pipelines import load_pipeline as load_pipeline

@@ -43,13 +43,22 @@ def sites_command(
     typer.echo(repr(list_sites(load_pipeline(pipeline))))
 
 # %% ../nbs/92_cli.ipynb #435923c0
+_packaged_kinds = ('flux', 'sdxl', 'stickers', 'reader', 'sticker-reader', 'sae')
+
+def _trainer(what): # 'flux', 'sdxl' or 'stickers' -> class of the configuration, function that trains
+    from fluxinterp.worlds.flux_distillation import TinyConfig, train_tiny_flux
+    from fluxinterp.worlds.sdxl_training import SDXLConfig, train_tiny_sdxl
+    from fluxinterp.worlds.stickers_training import StickersConfig, train_stickers_flux
+    return dict(flux=(TinyConfig, train_tiny_flux), sdxl=(SDXLConfig, train_tiny_sdxl),
+                stickers=(StickersConfig, train_stickers_flux))[what]
+
 @app.command('train-tiny')
 def train_tiny_command(
-    what:Annotated[str, typer.Argument( # flux, sdxl, reader, or sae
-        callback=one_of('flux', 'sdxl', 'reader', 'sae'), help='flux, sdxl, reader, or sae')],
+    what:Annotated[str, typer.Argument( # what to train, one of those packaged
+        callback=one_of(*_packaged_kinds), help=', '.join(_packaged_kinds))],
     out:Annotated[str, typer.Option( # folder or file to write
-        help='folder of the run (flux, sdxl), file (reader), or folder (sae); runs/tiny-flux or '
-             'runs/tiny-sdxl when not given')]='',
+        help='folder of the run (flux, sdxl, stickers), file (a reader), or folder (sae); runs/tiny-flux, '
+             'runs/tiny-sdxl or runs/stickers when not given')]='',
     steps:Annotated[int, typer.Option( # training steps, or steps to keep
         help='training steps of the denoiser, or of the reader; 0 for the default')]=0,
     scenes:Annotated[int, typer.Option(help='training scenes')]=40_000, # training scenes
@@ -58,33 +67,29 @@ def train_tiny_command(
         callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
     compile:Annotated[bool, typer.Option( # compiled denoiser
         help='compile the denoiser: a minute to start, then faster')]=False,
-    until:Annotated[str, typer.Option( # last stage of sdxl
+    until:Annotated[str, typer.Option( # last stage of a model
         callback=one_of('vae', 'text', 'denoiser', 'pairs', 'distilled'),
-        help='last stage of sdxl: vae, text, denoiser (the teacher), pairs or distilled')]='distilled',
-    start:Annotated[str, typer.Option( # pipeline that sdxl goes on from
-        help='pipeline that sdxl goes on from: a folder, or tiny-sdxl-turbo')]='',
+        help='last stage of a model: vae, text, denoiser (the teacher), pairs (sdxl) or distilled')]='distilled',
+    start:Annotated[str, typer.Option( # pipeline that flux or sdxl goes on from
+        help='pipeline that flux or sdxl goes on from: a folder, tiny-flux or tiny-sdxl-turbo')]='',
    ):
-    "Train what is packaged: tiny-flux, tiny-sdxl-turbo (both resume), the reader, or the dictionaries."
-    out = out or ('runs/tiny-sdxl' if what=='sdxl' else 'runs/tiny-flux')
-    if what=='flux':
-        from fluxinterp.worlds.flux_training import TinyConfig, train_tiny_flux
+    "Train what is packaged: tiny-flux, tiny-sdxl-turbo, stickers-flux (these resume), readers or dictionaries."
+    out = out or dict(sdxl='runs/tiny-sdxl', stickers='runs/stickers').get(what, 'runs/tiny-flux')
+    if what in ('flux', 'sdxl', 'stickers'):
+        config,train = _trainer(what)
         extra = dict(denoiser_steps=steps) if steps else {}
-        cfg = TinyConfig(num_scenes=scenes, seed=seed, compile=compile, **extra)
-        train_tiny_flux(out, cfg, device or None)
-        typer.echo(f'Done: {out}/pipeline is a diffusers folder')
-    elif what=='sdxl':
-        from fluxinterp.worlds.sdxl_training import SDXLConfig, train_tiny_sdxl
-        extra = dict(denoiser_steps=steps) if steps else {}
-        cfg = SDXLConfig(num_scenes=scenes, seed=seed, compile=compile, start=start, **extra)
-        train_tiny_sdxl(out, cfg, device or None, until)
+        cfg = config(num_scenes=scenes, seed=seed, compile=compile, start=start, **extra)
+        train(out, cfg, device or None, until)
         whole = until=='distilled'
         result = f'{out}/pipeline is a diffusers folder' if whole else f'{out}, all stages up to {until}'
         typer.echo(f'Done: {result}')
-    elif what=='reader':
+    elif what.endswith('reader'):
         from fluxinterp.worlds.reader import train_reader
+        from fluxinterp.worlds.sticker_reader import train_sticker_reader
         file = out if out.endswith('.safetensors') else f'{out}/reader.safetensors'
         extra = dict(steps=steps) if steps else {}
-        train_reader(file, num_scenes=scenes, seed=seed, device=device or None, **extra)
+        train = train_reader if what=='reader' else train_sticker_reader
+        train(file, num_scenes=scenes, seed=seed, device=device or None, **extra)
         typer.echo(f'Done: {file}')
     else:
         from fluxinterp.packaged import train_tiny_dictionaries

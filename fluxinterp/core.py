@@ -30,7 +30,7 @@ def weights_path(name:str='', # path below the packaged `weights` folder; empty 
         raise FileNotFoundError(f'no packaged file {name!r}; packaged are: {", ".join(there) or "none"}')
     return path
 
-bundled_pipelines = ('tiny-flux', 'tiny-sdxl-turbo', 'random-flux', 'random-sdxl')
+bundled_pipelines = ('tiny-flux', 'tiny-sdxl-turbo', 'stickers-flux', 'random-flux', 'random-sdxl')
 
 _of_packaged = dict(dictionaries='cfg.json', atlases='atlas.json') # folder -> file that each of its kind has
 

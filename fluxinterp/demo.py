@@ -7,7 +7,7 @@ __all__ = ['Report', 'run_demo']
 
 # %% ../nbs/91_demo.ipynb #431fc505
 import base64, html, time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import peak_memory, user_path
 from .safe_files import atomic_path
-from .worlds.scenes import concepts, make_scene
+from .worlds.world import World, as_world
 
 # %% ../nbs/91_demo.ipynb #2b35375d
 _style = (
@@ -95,6 +95,7 @@ class _Run: # what the chapters of a demo share
     methods:dict=None     # name -> dictionary: the SAE and its controls
     compared:object=None  # `MethodComparison` of all methods
     found:dict=None       # name -> table of each concept's best feature, read by its code
+    world:World=field(default_factory=as_world) # what the captions are about
 
     def say(self,
             n:int, # number of the chapter
@@ -110,10 +111,9 @@ def _show_table(run, table, digits=3): # in the report and on the terminal
 def _adherence_chapter(run):
     from fluxinterp.overlays import image_grid
     from fluxinterp.steering.generation import generate
-    from fluxinterp.worlds.reader import prompt_adherence, read_images
-    test = [make_scene(i, 'test', drop=0.) for i in range(64)]
+    test = run.world.make_scenes(64, 'test', drop=0.)
     images = generate(run.pipe, [s.caption for s in test], seed=run.seed).images
-    shown = prompt_adherence([s.said for s in test], read_images(images))
+    shown = run.world.prompt_adherence([s.said for s in test], run.world.read_images(images))
     run.report.heading('5. The model draws what the caption says')
     run.report.image('samples', image_grid([s.image for s in test[:10]]+images[:10], 10, scale=2),
                      'Above: true scenes of ten held-out captions. '
@@ -143,7 +143,7 @@ def _match_concepts(run, num_scenes): # methods, their comparison, and the best 
     from fluxinterp.evaluation.method_comparison import compare_methods
     mlp = f'{run.site}.mlp'
     k = run.sae.k
-    how = dict(noise_level=(.75, .5), seed=run.seed, progress=False)
+    how = dict(noise_level=(.75, .5), seed=run.seed, world=run.world, progress=False)
     a,b = (record_scenes(run.pipe, [run.site, mlp], num_scenes, s, **how) for s in ('train', 'test'))
     run.methods = {'SAE': run.sae, 'MLP neurons': neurons(a.recording[mlp], k), 'PCA': pca(run.rec, k),
                    'coordinates': coordinates(run.rec, k),
@@ -181,10 +181,9 @@ def _captions_without(factor, value, scenes, n): # of scenes with one object
 
 def _object_masks(run, captions): # where any object is, as the reader sees it, one mask per caption
     from fluxinterp.steering.generation import generate
-    from fluxinterp.worlds.reader import read_images
     images = [generate(run.pipe, [c], seed=run.seed+i).images[0] for i,c in enumerate(captions)]
-    colored = [i for i,(f,_) in enumerate(concepts) if f=='color'] # their maps together: where any object is
-    return [r.maps[colored].sum(0)>.5 for r in read_images(images)]
+    colored = [i for i,(f,_) in enumerate(run.world.concepts) if f=='color'] # together: where any object is
+    return [r.maps[colored].sum(0)>.5 for r in run.world.read_images(images)]
 
 def _largest(run, feature): # largest activation on held-out prompts
     return max(float(code.latent(feature).max()) for code in run.sae.code_tiles(run.held.x))
@@ -192,15 +191,14 @@ def _largest(run, feature): # largest activation on held-out prompts
 def _added(run, dictionary, pick, strength, captions, masks): # -> images, share in which the reader sees it
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import Generated, generate
-    from fluxinterp.worlds.reader import read_images
     edits = [[Add(dictionary, pick.feature, strength=strength, region=m)] for m in masks]
     pairs = [generate(run.pipe, [c], e, seed=run.seed+i) for i,(c,e) in enumerate(zip(captions, edits))]
     pair = Generated([p.images[0] for p in pairs], [p.originals[0] for p in pairs], captions)
-    concept = concepts.index((pick.factor, pick.value))
-    return pair,float(np.mean([r.probabilities[concept] for r in read_images(pair.images)]))
+    concept = run.world.concepts.index((pick.factor, pick.value))
+    return pair,float(np.mean([r.probabilities[concept] for r in run.world.read_images(pair.images)]))
 
-def _single_scenes(start, n=400): # one object each, everything said
-    return [make_scene(start+i, 'test', 1, drop=0.) for i in range(n)]
+def _single_scenes(run, start, n=400): # one object each, everything said
+    return run.world.make_scenes(n, 'test', start, objects=1, drop=0.)
 
 def _best_story(run, tries=4): # the color whose feature beats all controls and does most when added
     codes = {name: t.set_index(['factor', 'value']).auroc for name,t in run.found.items()}
@@ -209,7 +207,7 @@ def _best_story(run, tries=4): # the color whose feature beats all controls and 
     colors = table[table.factor=='color'].sort_values('auroc', ascending=False)
     above = colors[colors.auroc>colors['best control']]
     some = list((above if len(above) else colors).head(tries).itertuples())
-    scenes = _single_scenes(85_000)
+    scenes = _single_scenes(run, 85_000)
     def _effect(pick):
         captions = _captions_without(pick.factor, pick.value, scenes, 4)
         masks = _object_masks(run, captions)
@@ -220,9 +218,9 @@ def _best_story(run, tries=4): # the color whose feature beats all controls and 
 def _maps(run, pick): # two captions with the concept, one without
     from fluxinterp.activations.recording import record
     from fluxinterp.features.feature_maps import maps_from
-    scenes = [make_scene(70_000+i, 'test', drop=0.) for i in range(400)]
+    scenes = run.world.make_scenes(400, 'test', 70_000, drop=0.)
     captions = _captions_with(pick.factor, pick.value, scenes, 2)
-    captions += _captions_without(pick.factor, pick.value, _single_scenes(70_000), 1)
+    captions += _captions_without(pick.factor, pick.value, _single_scenes(run, 70_000), 1)
     rec = record(run.pipe, captions, [run.site], seed=run.seed, images=True, previews=True)
     run.report.image('maps', maps_from(rec, run.sae, int(pick.feature)).figure(),
                      f'Where and when feature {pick.feature} is active, over the predicted image of each '
@@ -231,7 +229,7 @@ def _maps(run, pick): # two captions with the concept, one without
 def _turned(run, pick): # added where the object is, beside a random direction as long; and taken away
     from fluxinterp.steering.edits import Ablate
     from fluxinterp.steering.generation import generate
-    f,single = int(pick.feature),_single_scenes(80_000)
+    f,single = int(pick.feature),_single_scenes(run, 80_000)
     captions = _captions_without(pick.factor, pick.value, single, 8)
     masks,strong = _object_masks(run, captions),_largest(run, f)
     rand = run.methods['random directions']
@@ -273,11 +271,12 @@ def _story_chapter(run):
 
 # %% ../nbs/91_demo.ipynb #0d80b9c6
 def run_demo(out:str|Path='demo',       # folder for the report and its images
-             pipeline:str='tiny-flux',  # name of a bundled pipeline
+             pipeline:str|None=None,    # name of a bundled pipeline; the world's when None
              num_prompts:int=768,       # number of prompts recorded for training
              num_scenes:int=96,         # number of known scenes to choose features on; as many score them
              sae_steps:int=2000,        # training steps of the SAE
              seed:int=0,                # seed of the noise, the weights and the scenes
+             world:World|str|None=None, # world of colored objects; the tiny world when None
             )->Path:                    # the report
     "End-to-end run that writes `report.html`; prints its progress and ends with where to look"
     from fluxinterp.activations.recording import record
@@ -285,25 +284,26 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     from fluxinterp.models.pipelines import load_pipeline
     from fluxinterp.models.sites import list_sites
     from fluxinterp.training.sae_training import train
-    from fluxinterp.worlds.scenes import scene_prompts
     start = time.time()
+    world = as_world(world)
+    pipeline = pipeline or world.pipeline
     report = Report(out, f'fluxinterp: an end-to-end run on {pipeline}')
-    run = _Run(report, seed, None, '', start)
+    run = _Run(report, seed, None, '', start, world=world)
     run.say(1, 'open the pipeline')
     run.pipe = load_pipeline(pipeline)
     run.site = [n for n in list_sites(run.pipe).names if n.startswith('double') and n.endswith('image')][-1]
     report.text(f'Site: {run.site}. Everything below was computed in this run, with seed {seed}.')
 
     run.say(2, f'record {num_prompts} prompts at {run.site}, all steps')
-    prompts = scene_prompts(num_prompts, start=50_000)
-    held_out = scene_prompts(96, 'test', start=60_000)
+    prompts = world.scene_prompts(num_prompts, start=50_000)
+    held_out = world.scene_prompts(96, 'test', start=60_000)
     run.rec = record(run.pipe, prompts, [run.site], seed=seed, batch_size=32)[run.site]
     run.held = record(run.pipe, held_out, [run.site], seed=seed+1, batch_size=32)[run.site]
 
     run.say(3, f'train an SAE on {run.rec.tokens.shape[0]:,} activation vectors')
     run.sae = train(SAEConfig(steps=sae_steps, seed=seed), run.rec, out=report.out/'sae', again=True)
 
-    run.say(4, f'match features with {len(concepts)} known concepts, beside controls')
+    run.say(4, f'match features with {len(world.concepts)} known concepts, beside controls')
     _match_concepts(run, num_scenes)
 
     run.say(5, 'look at the best one, and turn it')

@@ -17,7 +17,7 @@ from .dictionaries.itda import ITDAConfig
 from .dictionaries.sae import SAEConfig
 from .activations.recording import record
 from .models.pipelines import load_pipeline
-from .worlds.scenes import scene_prompts
+from .worlds.world import World, as_world
 from .training.itda_growth import fit_itda
 from .training.sae_training import train
 from .dictionaries.files import save_dictionary
@@ -60,11 +60,12 @@ def train_tiny_dictionaries(out:str|Path,            # folder; each dictionary g
                             recipes:dict|None=None,  # name -> recipe; those of `tiny_recipes` when None
                             num_prompts:int|None=None, # captions; those of `tiny_prompts` when None
                             progress:bool=True,      # progress bars, shown if True
+                            world:World|str|None=None, # world of the captions; the tiny world when None
                            )->dict:                  # name -> dictionary
     "Train the dictionaries that are packaged with a tiny pipeline, of all sites in one recording"
     recipes = tiny_recipes[pipeline] if recipes is None else recipes
     sites = list(dict.fromkeys(name.partition('-')[0] for name in recipes))
-    captions = scene_prompts(num_prompts or tiny_prompts[pipeline])
+    captions = as_world(world).scene_prompts(num_prompts or tiny_prompts[pipeline])
     rec = record(load_pipeline(pipeline), captions, sites, num_inference_steps=4,
                  batch_size=32, dtype=torch.bfloat16, progress=progress)
     made = {name: _made(recipe, rec[name.partition('-')[0]], progress) for name,recipe in recipes.items()}
@@ -76,18 +77,20 @@ tiny_atlases = ('tiny-flux/double.1.image', 'tiny-flux/double.1.image-256',
                 'tiny-flux/double.1.image-256-without-noise', 'tiny-flux/single.1.image-256',
                 'tiny-sdxl-turbo/up.1.0-256', 'tiny-sdxl-turbo/up.1.1-256')
 
-def _label_sure(atlas, labels, least=.9): # features on one known map in both halves get its name
-    said = explain(atlas, LabelMaps(labels), progress=False)
-    held = LabelMaps(labels, half='score')
+def _label_sure(atlas, world, least=.9): # features on one known map in both halves get its name
+    labels = read_labels(atlas, world=world)
+    said = explain(atlas, LabelMaps(labels, world=world), progress=False)
+    held = LabelMaps(labels, half='score', world=world)
     for f,text in said.text[said.status=='ok'].items():
         if text not in held.names or said.detail[f]['best'][0]['auroc']<least: continue
         if held.scores(atlas, f)[held.names.index(text)]>=least: atlas.label(f, text)
 
-def _annotate(atlas, pipe, dictionary, progress): # scores, icons, and what labeled features do
-    for scorer in (Detection(), Localization()): score(atlas, scorer, progress=progress)
+def _annotate(atlas, pipe, dictionary, world, progress): # scores, icons, and what labeled features do
+    for scorer in (Detection(world=world), Localization()):
+        score(atlas, scorer, progress=progress, world=world)
     add_icons(atlas, pipe, dictionary, progress=progress)
     labeled = atlas.table().query('label.notna()').index.tolist()
-    explain(atlas, CausalEffect(pipe, dictionary), labeled, progress=progress)
+    explain(atlas, CausalEffect(pipe, dictionary, world=world), labeled, progress=progress)
 
 def _as_one_file(atlas): # annotations without a journal beside them, and nothing that only building needs
     atlas.text.db.execute('vacuum')
@@ -103,19 +106,20 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
                        examples:int=3,           # number of examples of each kind, in each half
                        annotated:int=512,        # latents up to which labels, scores and icons are added
                        progress:bool=True,       # progress bars, shown if True
+                       world:World|str|None=None, # world of the pipelines; the tiny world when None
                       )->None:
     "Build the atlases of packaged dictionaries, explained by the words of their prompts"
     for pipeline in dict.fromkeys(n.partition('/')[0] for n in names):
         pipe = load_pipeline(pipeline)
         here = {n: load_dictionary(n) for n in names if n.startswith(f'{pipeline}/')}
         sites = list(dict.fromkeys(d.meta.site for d in here.values()))
-        prompts = scene_prompts(num_prompts, start=20_000)
+        prompts = as_world(world).scene_prompts(num_prompts, start=20_000)
         rec = record(pipe, prompts, sites, num_inference_steps=4, images=True, batch_size=32,
                      progress=progress)
         for name,dictionary in here.items():
             atlas = build_atlas(dictionary, rec, Path(out)/name, examples=examples, progress=progress)
             small = dictionary.num_latents<=annotated
-            if small: _label_sure(atlas, read_labels(atlas)) # before the words: the last explanation is shown
+            if small: _label_sure(atlas, world) # before the words: the last explanation is shown
             explain(atlas, PromptStatistics(), progress=progress)
-            if small: _annotate(atlas, pipe, dictionary, progress)
+            if small: _annotate(atlas, pipe, dictionary, world, progress)
             _as_one_file(atlas)

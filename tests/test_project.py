@@ -123,10 +123,15 @@ def test_wheel_holds_weights_and_command(copy, tmp_path):
     with zipfile.ZipFile(wheel) as z: assert 'fluxinterp=fluxinterp.cli:main' in z.read(entry).decode().replace(' ', '')
     cfg = configparser.ConfigParser(); cfg.read(root/'settings.ini')
     assert wheel.name.split('-')[1]==cfg['DEFAULT']['version']
+    assert wheel.stat().st_size<=70e6
+    for folder in ('stickers', 'stickers-flux'): # the icons, and the weights that redraw them
+        with zipfile.ZipFile(wheel) as z: text = z.read(f'fluxinterp/weights/{folder}/LICENSE-fluentui-emoji.txt').decode()
+        assert 'MIT License' in text and 'Microsoft Corporation' in text
 
-def test_packaged_pipeline_is_small():
-    files = [p for p in (root/'fluxinterp/weights/tiny-flux').rglob('*') if p.is_file()]
-    assert 0<sum(p.stat().st_size for p in files)<=16*2**20
+@pytest.mark.parametrize('name', ['tiny-flux', 'tiny-sdxl-turbo', 'stickers-flux'])
+def test_packaged_pipelines_are_small(name):
+    files = [p for p in (root/'fluxinterp/weights'/name).rglob('*') if p.is_file()]
+    assert 0<sum(p.stat().st_size for p in files)<=24*2**20
 
 def test_no_pickles():
     for p in root.rglob('*'):

@@ -23,7 +23,7 @@ def things():
     how = dict(noise_level=(.75, .25), progress=False)
     train,test = (concepts.record_scenes(pipe, [site], 12, s, **how) for s in ('train', 'test'))
     record = train.recording[site]
-    some = [i for i,(kind,_) in enumerate(concepts.concepts) if kind in ('color', 'style')]
+    some = [i for i,(kind,_) in enumerate(train.names) if kind in ('color', 'style')]
     def few(acts): return dataclasses.replace(acts, labels=acts.labels[some], names=[acts.names[i] for i in some])
     return dict(sae=fi.load_dictionary(f'tiny-flux/{site}'), pca=fi.pca(record, 16), record=record, pairs=interchange.record_pairs(pipe, site, 12, noise_level=.25, progress=False), all=(train, test), train=few(train), test=few(test))
 

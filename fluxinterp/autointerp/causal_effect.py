@@ -8,6 +8,7 @@ __all__ = ['gains', 'effect_of', 'CausalEffect']
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00004
 import inspect
 from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.image_judges import reader_judge
 from ..steering.interventions import steer
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00006
 def gains(before:pd.DataFrame, # labels of images, (image, factor)
@@ -54,20 +56,23 @@ class CausalEffect(Explainer):
     def __init__(self,
                  pipe,                  # pipeline that generates
                  dictionary:Dictionary, # dictionary of the atlas
-                 judge=reader_judge,    # function of images that returns a `Judgement`
+                 judge=None,            # function of images -> `Judgement`; the world's reader when None
                  n:int=8,               # images per feature
                  strength:float=1.5,    # factor on the feature's largest activation
                  least:float=.5,        # smallest lift that counts, a share of the images
                  seed:int=300,          # seed of the initial noise and of the random directions
+                 world:World|str|None=None, # world whose reader judges; the tiny world when None
                  **call,                # keyword arguments of the pipeline call
                 ):
         check_call(pipe, call, inspect.signature(CausalEffect).parameters)
-        self.pipe,self.dictionary,self.judge = pipe,dictionary,judge
+        self.pipe,self.dictionary = pipe,dictionary
+        self.judge = judge or partial(reader_judge, world=world)
         self.n,self.strength = n,strength
         self.least,self.seed = least,seed
         self.call,self._clean = call,{} # (image number, caption) -> image without an edit
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{n} images, strength {strength}, lift {least}, seed {seed}, {settings}'
+        if world is not None: self.settings += f', world {as_world(world).name}'
 
     def _generate(self, captions, noise): # noise: a number of the initial noise for each
         seeds = [self.seed+k for k in noise]

@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['gains', 'effect_of', 'CausalEffect']
 import inspect
 from collections.abc import Iterator
+from functools import partial
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -14,6 +15,7 @@ from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.image_judges import reader_judge
 from ..steering.interventions import steer
+from ..worlds.world import World, as_world
 def gains(before: pd.DataFrame, after: pd.DataFrame) -> dict:
     ...
 def effect_of(on: dict, random: dict, least: float) -> tuple:
@@ -30,7 +32,7 @@ class CausalEffect(Explainer):
     settings: Any
     strength: Any
 
-    def __init__(self, pipe, dictionary: Dictionary, judge=reader_judge, n: int=8, strength: float=1.5, least: float=0.5, seed: int=300, **call):
+    def __init__(self, pipe, dictionary: Dictionary, judge=None, n: int=8, strength: float=1.5, least: float=0.5, seed: int=300, world: World | str | None=None, **call):
         ...
 
     def images(self, atlas, f: int) -> tuple:

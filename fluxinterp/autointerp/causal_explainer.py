@@ -7,6 +7,7 @@ __all__ = ['CausalImages']
 
 # %% ../../nbs/55_explaining/20_causal_explainer.ipynb #cau00003
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .explainers import Explainer
 from ..dictionaries.dictionary import Dictionary
 from ..steering.block_roles import feature_images
 from ..steering.image_judges import reader_judge
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/20_causal_explainer.ipynb #cau00010
 def _z(labels, groups, base): # labels (image, factor), positions of groups of images; labels of usual images
@@ -39,21 +41,24 @@ class CausalImages(Explainer):
     def __init__(self,
                  pipe,                  # pipeline that generates
                  dictionary:Dictionary, # dictionary of the atlas
-                 judge=reader_judge,    # function of images that returns a `Judgement`
+                 judge=None,            # function of images -> `Judgement`; the world's reader when None
                  seeds:int=4,           # images per feature
                  strength:float=1.,     # factor on the feature's largest activation
                  least:float=2.,        # z below which the feature does nothing in particular
                  others:int=64,         # features chosen at random, an image each, that show what is usual
                  chunk:int=64,          # features whose images are generated at a time
                  force:bool=False,      # whether another model or site is accepted
+                 world:World|str|None=None, # world whose reader judges; the tiny world when None
                  **call,                # keyword arguments of the pipeline call
                 ):
-        self.pipe,self.dictionary,self.judge = pipe,dictionary,judge
+        self.pipe,self.dictionary = pipe,dictionary
+        self.judge = judge or partial(reader_judge, world=world)
         self.seeds,self.strength,self.least = seeds,strength,least
         self.others,self.chunk = others,chunk
         self.force,self.call = force,call
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{seeds} seeds, strength {strength}, z {least}, {others} others, {settings}'
+        if world is not None: self.settings += f', world {as_world(world).name}'
 
     def _labels(self, features, largest, seeds): # labels of images generated with each feature on, in order
         images = feature_images(self.pipe, self.dictionary, features, self.strength*largest[features], seeds,

@@ -15,29 +15,33 @@ from .scorer_base import Scorer
 from .scorers import HeldOut
 from .vision_explainer import crop_peak
 from ..steering.image_judges import reader_judge
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/27_embedding_scorer.ipynb #emb00006
 def _unit(v): return v/v.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
 class ReaderEmbedder:
-    "Concepts of the tiny world as the axes of a space of texts and images"
-    name = 'reader'
+    "Concepts of a world as the axes of a space of texts and images"
+    def __init__(self,
+                 world:World|str|None=None, # world with the reader; the tiny world when None
+                ):
+        self.world = as_world(world)
+        self.name = 'reader' if self.world is as_world() else f'reader of {self.world.name}' # of scores kept
 
     def embed_texts(self,
                     texts:list,     # texts
                    )->torch.Tensor: # (text, concept), unit length; 0 where a text names no concept
         "The concepts each text names"
-        v = torch.zeros(len(texts), len(concepts))
+        v = torch.zeros(len(texts), len(self.world.concepts))
         for i,text in enumerate(texts):
-            v[i,named_concepts(text)] = 1.
+            v[i,named_concepts(text, self.world)] = 1.
         return _unit(v)
 
     def embed_images(self,
                      images:list,    # PIL images
                     )->torch.Tensor: # (image, concept), unit length
         "How probable each concept is in each image"
-        return reader_judge(images).vectors
+        return reader_judge(images, self.world).vectors
 
 class PromptEmbedder:
     "A pipeline's own text encoder as an embedder of descriptions and captions"
@@ -77,8 +81,9 @@ class Embedding(Scorer):
                  n:int=8,          # positives at most
                  negatives:int=16, # non-activating images at most
                  view:str='image', # what is embedded: 'image', 'crop' around the peak, or 'caption'
+                 world:World|str|None=None, # world of the reader's embedder; the tiny world when None
                 ):
-        self.embedder = embedder or ReaderEmbedder()
+        self.embedder = embedder or ReaderEmbedder(world)
         _check_view(view, self.embedder)
         self.n,self.negatives,self.view = n,negatives,view
         self.name = f'embedding/{getattr(self.embedder, "name", type(self.embedder).__name__)}, {view}'

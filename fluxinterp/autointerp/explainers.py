@@ -23,7 +23,7 @@ from fluxinterp.atlases.annotations import (add_explanations, detail_field, read
 from ..atlases.atlas import Atlas
 from ..evaluation.concept_scores import auroc
 from ..evaluation.concepts import reader_labels
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #exp00006
 class Explainer:
@@ -189,13 +189,14 @@ def _say(self:PromptStatistics, peaks, has, words, lift, low, z): # status, text
     return 'ok',' '.join(w['word'] for w in found),dict(words=found)
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #exp00014
-def read_labels(atlas:Atlas,   # atlas of a tiny model, with thumbnails
+def read_labels(atlas:Atlas,   # atlas of a bundled model, with thumbnails
                 pictures=None, # numbers of images; all when None
+                world:World|str|None=None, # world with the reader; the tiny world when None
                )->np.ndarray:  # (concept, image, token) int8, as from `concepts.coverage_labels`
-    "What the tiny world's reader sees in each token of the atlas's images"
+    "What a world's reader sees in each token of the atlas's images"
     pictures = range(len(atlas.pictures)) if pictures is None else pictures
     atlas.check_images()
-    return reader_labels([atlas.thumbnail(int(p)) for p in pictures], atlas.grid_shape)
+    return reader_labels([atlas.thumbnail(int(p)) for p in pictures], atlas.grid_shape, world)
 
 def _check_labels(labels, atlas): # (concept, image, token)
     tokens = int(np.prod(atlas.grid_shape))
@@ -208,14 +209,15 @@ class LabelMaps(Explainer):
     name = 'maps'
     def __init__(self,
                  labels:np.ndarray,    # labels of all images of the atlas, (concept, image, token)
-                 names:list|None=None, # names of the concepts; those of scenes when None
+                 names:list|None=None, # names of the concepts; those of the world when None
                  least:float=.75,      # AUROC below which a feature lies on no known map
                  half:str='explain',   # half of the prompts: 'explain' or 'score'
+                 world:World|str|None=None, # world of the labels; the tiny world when None
                 ):
         self.labels,self.least,self.half = torch.from_numpy(labels),least,half
         labels_hash = crc32(np.ascontiguousarray(labels).tobytes())
         self.settings = f'AUROC {least}, half {half}, labels {labels_hash:08x}'
-        self.names = [v for _,v in concepts] if names is None else list(names)
+        self.names = [v for _,v in as_world(world).concepts] if names is None else list(names)
         if len(self.names)!=len(labels):
             raise ValueError(f'{len(self.names)} names for labels of {len(labels)} concepts')
 

@@ -14,7 +14,7 @@ from fluxinterp.atlases.annotations import add_explanations, detail_field, read_
 from ..atlases.atlas import Atlas
 from ..evaluation.concept_scores import auroc
 from ..evaluation.concepts import reader_labels
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 class Explainer:
     name, settings = ('', '')
 
@@ -46,7 +46,7 @@ class PromptStatistics(Explainer):
 
     def __call__(self, atlas, features) -> Iterator[tuple]:
         ...
-def read_labels(atlas: Atlas, pictures=None) -> np.ndarray:
+def read_labels(atlas: Atlas, pictures=None, world: World | str | None=None) -> np.ndarray:
     ...
 class LabelMaps(Explainer):
     name = 'maps'
@@ -56,7 +56,7 @@ class LabelMaps(Explainer):
     names: Any
     settings: Any
 
-    def __init__(self, labels: np.ndarray, names: list | None=None, least: float=0.75, half: str='explain'):
+    def __init__(self, labels: np.ndarray, names: list | None=None, least: float=0.75, half: str='explain', world: World | str | None=None):
         ...
 
     def scores(self, atlas, f) -> np.ndarray:

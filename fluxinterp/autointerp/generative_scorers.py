@@ -22,15 +22,25 @@ from .scorers import own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.interventions import steer
-from ..worlds.scenes import concepts, make_scene
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00006
-def _scene_captions(named, n): # captions with all the words, captions with none of them; n of each, or fewer
+def _spoken_factors(world, there): # number of train scenes -> factors that captions name
+    saids = [s.said for s in world.make_scenes(min(50, there), 'train', 4_000_000, drop=0.)]
+    of_objects = {f for said in saids for o in said.get('objects', ()) for f in o}
+    return of_objects.union(*saids)
+
+def _scene_captions(world, named, n): # of scenes with all the concepts, with none; n of each, or fewer
     with_all,with_none,seed = [],[],4_000_000
-    while (len(with_all)<n or len(with_none)<n) and seed<4_000_000+4000:
-        caption = make_scene(seed, 'train', drop=0.).caption
-        words = caption.replace(',', ' ').split()
-        hits = sum(w in words for w in named)
+    there = 4000 if world.sizes is None else min(4000, world.sizes['train'])
+    spoken = _spoken_factors(world, there)
+    while (len(with_all)<n or len(with_none)<n) and seed<4_000_000+there:
+        scene = world.make_scene(seed, 'train', drop=0.)
+        caption = scene.caption
+        words = f' {" ".join(caption.lower().replace(",", " ").split())} '
+        said = [f' {world.concepts[i][1]} ' in words if world.concepts[i][0] in spoken else i in scene.shown
+                for i in named] # what no caption names is looked for in the scene
+        hits = sum(said)
         if hits==len(named) and len(with_all)<n: with_all.append(caption)
         if not hits and len(with_none)<n: with_none.append(caption)
         seed += 1
@@ -38,20 +48,26 @@ def _scene_captions(named, n): # captions with all the words, captions with none
 
 class SceneWriter:
     "Captions of scenes with and without the concepts of a description"
-    name = 'scenes'
+    def __init__(self,
+                 world:World|str|None=None, # world of the scenes; the tiny world when None
+                ):
+        self.world = as_world(world)
+        self.name = self.world.name
+
     def __call__(self,
                  descriptions:list,  # texts
                  n:int,              # captions of each kind
                 )->Iterator[Answer]: # value: captions that should fire, captions that should not
         for i,text in enumerate(descriptions):
-            named = [concepts[j][1] for j in named_concepts(text)]
+            named = named_concepts(text, self.world)
             if not named:
                 yield Answer(i, 'refused', None, dict(why='the description names no concept of scenes'))
                 continue
-            captions = _scene_captions(named, n)
+            captions = _scene_captions(self.world, named, n)
             if all(len(c)==n for c in captions): yield Answer(i, 'ok', captions, {})
             else: yield Answer(i, 'refused', None, dict(why='too few scenes have all of it'))
 
+# %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00026
 def _captions_reader(n): # reads n captions of each kind from an answer
     def read(text): # text of the answer
         obj = read_json(text, active=list, silent=list)
@@ -88,28 +104,14 @@ class Generation(Scorer):
                  n:int=6,               # captions of each kind
                  seed:int=100,          # seed of the initial noise
                  batch_size:int=32,     # captions at a time
+                 world:World|str|None=None, # world of the writer's scenes; the tiny world when None
                  **call,                # keyword arguments of the pipeline call
                 ):
-        self.pipe,self.dictionary,self.writer = pipe,dictionary,writer or SceneWriter()
+        self.pipe,self.dictionary,self.writer = pipe,dictionary,writer or SceneWriter(world)
         self.n,self.seed,self.batch_size = n,seed,batch_size
         self.call = call
         settings = sorted((k, str(v)) for k,v in call.items())
         self.settings = f'{n} captions by {self.writer.name}, seed {seed}, {settings}'
-
-    @torch.no_grad()
-    def _peaks(self, captions, features): # (caption, feature), peak over tokens and steps
-        d,n = self.dictionary,self.dictionary.num_latents
-        peaks = torch.zeros(len(captions), len(features))
-        if not captions: return peaks
-        row = 0
-        call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
-        for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
-            for i in range(len(rec[d.meta.site])):
-                code = d.encode_tiled(rec[d.meta.site].select(rows=[i]), device='cpu')
-                for i,f in enumerate(features):
-                    peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
-                row += 1
-        return peaks
 
     def measure(self,
                 atlas, # atlas of the dictionary
@@ -137,6 +139,23 @@ class Generation(Scorer):
                     peak = float(peaks[row[c],column[f]])
                     res[key].append((kind, truth, -1, Answer(key, 'ok', peak, dict(caption=c))))
         return res
+
+# %% ../../nbs/55_explaining/30_generative_scorers.ipynb #wgk00022
+@patch
+@torch.no_grad()
+def _peaks(self:Generation, captions, features): # (caption, feature), peak over tokens and steps
+    d,n = self.dictionary,self.dictionary.num_latents
+    peaks = torch.zeros(len(captions), len(features))
+    if not captions: return peaks
+    row = 0
+    call = dict(seed=self.seed, batch_size=self.batch_size, progress=False)|self.call
+    for rec in record_batches(self.pipe, captions, [d.meta.site], **call):
+        for i in range(len(rec[d.meta.site])):
+            code = d.encode_tiled(rec[d.meta.site].select(rows=[i]), device='cpu')
+            for i,f in enumerate(features):
+                peaks[row,i] = (code.latent(f%n)*(-1 if f>=n else 1)).clamp_min(0).max()
+            row += 1
+    return peaks
 
 # %% ../../nbs/55_explaining/30_generative_scorers.ipynb #gen00008
 class Intervention(Scorer):

@@ -15,9 +15,13 @@ from .scorers import own_preference
 from ..dictionaries.dictionary import Dictionary
 from ..steering.edits import Add
 from ..steering.interventions import steer
-from ..worlds.scenes import concepts, make_scene
+from ..worlds.world import World, as_world
 class SceneWriter:
-    name = 'scenes'
+    name: Any
+    world: Any
+
+    def __init__(self, world: World | str | None=None):
+        ...
 
     def __call__(self, descriptions: list, n: int) -> Iterator[Answer]:
         ...
@@ -42,7 +46,7 @@ class Generation(Scorer):
     settings: Any
     writer: Any
 
-    def __init__(self, pipe, dictionary: Dictionary, writer=None, n: int=6, seed: int=100, batch_size: int=32, **call):
+    def __init__(self, pipe, dictionary: Dictionary, writer=None, n: int=6, seed: int=100, batch_size: int=32, world: World | str | None=None, **call):
         ...
 
     def measure(self, atlas, asked, judge) -> dict:

@@ -20,8 +20,7 @@ from .endpoint import Answerer
 from .questions import Answer, Question, fill_prompt, load_prompt, read_json
 from ..evaluation.concept_scores import auroc
 from ..overlays import image_bytes, spotlight
-from ..worlds.reader import read_images
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/05_judges.ipynb #ver00006
 task_kinds = ('detect', 'locate', 'changed', 'intruder')
@@ -48,31 +47,36 @@ def marked(image:Image.Image, # the image
     return image_bytes(image.convert('RGB').resize((image.width*scale, image.height*scale), Image.NEAREST))
 
 # %% ../../nbs/55_explaining/05_judges.ipynb #ver00008
-_numbers = {v: i for i,(_,v) in enumerate(concepts)}
-
 def named_concepts(description:str, # text of the description
-                  )->list:          # indices into `scenes.concepts`
-    "Concepts of the tiny world a description names"
-    return [i for v,i in _numbers.items() if re.search(rf'\b{re.escape(v)}\b', description.lower())]
+                   world:World|str|None=None, # world of the concepts; the tiny world when None
+                  )->list:          # indices into the world's `concepts`
+    "Concepts of a world that a description names"
+    said = description.lower()
+    return [i for i,(_,v) in enumerate(as_world(world).concepts) if re.search(rf'\b{re.escape(v)}\b', said)]
 
 class ReaderVerdicts:
-    "Verdicts of the tiny world's reader, a concept classifier and segmenter"
-    name = 'reader'
+    "Verdicts of a world's reader, a concept classifier and segmenter"
+    def __init__(self,
+                 world:World|str|None=None, # world with the reader; the tiny world when None
+                ):
+        self.world = as_world(world)
+        self.name = 'reader' if self.world is as_world() else f'reader of {self.world.name}' # of scores kept
 
     def __call__(self,
                  tasks:list,         # `Task`s
                 )->Iterator[Answer]: # one per task
         images = {id(im): im for t in tasks for im,_ in t.pictures}
-        read = dict(zip(images, read_images(list(images.values())))) if images else {}
+        read = dict(zip(images, self.world.read_images(list(images.values())))) if images else {}
         for t in tasks:
-            named = named_concepts(t.description)
+            named = named_concepts(t.description, self.world)
             shown = np.stack([self._shown(read[id(im)], m) for im,m in t.pictures]) # (image, concept)
-            names = [concepts[i][1] for i in named]
+            names = [self.world.concepts[i][1] for i in named]
             yield Answer(t.id, 'ok', self._verdict(t.kind, shown, named), dict(concepts=names))
 
     def _shown(self, reading, m): # (concept,): share of the marked part, or probability in all
         if m is None: return reading.probabilities
-        m = np.asarray(Image.fromarray(np.asarray(m, np.float32)).resize((16, 16), Image.BOX)) # reader's grid
+        h,w = reading.maps.shape[1:]
+        m = np.asarray(Image.fromarray(np.asarray(m, np.float32)).resize((w, h), Image.BOX))
         return (reading.maps*m).sum((1, 2))/max(m.sum(), 1e-9)
 
     def _verdict(self, kind, shown, named):

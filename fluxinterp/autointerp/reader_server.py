@@ -16,8 +16,7 @@ from PIL import Image
 from ..atlases.atlas import Atlas
 from .generative_scorers import SceneWriter
 from .judges import ReaderVerdicts, Task
-from ..worlds.reader import read_images
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/55_explaining/40_reader_server.ipynb #rsv00006
 def _usage(content, text): # as a server counts: four characters a token, 300 tokens an image
@@ -107,7 +106,9 @@ class ReaderServer:
                  key:str|None=None, # API key that is required; none when None
                  faults=None,       # function of a request's number and text that names a fault, or None
                  pace:float=0.,     # seconds an answer takes
+                 world:World|str|None=None, # world with the reader; the tiny world when None
                 ):
+        self.world = as_world(world)
         self.key,self.faults,self.pace = key,faults or _no_faults,pace
         self.asked = [] # body of each request
         self._lock = threading.Lock()
@@ -118,7 +119,7 @@ class ReaderServer:
         pixels = [np.asarray(i, np.float32).reshape(-1, 3) for i in self.images]
         self._known = np.stack(pixels) # (image, pixel, rgb)
         self._square = (self._known**2).sum(2)
-        self.readings,self.grid = read_images(self.images),atlas.grid_shape
+        self.readings,self.grid = self.world.read_images(self.images),atlas.grid_shape
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
         self.http.reader_server = self
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -156,14 +157,16 @@ def _image_of(part): # of a message
 @patch
 def _captions(self:ReaderServer, text, description): # captions that should and should not fire
     n = int(re.findall(r'Write (\d+)', text)[0])
-    a = next(iter(SceneWriter()([description], n)))
+    a = next(iter(SceneWriter(self.world)([description], n)))
     if a.status!='ok': return 'I cannot write captions of that.'
     return json.dumps(dict(zip(('active', 'silent'), a.value)))
 
 @patch
 def _lit(self:ReaderServer, i, m): # (concept,), share of the lit part of an image that shows each
     rows,cols = m.shape
-    cells = self.readings[i].maps.reshape(len(concepts), rows, 16//rows, cols, 16//cols).mean((2, 4))
+    cells = self.readings[i].maps
+    h,w = cells.shape[1:]
+    cells = cells.reshape(len(cells), rows, h//rows, cols, w//cols).mean((2, 4))
     return (cells*m).sum((1, 2))/max(m.sum(), 1e-9)
 
 @patch
@@ -171,15 +174,16 @@ def _pattern(self:ReaderServer, seen): # what the lit parts show more of than im
     usual = np.mean([r.maps.mean((1, 2)) for r in self.readings], 0)
     shown = np.array([self._lit(i, m) for i,m in seen])
     order = np.argsort(-(shown.mean(0)-usual))
-    words = [concepts[order[0]][1]]
-    words += [concepts[j][1] for j in order[1:2] if shown[:,j].mean()-usual[j]>.4]
-    notes = [concepts[int(s.argmax())][1] for s in shown]
+    names = [v for _,v in self.world.concepts]
+    words = [names[order[0]]]
+    words += [names[j] for j in order[1:2] if shown[:,j].mean()-usual[j]>.4]
+    notes = [names[int(s.argmax())] for s in shown]
     return json.dumps(dict(notes=notes, pattern=' '.join(words)))
 
 @patch
 def _verdict(self:ReaderServer, kind, description, seen): # of the reader, as a task's judge
     pairs = [(self.images[i], m) for i,m in seen]
-    return next(ReaderVerdicts()([Task(0, kind, description, pairs)])).value
+    return next(ReaderVerdicts(self.world)([Task(0, kind, description, pairs)])).value
 
 @patch
 def answer(self:ReaderServer,

@@ -9,8 +9,7 @@ from PIL import Image
 from ..atlases.atlas import Atlas
 from .generative_scorers import SceneWriter
 from .judges import ReaderVerdicts, Task
-from ..worlds.reader import read_images
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 _bad_answers = dict(prose='It seems to be something red.', refuse="I'm sorry, but I can't help with that.")
 _most_bytes = 2 ** 26
 class _Handler(BaseHTTPRequestHandler):
@@ -31,8 +30,9 @@ class ReaderServer:
     pace: Any
     readings: Any
     url: Any
+    world: Any
 
-    def __init__(self, atlas: Atlas, key: str | None=None, faults=None, pace: float=0.0):
+    def __init__(self, atlas: Atlas, key: str | None=None, faults=None, pace: float=0.0, world: World | str | None=None):
         ...
 
     def close(self):

@@ -6,6 +6,8 @@
 __all__ = ['move_map', 'HeldOut', 'detection_task', 'Detection', 'own_preference', 'Localization', 'Intruder']
 
 # %% ../../nbs/55_explaining/25_scorers.ipynb #sco00003
+from functools import partial
+
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -14,6 +16,7 @@ from ..atlases.atlas import Atlas
 from .judges import Task, share_interval
 from .scorer_base import Scorer
 from ..steering.image_judges import reader_judge
+from ..worlds.world import World
 
 # %% ../../nbs/55_explaining/25_scorers.ipynb #sco00008
 def move_map(values:np.ndarray, # map, (rows, cols)
@@ -111,10 +114,11 @@ class Detection(Scorer):
                  n:int=8,             # positives at most
                  negatives:int=4,     # negatives of each kind at most
                  kinds=('random', 'near', 'neighbor', 'moved'), # kinds of negatives; also 'other'
-                 embed=reader_judge,  # function of images that returns a `Judgement`, for `near`
+                 embed=None,          # function of images -> `Judgement`, for `near`; the reader when None
+                 world:World|str|None=None, # world with the reader; the tiny world when None
                 ):
         self.n,self.negatives = n,negatives
-        self.kinds,self.embed = kinds,embed
+        self.kinds,self.embed = kinds,embed or partial(reader_judge, world=world)
         self.settings = f'{n} positives, {negatives} negatives of {", ".join(kinds)}'
         self._embedded = None,None # key of an atlas, vectors of its images
 

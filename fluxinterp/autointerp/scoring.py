@@ -17,6 +17,7 @@ from .explainers import chosen_features, explanations
 from .judges import ReaderVerdicts, binary_names
 from .scorer_base import Scorer, settle, shuffled_explanations
 from .scorers import Detection
+from ..worlds.world import World
 
 # %% ../../nbs/55_explaining/28_scoring.ipynb #wgj00005
 def _check_arguments(scorer, explainer, judge):
@@ -65,10 +66,11 @@ def score(atlas:Atlas,              # atlas in which scores are kept
           every:int=32,             # features whose tasks are asked together
           seed:int=0,               # seed of the shuffled-explanation control
           progress:bool=True,       # progress bar over features, shown if True
+          world:World|str|None=None, # world whose reader judges; the tiny world when None
          )->pd.DataFrame:           # a line per feature: status, value, low, high, n, shuffled
     "Score explanations on held-out images, kept in the atlas; raises `ValueError` where there is none"
-    scorer = Detection() if scorer is None else scorer
-    judge = ReaderVerdicts() if judge is None else judge
+    scorer = Detection(world=world) if scorer is None else scorer
+    judge = ReaderVerdicts(world) if judge is None else judge
     _check_arguments(scorer, explainer, judge)
     said = explanations(atlas, explainer)
     features = chosen_features(atlas, said.index if features is None else features)

@@ -23,6 +23,7 @@ from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..widgets.worker import WorkDashboard
 from ..worlds.flux import unknown_words
+from ..worlds.world import as_world
 from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts
@@ -51,7 +52,8 @@ def unread_text(pipe,                              # diffusers pipeline with its
     if tokenizer is None: return ''
     limit = min(getattr(tokenizer, 'model_max_length', 10**9), max_sequence_length or _sequence_length(pipe))
     ids = tokenizer(prompt, truncation=False, verbose=False)['input_ids']
-    unknown = unknown_words(prompt) if hasattr(pipe, 'known_as') else []
+    words = getattr(pipe, 'words', as_world().words) # of a bundled model's world
+    unknown = unknown_words(prompt, words) if hasattr(pipe, 'known_as') else []
     strange = f'{pipe.known_as} does not know: {", ".join(unknown)}.' if unknown else ''
     if len(ids)<=limit: return strange
     rest = tokenizer.decode(ids[limit-1:], skip_special_tokens=True)

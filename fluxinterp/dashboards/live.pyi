@@ -15,6 +15,7 @@ from ..activations.recording import record
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..widgets.worker import WorkDashboard
 from ..worlds.flux import unknown_words
+from ..worlds.world import as_world
 from ..models.identity import model_difference
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts

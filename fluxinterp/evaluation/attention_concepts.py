@@ -21,7 +21,7 @@ from ..activations.attention import unseen
 from ..activations.hooks import hooked
 from ..activations.recording import record
 from ..models.clock import Clock
-from ..worlds.scenes import concepts
+from ..worlds.world import World, as_world
 from ..models.sites import Site
 from ..activations.prompt_words import prompt_tokens, word_activations
 
@@ -174,7 +174,7 @@ def _word_auroc(score, labels): # (n,), (n,): 1, 0, or -1 for left out
     return float(auroc(score[labels>=0][:,None], labels[labels>=0]==1))
 
 def score_concept_maps(pipe,               # pipeline of FLUX.1's or SD 3's kind
-                       scenes:list,        # `Scene`s, mixed with noise
+                       scenes:list,        # scenes of any world, mixed with noise
                        words:list,         # values of one factor
                        labels,             # word -> (scene, token): 1, 0, or -1 for left out
                        noise_level:float=.5, # share of noise in the scenes, 0 to 1
@@ -199,6 +199,7 @@ def score_word_maps(pipe,              # diffusers pipeline with cross-attention
                     labels=None,       # (images, grid) -> word -> (image, token); the reader's when None
                     seed:int=0,        # seed of the initial noise
                     batch_size:int=16, # images generated at a time
+                    world:World|str|None=None, # world whose reader is asked; the tiny world when None
                     **call,            # keyword arguments of `record`: num_inference_steps, ...
                    )->dict:            # word -> AUROC; NaN for a word of no prompt
     "AUROC of cross-attention to a word against where it was generated, mean over sites and steps"
@@ -206,7 +207,7 @@ def score_word_maps(pipe,              # diffusers pipeline with cross-attention
     records = [r.select(guidance='conditional') for r in rec.values()] # a row for each image
     grid = records[0].grid
     if labels: truth = labels(rec.images, grid)
-    else: truth = {v: l for (_,v),l in zip(concepts, reader_labels(rec.images, grid))}
+    else: truth = {v: l for (_,v),l in zip(as_world(world).concepts, reader_labels(rec.images, grid, world))}
     scores = {w: [] for w in words}
     word_labels = {w: [] for w in words}
     for i in range(len(records[0])):

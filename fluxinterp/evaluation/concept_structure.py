@@ -18,7 +18,6 @@ from .concept_scores import auroc, best_threshold
 from .concepts import (SceneActivations, best_concepts, check_alike, feature_scores,
     find_concepts, has_objects, known_objects, scenes_by_step, strongest_features)
 from ..dictionaries.dictionary import Dictionary
-from ..worlds.scenes import concepts, object_factors
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00006
 def concepts_by_step(dictionary:Dictionary,   # dictionary whose features are candidates
@@ -159,8 +158,8 @@ def _parent_of(line, index, keep, cosine, test_codes): # a line of `concept_spli
     own = torch.isin(keep, torch.tensor(line.features))
     return _Parent(index, line.factor, line.value, own, fires, cosine)
 
-def _absorption_of(parent, c, a, b, la, lb, keep, least): # child concept c; codes and labels, train and test
-    i,value = parent.index,concepts[c][1]
+def _absorption_of(parent, c, value, a, b, la, lb, keep, least): # child concept c; codes, labels of both
+    i = parent.index
     child,rest = ((la[i]==1)&(la[c]==k) for k in (1, 0))
     inner,outer = ((lb[i]==1)&(lb[c]==k) for k in (1, 0))
     if min(t.sum() for t in (child, rest, inner, outer))<least: return None
@@ -209,14 +208,14 @@ def concept_absorption(dictionary:Dictionary,   # dictionary whose features are 
     x = train.recording[site or dictionary.meta.site].tokens.float()
     w = normalize(dictionary.write_directions.detach().cpu().float()[keep%dictionary.num_latents], dim=1)
     w = torch.where(keep[:,None]<dictionary.num_latents, w, -w)
-    index = {c: i for i,c in enumerate(concepts)}
+    index = {tuple(c): i for i,c in enumerate(train.names)}
     la,lb = train.flat_labels,test.flat_labels
     rows = []
-    for line in splitting[splitting.factor.isin(object_factors)].itertuples():
+    for line in splitting[splitting.factor.isin(train.object_factors)].itertuples():
         i = index[line.factor,line.value]
         cosine = w@normalize(x[la[i]==1].mean(0)-x[la[i]==0].mean(0), dim=0)
         parent = _parent_of(line, i, keep, cosine, b)
-        for c,(factor,_) in enumerate(concepts):
-            if factor not in object_factors or factor==parent.factor: continue
-            rows.append(_absorption_of(parent, c, a, b, la, lb, keep, least))
+        for c,(factor,value) in enumerate(train.names):
+            if factor not in train.object_factors or factor==parent.factor: continue
+            rows.append(_absorption_of(parent, c, value, a, b, la, lb, keep, least))
     return pd.DataFrame([r for r in rows if r])

@@ -21,51 +21,63 @@ from fluxinterp.evaluation.concept_scores import (auroc, average_precision, best
 from .scene_units import SceneObjects, pool_tokens, scene_objects, unit_kind
 from ..activations.site_records import Recording, SiteRecord
 from ..activations.recording import record
-from ..worlds.scenes import concepts, factors, make_scene, object_factors
+from ..worlds.world import World, as_world
 from ..overlays import pool_map
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #8c371324
 def coverage_labels(maps:np.ndarray,    # share of each token that shows each concept, (concept, image, token)
-                    names:list=concepts, # (kind, name) of each concept; kind '' has all tokens as negatives
+                    names:list|None=None, # (kind, name) of each concept; those of the world when None
+                    world:World|str|None=None, # world with these concepts; the tiny world when None
                    )->np.ndarray:       # int8, (concept, image, token): 1 positive, 0 negative, -1 left out
-    "Which tokens show each concept, and which serve as its negatives: tokens of the same kind"
-    if len(names)!=len(maps): raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts')
-    if list(names)==concepts: kinds = {*object_factors, 'background'} # a style covers whole images
-    else: kinds = {kind for kind,_ in names if kind}
+    "Which tokens show each concept, and which are its negatives: those of its kind; all for a kind ''"
+    if names is None: names = as_world(world).concepts
+    if len(names)!=len(maps):
+        raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts: give names= or world=')
+    covered = {'': np.ones(maps.shape[1:], bool)} # kind -> tokens covered by anything of it
+    for kind in {kind for kind,_ in names if kind}:
+        covered[kind] = maps[[j for j,(k,_) in enumerate(names) if k==kind]].sum(0)>=.5
     labels = np.full(maps.shape, -1, np.int8)
     for i,(kind,_) in enumerate(names):
-        if kind in kinds:
-            same_kind = [j for j,(k,_) in enumerate(names) if k==kind]
-            negative = maps[same_kind].sum(0)>=.5 # covered by anything of this kind
-        else: negative = np.ones(maps.shape[1:], bool)
-        labels[i][negative&(maps[i]<=.05)] = 0
+        labels[i][covered[kind]&(maps[i]<=.05)] = 0
         labels[i][maps[i]>=.5] = 1
     return labels
 
-def concept_labels(scenes:list,  # `Scene`s, whose every pixel is known
+def concept_labels(scenes:list,  # scenes, whose every pixel is known
                    grid:tuple,   # rows and columns of the tokens
+                   world:World|str|None=None, # world of the scenes; the tiny world when None
                   )->np.ndarray: # (concept, scene, token), see `coverage_labels`
     "Concept labels of the tokens of scenes, from their true maps"
     maps = np.stack([s.maps(grid) for s in scenes], 1)
-    return coverage_labels(maps.reshape(len(concepts), len(scenes), -1))
+    return coverage_labels(maps.reshape(len(maps), len(scenes), -1), world=world)
 
-def reader_labels(images:list,  # PIL images of the tiny world
+def reader_labels(images:list,  # PIL images of the world
                   grid:tuple,   # rows and columns of the tokens
+                  world:World|str|None=None, # world with the concept classifier; the tiny world when None
                  )->np.ndarray: # (concept, image, token), see `coverage_labels`
     "Concept labels of the tokens of images, from the maps of the concept classifier"
-    from fluxinterp.worlds.reader import read_images
-    maps = pool_map(np.stack([r.maps for r in read_images(images)], 1), grid)
-    return coverage_labels(maps.reshape(len(concepts), len(images), -1))
+    maps = pool_map(np.stack([r.maps for r in as_world(world).read_images(images)], 1), grid)
+    return coverage_labels(maps.reshape(len(maps), len(images), -1), world=world)
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #b317d71c
 @dataclass
 class SceneActivations:
     "Activations of scenes whose every pixel is known"
-    scenes:list         # `Scene`s, or captions of one's own images
+    scenes:list         # scenes, or captions of one's own images
     recording:Recording # activations, a row per scene
     labels:np.ndarray   # (concept, scene, token), see `concept_labels`
-    names:list=field(default_factory=lambda: concepts, repr=False) # (kind, name) of each concept
+    names:list|None=field(default=None, repr=False) # (kind, name) of each concept; the world's when None
+    world:World|str|None=field(default=None, repr=False) # world of the scenes; None where names are one's own
     objects:SceneObjects|None=field(default=None, repr=False) # objects of scenes; from masks when None
+
+    def __post_init__(self):
+        if self.names is None or self.world is not None: self.world = as_world(self.world)
+        if self.names is None: self.names = self.world.concepts
+
+    @property
+    def object_factors(self)->tuple: # kinds of concepts of which a token may show one each
+        "Factors of objects; all kinds of concepts where the names are one's own"
+        if self.world is not None: return self.world.object_factors
+        return tuple(dict.fromkeys(kind for kind,_ in self.names if kind))
 
     @property
     def flat_labels(self)->torch.Tensor: # (concept, n)
@@ -97,7 +109,7 @@ class SceneActivations:
 def has_objects(acts:SceneActivations, # activations of scenes
                )->bool:
     "Whether the objects of scenes are known: given, or from the scenes' masks"
-    return acts.objects is not None or all(hasattr(s, 'masks') for s in acts.scenes)
+    return acts.objects is not None or all(getattr(s, 'masks', None) is not None for s in acts.scenes)
 
 def known_objects(acts:SceneActivations, # activations of scenes
                  )->SceneObjects:
@@ -107,25 +119,28 @@ def known_objects(acts:SceneActivations, # activations of scenes
         raise ValueError(f'the objects have labels of {len(acts.objects.labels)} concepts, and there are '
                          f'{len(acts.names)} names: give labels in the order of the names')
     if not has_objects(acts):
-        raise ValueError("unit='object' needs masks of objects, and these scenes are captions: take scenes "
-                         '(record_scenes), or replace(acts, objects=SceneObjects(tokens, labels))')
+        raise ValueError("unit='object' needs masks of objects, and these scenes have none: take scenes of a "
+                         'world (record_scenes), or replace(acts, objects=SceneObjects(tokens, labels))')
     return scene_objects(acts.scenes, next(iter(acts.recording.values())).grid, acts.names)
 
 # %% ../../nbs/40_evaluation/10_concepts.ipynb #cpt00016
 def record_scenes(pipe,                 # diffusers pipeline
                   sites:list,           # names of image sites, of one grid
                   n:int=256,            # number of scenes
-                  split:str='train',    # vocabulary of the scenes, one of `scenes.splits`
+                  split:str='train',    # vocabulary of the scenes, one of the world's splits
                   noise_level:float=.5, # share of noise the scenes are mixed with, 0 to 1; or several shares
                   start:int=0,          # number of the first scene
                   seed:int=0,           # seed of the noise
+                  world:World|str|None=None, # world of the scenes; the tiny world when None
                   **kwargs,             # keyword arguments of `record`
                  )->SceneActivations:   # activations with the truth about every token
     "Record activations while known scenes, mixed with noise, are denoised"
-    scenes = [make_scene(1_000_000+start+i, split) for i in range(n)]
+    world = as_world(world)
+    scenes = world.make_scenes(n, split, 1_000_000+start)
     rec = record(pipe, [s.caption for s in scenes], sites, images=[s.image for s in scenes],
                  noise_levels=noise_level, seed=seed, **kwargs)
-    return SceneActivations(scenes, rec, concept_labels(scenes, next(iter(rec.values())).grid))
+    labels = concept_labels(scenes, next(iter(rec.values())).grid, world)
+    return SceneActivations(scenes, rec, labels, world=world)
 
 def _check_labeled(r, maps): # a record, the maps of its images
     if maps.ndim==4 and maps.shape[1:]==(len(r), *(r.grid or ())): return
@@ -134,14 +149,17 @@ def _check_labeled(r, maps): # a record, the maps of its images
 
 def labeled_activations(recording:Recording, # activations of images whose maps are known, a row each
                         maps:np.ndarray,     # cover of tokens by concepts, (concept, image, rows, cols)
-                        names:list,          # (kind, name) of each concept, see `coverage_labels`
+                        names:list|None=None, # (kind, name) of each concept; those of the world when None
+                        world:World|str|None=None, # world with these concepts, where there is one
                        )->SceneActivations:  # input of the protocol
     "The protocol's input from labeled maps of one's own, of the recording's grid"
     r = next(iter(recording.values()))
     maps = np.asarray(maps, np.float32)
     _check_labeled(r, maps)
+    if names is None and world is None: raise ValueError('give the names= of the concepts, or their world=')
+    names = list(as_world(world).concepts if names is None else names)
     labels = coverage_labels(maps.reshape(len(maps), len(r), -1), names)
-    return SceneActivations(list(r.rows.caption), recording, labels, list(names))
+    return SceneActivations(list(r.rows.caption), recording, labels, names, world)
 
 def _one_step(record, i):
     return replace(record, x=record.x[:,i:i+1], steps=record.steps[i:i+1], timesteps=record.timesteps[i:i+1],
@@ -294,11 +312,13 @@ def check_alike(*tables:pd.DataFrame, # tables with a column `readout`, such as 
 
 def recovered(table:pd.DataFrame, # result of `find_concepts`
               at:float=.9,        # smallest AUROC that counts as recovered
+              world:World|str|None=None, # world whose factors come first; the tiny world when None
              )->pd.Series:        # share of concepts by factor, `all`, and medians
     "Share of the concepts that some feature detects on held-out scenes"
     check_alike(table)
     ok = table.auroc>=at
     by = ok.groupby(table.factor).mean()
-    order = [f for f in factors if f in by.index]+[f for f in by.index if f not in factors]
+    first = [f for f in as_world(world).factors if f in by.index]
+    order = first+[f for f in by.index if f not in first]
     overall = {'all': ok.mean(), 'median AUROC': table.auroc.median(), 'median F1': table.f1.median()}
     return pd.concat([by.reindex(order), pd.Series(overall)])

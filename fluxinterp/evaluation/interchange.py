@@ -7,6 +7,7 @@ __all__ = ['scene_pairs', 'ScenePairs', 'record_pairs', 'ClassProbe', 'fit_class
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #df339511
 from dataclasses import dataclass, replace
+from itertools import count, product
 
 import numpy as np
 import pandas as pd
@@ -19,46 +20,55 @@ from ..dictionaries.readouts import check_readout, feature_activations, readouts
 from .concepts import SceneActivations, feature_auroc, strongest_features
 from .probes import logistic_weights
 from ..overlays import pool_map
-from ..worlds.scenes import colors, factors, make_scene, shapes, split_of
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #d6e4cd24
-def _other_object(scene, split, rng): # scene of one object -> it in another shape and color, or None
+def _check_attributes(world, attributes):
+    strange = [f for f in attributes if f not in world.object_factors]
+    if strange or not attributes:
+        raise ValueError(f'the objects of the world {world.name} have no attribute {"".join(strange[:1])!r}: '
+                         f'attributes= takes some of {", ".join(world.object_factors)}')
+    if world.redraw is None:
+        raise ValueError(f'the world {world.name} cannot draw a scene anew with another {attributes[0]}: '
+                         'give World(..., redraw=function of a scene and of new factors)')
+
+def _redrawn(world, scene, attributes, split, rng): # scene of one object -> it with other values, or None
     o, = scene.objects
-    about = o._asdict()
-    def _fits(s, c):
-        return split_of([about|dict(shape=s, color=c)], scene.background, scene.style)==split
-    choices = [(s, c) for s in shapes for c in colors if s!=o.shape and c!=o.color and _fits(s, c)]
-    if not choices: return None
-    shape,color = choices[rng.integers(len(choices))]
-    return o._replace(shape=shape, color=color)
+    names = [f for f in world.object_factors if f in attributes]
+    values = [[v for v in world.factors[f] if v!=getattr(o, f)] for f in names]
+    others = [world.redraw(scene, dict(zip(names, some))) for some in product(*values)]
+    fits = [s for s in others if s is not None and world.scene_split(s) in (None, split)]
+    return fits[rng.integers(len(fits))] if fits else None
 
 def scene_pairs(n:int,              # number of pairs
-                split:str='test',   # vocabulary of the scenes, one of `scenes.splits`
+                split:str='test',   # vocabulary of the scenes, one of the world's splits
                 start:int=0,        # number of the first scene
-               )->list:             # (base, source), each a `Scene` of one object
-    "Pairs of scenes that differ in color and shape and in nothing else"
-    res,seed = [],2_000_000+start
-    while len(res)<n:
-        base = make_scene(seed, split, objects=1)
-        other = _other_object(base, split, np.random.default_rng(seed))
-        seed += 1
-        if other is None: continue
-        new = {base.objects[0].shape: other.shape, base.objects[0].color: other.color}
-        words = ' '.join(new.get(w, w) for w in base.caption.replace(',', ' ,').split()).replace(' ,', ',')
-        said = base.said|dict(objects=[{f: getattr(other, f) for f in base.said['objects'][0]}])
-        res.append((base, replace(base, objects=(other,), caption=words, said=said)))
-    return res
+                world:World|str|None=None, # world of the scenes; the tiny world when None
+                attributes:tuple=('color', 'shape'), # factors of objects in which the two differ
+               )->list:             # (base, source), each a scene of one object
+    "Pairs of scenes that differ in some attributes and in nothing else"
+    world,res = as_world(world),[]
+    _check_attributes(world, attributes)
+    for seed in count(2_000_000+start):
+        if len(res)==n: return res
+        if seed>2_001_000+start+200*n:
+            raise ValueError(f'{len(res)} of {n} pairs found: few scenes of split {split!r} can take another '
+                             f'{" and ".join(attributes)} and stay in it')
+        base = world.make_scene(seed, split, objects=1)
+        other = _redrawn(world, base, attributes, split, np.random.default_rng(seed))
+        if other is not None: res.append((base, other))
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #ilk00001
 @dataclass(repr=False)
 class ScenePairs:
     "Activations of pairs of scenes at one site and noise level"
-    scenes:list         # (base, source), each a `Scene`
+    scenes:list         # (base, source), each a scene of one object
     base:torch.Tensor   # activations of the bases, (pair, token, d)
     source:torch.Tensor # activations of the sources, from the same noise, (pair, token, d)
     grid:tuple          # rows and columns of the tokens
     site:str            # name of the site
     noise_level:float   # share of noise, 0 to 1
+    attributes:tuple=('color', 'shape') # factors in which the two differ
 
     def __repr__(self):
         return f'{len(self.scenes)} pairs of scenes at {self.site}, noise {self.noise_level:g}'
@@ -73,18 +83,20 @@ class ScenePairs:
 def record_pairs(pipe,                   # diffusers pipeline
                  site:str,               # name of an image site
                  n:int=128,              # number of pairs
-                 split:str='test',       # vocabulary of the scenes, one of `scenes.splits`
+                 split:str='test',       # vocabulary of the scenes, one of the world's splits
                  noise_level:float=.5,   # share of noise the scenes are mixed with, 0 to 1
                  start:int=0,            # number of the first scene
                  seed:int=0,             # seed of the noise
+                 world:World|str|None=None, # world of the scenes; the tiny world when None
+                 attributes:tuple=('color', 'shape'), # factors of objects in which the two differ
                  **kwargs,               # keyword arguments of `record`
                 )->ScenePairs:           # activations of both scenes of every pair
     "Record pairs of scenes, each pair from the same noise"
-    pairs = scene_pairs(n, split, start)
+    pairs = scene_pairs(n, split, start, world, attributes)
     both = [record(pipe, [s.caption for s in side], site, images=[s.image for s in side],
                    noise_levels=float(noise_level), seed=seed, **kwargs)[site] for side in zip(*pairs)]
     base,source = (r.x[:,0].float() for r in both)
-    return ScenePairs(pairs, base, source, both[0].grid, site, noise_level)
+    return ScenePairs(pairs, base, source, both[0].grid, site, noise_level, tuple(attributes))
 
 # %% ../../nbs/40_evaluation/18_interchange.ipynb #c29f030d
 @dataclass(frozen=True)
@@ -114,6 +126,9 @@ def fit_class_probe(x:torch.Tensor,  # raw activations, (n, d)
     z = (x-mean)/scale
     return ClassProbe(mean, scale, *logistic_weights(z, y, F.cross_entropy, values, c, steps))
 
+def _values(train, attribute): # values of an attribute, in the order of the labels
+    return [v for factor,v in train.names if factor==attribute]
+
 def _value_labels(train, attribute): # -> (token, value): which value each token of the recording shows
     names = [i for i,(factor,_) in enumerate(train.names) if factor==attribute]
     return (train.flat_labels[names]==1).T
@@ -122,7 +137,7 @@ def _probe_of(train, site, attribute): # -> `ClassProbe`, mean activation of eac
     shows = _value_labels(train, attribute)
     used = shows.sum(1)==1
     x,y = train.recording[site].tokens[used].float(),shows[used].int().argmax(1)
-    values = len(factors[attribute])
+    values = shows.shape[1]
     means = torch.stack([x[y==i].mean(0) for i in range(values)])
     return fit_class_probe(x, y, values),means
 
@@ -150,10 +165,12 @@ def _match(here, there): # (token,) bool of base and source -> one of `_Objects.
     same = here.nonzero()==there.nonzero().T
     return torch.where(same.any(1, keepdim=True), same.float(), 1/same.shape[1])
 
-def _objects(pairs, attributes):
+def _objects(pairs, train, attributes):
     here,there = pairs.covered(0),pairs.covered(1)
     match = [_match(a, b) for a,b in zip(here, there)]
-    def _numbers(f): return [[factors[f].index(getattr(s.objects[0], f)) for s in p] for p in pairs.scenes]
+    def _numbers(f):
+        values = _values(train, f)
+        return [[values.index(getattr(s.objects[0], f)) for s in p] for p in pairs.scenes]
     classes = {f: torch.tensor(_numbers(f)) for f in attributes}
     return _Objects(pairs.base[here], pairs.source[there], match, classes)
 
@@ -175,7 +192,7 @@ def _latent_values(dictionary, x, latents, readout): # raw (n, d) -> (n, latent)
 
 def best_features(dictionary:Dictionary,  # dictionary whose features are candidates
                   train:SceneActivations, # scenes on which features are chosen
-                  attribute:str,          # one of `scenes.object_factors`, such as 'color'
+                  attribute:str,          # factor of objects, such as 'color'
                   n:int=5,                # features of each value
                   readout:str='code',     # one of `readouts.readouts`
                   candidates:int=256,     # candidates offered by the method, as in `find_concepts`
@@ -238,7 +255,7 @@ def cause_and_isolation(methods:dict,           # name -> dictionary
                         train:SceneActivations, # scenes on which features are chosen and probes fitted
                         pairs:ScenePairs,       # held-out pairs, see `record_pairs`
                         k:tuple=(1, 2, 5),      # features of each value
-                        attributes:tuple=('color', 'shape'), # what is interchanged; the others have to stay
+                        attributes:tuple|None=None, # what is interchanged, others stay; the pairs' when None
                         readouts:tuple=all_readouts, # read-outs, each for every method
                         candidates:int=256,     # candidates offered by each method
                         resamples:int=1000,     # bootstrap resamples of pairs, for 95 % intervals
@@ -246,7 +263,8 @@ def cause_and_isolation(methods:dict,           # name -> dictionary
     "Whether interchanged features change their attribute and no other; `attrs` count the pairs used"
     for r in readouts: check_readout(r)
     _check_sites(methods, train, pairs)
-    objects = _objects(pairs, attributes)
+    attributes = pairs.attributes if attributes is None else attributes
+    objects = _objects(pairs, train, attributes)
     probes = {f: _probe_of(train, pairs.site, f) for f in attributes}
     keep = _readable(objects, probes)
     if not keep.any(): raise ValueError('no pair is read rightly by the probes: take more train scenes')

@@ -106,7 +106,17 @@ def _open_checkpoint(name, folder, dtype, device, quantize, kwargs): # a folder,
         if folder is not None: raise
         raise _not_found(name, e) from e
 
-def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl', a folder, or a hub id
+def _open_bundled(name, dtype): # one of `bundled_pipelines` -> pipeline
+    if name=='stickers-flux':
+        from fluxinterp.worlds.stickers_flux import load_stickers_flux
+        return load_stickers_flux(dtype)
+    if name.endswith('flux'):
+        from fluxinterp.worlds.flux import load_tiny
+        return load_tiny(name, dtype)
+    from fluxinterp.worlds.sdxl import load_tiny_sdxl
+    return load_tiny_sdxl(name, dtype)
+
+def load_pipeline(name:str,         # name of a bundled pipeline such as 'tiny-flux', a folder, or a hub id
                   dtype:torch.dtype|str|None=None, # dtype of all parts; None: fp32 if bundled, else bf16
                   device=None,      # device it is moved to; None: the CPU; 'balanced': parts over all GPUs
                   offload:str|None=None, # kind of offloading: 'model', 'group' or 'sequential'; see `place`
@@ -117,10 +127,8 @@ def load_pipeline(name:str,         # 'tiny-flux', 'random-flux', 'random-sdxl',
     dtype = _as_dtype(dtype, kwargs.pop('torch_dtype', None))
     check_placement(device, offload, quantize)
     if name in bundled_pipelines:
-        from fluxinterp.worlds.flux import flux_sizes, load_tiny
-        from fluxinterp.worlds.sdxl import load_tiny_sdxl
         _check_bundled(name, device, quantize, kwargs)
-        pipe = (load_tiny if name in flux_sizes else load_tiny_sdxl)(name, dtype or torch.float32)
+        pipe = _open_bundled(name, dtype or torch.float32)
     else:
         name = str(name)
         pipe = _open_checkpoint(name, _folder(name), dtype or torch.bfloat16, device, quantize, kwargs)

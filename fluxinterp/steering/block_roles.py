@@ -10,6 +10,7 @@ __all__ = ['block_sites', 'Ablations', 'label_changes', 'ablate_blocks', 'replac
 import inspect
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -32,6 +33,7 @@ from ..models.steps import step_window
 from ..models.sites import Site, list_sites, resolve_site
 from .generation import generate
 from ..models.description import describe
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/25_block_roles.ipynb #brl00006
 def _unet_roots(net): # paths of its blocks, in the order they are computed
@@ -99,13 +101,15 @@ def ablate_blocks(pipe,                    # diffusers pipeline
                   sites:list|None=None,    # names or `Site`s of updates; `block_sites(pipe)` when None
                   steps=None,              # window of denoising steps; all when None
                   seed:int=0,              # seed of the initial noise: prompt i starts from noise `(seed, i)`
-                  judge=reader_judge,      # function: images -> `Judgement`
+                  judge=None,              # function: images -> `Judgement`; the world's reader when None
                   distance=pixel_distance, # function: (images, images) -> (n,); LPIPS, for photographs
                   batch_size:int|str=16,   # prompts at a time; 'auto': halved when memory runs out
+                  world:World|str|None=None, # world whose reader judges; the tiny world when None
                   **call,                  # keyword arguments of the pipeline call: num_inference_steps, ...
                  )->Ablations:             # images and a table, with chance in its last line
     "Zero ablation of each block's update in turn (`output := input`), from the same noise"
     prompts = check_prompts(prompts)
+    judge = judge or partial(reader_judge, world=world)
     sites = [resolve_site(pipe, s) for s in sites] if sites is not None else block_sites(pipe)
     def _generated(): return generate(pipe, prompts, seed=seed, batch_size=batch_size, **call).images
     def _zero(clock, x):
@@ -251,9 +255,10 @@ def feature_roles(pipe,                  # diffusers pipeline
                   features:int=64,       # number of features, evenly spaced by their mean activation
                   n:int=5,               # top images of each feature
                   strength:float=1.,     # strength of icons, times the largest activation in the top images
-                  judge=reader_judge,    # function: images -> `Judgement`
+                  judge=None,            # function: images -> `Judgement`; the world's reader when None
                   seed:int=0,            # seed of the icons' noise and of the random groups
                   icons:bool=True,       # whether to generate icons and measure causality
+                  world:World|str|None=None, # world whose reader judges; the tiny world when None
                   **call,                # keyword arguments of the icons' pipeline call
                  )->pd.DataFrame:        # lines: specificity, each factor's agreement, causality; with chance
     "Specificity and causality of a dictionary's features, beside chance"
@@ -261,6 +266,7 @@ def feature_roles(pipe,                  # diffusers pipeline
     top = top_activating_images(means, n)
     if not top: raise ValueError(f'no feature is active in {n} of {len(means)} images: record more')
     chosen = _evenly(top, means, features)
+    judge = judge or partial(reader_judge, world=world)
     seen = judge(images)
     rng = np.random.default_rng(seed)
     groups = [top[f] for f in chosen]
@@ -293,12 +299,14 @@ def steering_effects(pipe,         # diffusers pipeline
                      prompts:list, # prompts of the images
                      steps=None,   # window of denoising steps; all when None
                      seed:int=0,   # seed of the initial noise: prompt i starts from noise `(seed, i)`
-                     judge=reader_judge, # function: images -> `Judgement`
+                     judge=None,   # function: images -> `Judgement`; the world's reader when None
                      clean=None,   # unedited images and their `Judgement`; generated when None
+                     world:World|str|None=None, # world whose reader judges; the tiny world when None
                      **call,       # keyword arguments of the pipeline call: num_inference_steps, ...
                     )->pd.Series:  # distance, mean color, edges, similarity, and a share per factor
     "Activation steering with vectors: what changes in images, averaged over directions and prompts"
     prompts = check_prompts(prompts)
+    judge = judge or partial(reader_judge, world=world)
     s = resolve_site(pipe, site)
     if not clean:
         images = generate(pipe, prompts, seed=seed, **call).images

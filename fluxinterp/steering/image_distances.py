@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ..overlays import upsample_map
 from .generation import Generated
 from .image_judges import CLIPJudge
-from ..worlds.reader import load_reader, read_images
-from ..worlds.scenes import concepts
+from ..worlds.reader import load_reader
+from ..worlds.world import World, as_world
 
 # %% ../../nbs/45_steering/22_image_distances.ipynb #imd00007
 largest_distance = 3*255 # Manhattan distance of black and white
@@ -154,12 +154,20 @@ def feature_color(images:list, # PIL images or uint8 arrays
     return FeatureColor(mean, float(w@np.abs(p-mean).sum(1)))
 
 # %% ../../nbs/45_steering/22_image_distances.ipynb #imd00027
-_patterns = [i for i,(f,v) in enumerate(concepts) if f=='texture' and v!='plain']
+def _patterns(world): # numbers of the concepts that are textures
+    found = [i for i,(f,v) in enumerate(world.concepts) if f=='texture' and v!='plain']
+    if not found: raise ValueError(f'no textures in the world {world.name}, only {", ".join(world.factors)}: '
+                                   'give judge=, a CLIPJudge')
+    return found
 
 def texture_score(images:list,                # PIL images
-                  judge:CLIPJudge|None=None,  # CLIP to ask; the packaged reader of scenes when None
+                  judge:CLIPJudge|None=None,  # CLIP to ask; the world's reader when None
                   word:str='texture',         # text that CLIP compares the images with
+                  world:World|str|None=None,  # world whose reader is asked; the tiny world when None
                  )->np.ndarray:               # (n,): cosines in [-1, 1], or the reader's probabilities
     "How much each image shows a texture"
-    if judge is None: return np.array([r.probabilities[_patterns].max() for r in read_images(images)])
+    if judge is None:
+        world = as_world(world)
+        patterns = _patterns(world)
+        return np.array([r.probabilities[patterns].max() for r in world.read_images(images)])
     return (judge.embed_images(list(images))@judge.embed_texts([word])[0]).numpy()

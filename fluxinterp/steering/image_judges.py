@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..worlds.reader import read_images
+from ..worlds.world import World, as_world
 from .generation import Generated
 
 # %% ../../nbs/45_steering/20_image_judges.ipynb #jdg00006
@@ -21,19 +21,22 @@ class Judgement(NamedTuple):
     vectors:torch.Tensor # (image, d), unit length
     labels:pd.DataFrame  # (image, factor), a word each
 
-_object_factors = ('color', 'place', 'shape', 'texture', 'size')
+_first = ('color', 'place', 'shape', 'texture', 'size') # of equal words the first factor's is said
 
-def _reader_labels(reading): # of the object the classifier is surest of; `none` without an object
-    seen = {f: reading.objects[0][f] if reading.present else 'none' for f in _object_factors}
-    return seen|dict(background=reading.background, style=reading.style)
+def _reader_labels(world, reading): # of the object the classifier is surest of; `none` without an object
+    own = sorted(world.object_factors, key=lambda f: _first.index(f) if f in _first else len(_first))
+    seen = {f: reading.present[0][f] if reading.present else 'none' for f in own}
+    return seen|{f: getattr(reading, f) for f in world.factors if f not in own}
 
-def reader_judge(images,    # PIL images, or uint8 arrays (64, 64, 3)
+def reader_judge(images,    # PIL images, or uint8 arrays, of the world's size
+                 world:World|str|None=None, # world with the concept classifier; the tiny world when None
                 )->Judgement: # concept probabilities, and the factors of the surest object
-    "The packaged concept classifier as a judge; labels are `none` where it sees no object"
-    readings = read_images(images)
+    "A world's concept classifier as a judge; labels are `none` where it sees no object"
+    world = as_world(world)
+    readings = world.read_images(images)
     vectors = torch.from_numpy(np.stack([r.probabilities for r in readings])).float()
     unit = vectors/vectors.norm(dim=1, keepdim=True).clamp_min(1e-8)
-    return Judgement(unit, pd.DataFrame([_reader_labels(r) for r in readings]))
+    return Judgement(unit, pd.DataFrame([_reader_labels(world, r) for r in readings]))
 
 # %% ../../nbs/45_steering/20_image_judges.ipynb #jdg00010
 clip_words = dict(

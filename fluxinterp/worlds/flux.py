@@ -28,7 +28,12 @@ flux_sizes = {
     'random-flux': dict(
         transformer=dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
                          axes_dims_rope=(4,6,6)),
-        vae=dict(block_out_channels=(8,8), norm_num_groups=4), text=dict(width=32, layers=1, heads=2))}
+        vae=dict(block_out_channels=(8,8), norm_num_groups=4), text=dict(width=32, layers=1, heads=2)),
+    'stickers-flux': dict(
+        transformer=dict(num_layers=2, num_single_layers=4, attention_head_dim=32, num_attention_heads=4,
+                         axes_dims_rope=(8,12,12)),
+        vae=dict(block_out_channels=(16,32,64), norm_num_groups=8, latent_channels=8, sample_size=96),
+        text=dict(width=192, layers=2, heads=6))}
 caption_tokens = 48 # longest caption the CLIP encoder takes
 
 # %% ../../nbs/10_worlds/10_flux.ipynb #587bb5cb
@@ -36,9 +41,10 @@ special_tokens = ('<pad>', '</s>', '<unk>', '<s>')
 
 def word_tokenizer(max_length:int, # longest caption, in tokens
                    start:bool,     # whether a start token comes first, as CLIP has it
+                   words:tuple=scenes.words, # vocabulary of the world
                   )->PreTrainedTokenizerFast:
-    "A tokenizer of the tiny world: one word is one token"
-    vocab = {w: i for i,w in enumerate(special_tokens+scenes.words)}
+    "A tokenizer of a small world: one word is one token"
+    vocab = {w: i for i,w in enumerate(special_tokens+tuple(words))}
     tok = Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
     tok.normalizer = normalizers.Lowercase()
     tok.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -49,8 +55,8 @@ def word_tokenizer(max_length:int, # longest caption, in tokens
                                    eos_token='</s>', unk_token='<unk>', bos_token='<s>')
 
 # %% ../../nbs/10_worlds/10_flux.ipynb #d8b87f0d
-def _text_encoders(width, layers, heads): # -> T5 and CLIP with random weights
-    vocab = len(special_tokens)+len(scenes.words)
+def _text_encoders(words, width, layers, heads): # vocabulary, sizes -> T5 and CLIP with random weights
+    vocab = len(special_tokens)+len(words)
     t5_config = T5Config(
         vocab_size=vocab, d_model=width, d_kv=width//heads, d_ff=2*width, num_layers=layers, num_heads=heads,
         feed_forward_proj='gated-gelu', dropout_rate=0., pad_token_id=0, eos_token_id=1,
@@ -65,32 +71,36 @@ def _text_encoders(width, layers, heads): # -> T5 and CLIP with random weights
 
 def build_flux(name:str='random-flux', # a key of `flux_sizes`
                seed:int=0,             # seed of the random weights
+               words:tuple=scenes.words, # vocabulary of the world
               )->FluxPipeline:         # in fp32 on the CPU, in eval mode
-    "A `FluxPipeline` of tiny-flux's or random-flux's shape with random weights"
+    "A `FluxPipeline` of a bundled model's shape with random weights"
     size = flux_sizes[name]
     width = size['text']['width']
+    vae_size = dict(latent_channels=16, sample_size=64)|size['vae']
+    levels = len(vae_size['block_out_channels'])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        t5,clip = _text_encoders(**size['text'])
+        t5,clip = _text_encoders(words, **size['text'])
         vae = AutoencoderKL(
-            down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2,
-            latent_channels=16, layers_per_block=1, sample_size=64, mid_block_add_attention=False,
-            use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1., shift_factor=0.,
-            **size['vae'])
+            down_block_types=('DownEncoderBlock2D',)*levels, up_block_types=('UpDecoderBlock2D',)*levels,
+            layers_per_block=1, mid_block_add_attention=False, use_quant_conv=False,
+            use_post_quant_conv=False, scaling_factor=1., shift_factor=0., **vae_size)
         net = FluxTransformer2DModel(
-            patch_size=1, in_channels=64, joint_attention_dim=width, pooled_projection_dim=width,
+            patch_size=1, in_channels=4*vae_size['latent_channels'], joint_attention_dim=width, pooled_projection_dim=width,
             guidance_embeds=False, **size['transformer'])
     for m in (t5, clip, vae, net):
         m.eval()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1., use_dynamic_shifting=False)
     return FluxPipeline(scheduler=scheduler, vae=vae, text_encoder=clip, text_encoder_2=t5, transformer=net,
-                        tokenizer=word_tokenizer(caption_tokens, start=True),
-                        tokenizer_2=word_tokenizer(512, start=False))
+                        tokenizer=word_tokenizer(caption_tokens, start=True, words=words),
+                        tokenizer_2=word_tokenizer(512, start=False, words=words))
 
 # %% ../../nbs/10_worlds/10_flux.ipynb #45790674
 class TinyFluxPipeline(FluxPipeline):
     "A `FluxPipeline` called with tiny-flux's defaults: 64 x 64, 4 steps, guidance 0, 32 text tokens"
     known_as = 'tiny-flux' # in warnings
+    words = scenes.words   # vocabulary
+
     @torch.no_grad()
     def __call__(self,
                  prompt:str|list|None=None,   # one or several prompts
@@ -128,22 +138,26 @@ class TinyFluxPipeline(FluxPipeline):
         FluxPipeline(**self.components).save_pretrained(folder, **kwargs)
 
 # %% ../../nbs/10_worlds/10_flux.ipynb #44fd2b30
-def unknown_words(prompt:str|list|None, # one or several prompts
-                 )->list:               # in order of appearance, each once
-    "Words of one or several prompts that the tiny world has no meaning for"
+def unknown_words(prompt:str|list|None,     # one or several prompts
+                  words:tuple=scenes.words, # vocabulary of the world
+                 )->list:                   # in order of appearance, each once
+    "Words of one or several prompts that a small world has no meaning for"
     text = ' '.join([prompt] if isinstance(prompt, str) else prompt or [])
     found = [w for w,_ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())]
-    return list(dict.fromkeys(w for w in found if w not in scenes.words))
+    return list(dict.fromkeys(w for w in found if w not in words))
 
 def warn_unknown(pipe,                   # tiny pipeline, which is told of a word once
                  *prompts:str|list|None, # one or several prompts each
                 )->None:
     "Warn of the words of prompts that a tiny model does not know"
     told = pipe.__dict__.setdefault('_told_words', set())
-    new = [w for p in prompts for w in unknown_words(p) if w not in told]
+    words = getattr(pipe, 'words', scenes.words)
+    new = [w for p in prompts for w in unknown_words(p, words) if w not in told]
     if new:
         told.update(new)
-        known = ' '.join(w for w in scenes.words if w!=',')
+        known = ' '.join(w for w in words if w!=',')
+        if len(known)>600:
+            known = known[:600].rsplit(' ', 1)[0]+' ...'
         warnings.warn(f'{pipe.known_as} does not know: {", ".join(dict.fromkeys(new))}; it knows: {known}',
                       stacklevel=2)
 

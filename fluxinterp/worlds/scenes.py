@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['shapes', 'colors', 'textures', 'sizes', 'places', 'backgrounds', 'styles', 'factors', 'object_factors', 'concepts',
-           'pixels', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject', 'Scene',
-           'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested', 'split_of',
-           'make_scene', 'scene_prompts']
+           'pixels', 'place_phrases', 'words', 'relations', 'splits', 'novel_pairs', 'signed_distance', 'SceneObject',
+           'Scene', 'relation_of', 'inverse_relation', 'caption_words', 'join_words', 'draw_factors', 'draw_nested',
+           'split_of', 'make_scene', 'scene_prompts']
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #d6d3e99c
 from dataclasses import dataclass, field
@@ -230,8 +230,8 @@ def maps(self:Scene,
     return pooled
 
 # %% ../../nbs/10_worlds/00_scenes.ipynb #fe6a05ed
-_place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
-                      center='in the center')
+place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
+                     center='in the center')
 _plain_words = {*shapes, *colors, *textures, *sizes, *places, *backgrounds, 'outlined', 'blurry', 'a', 'an', 'and', 'on',
                 'in', 'at', 'the', 'background', 'style', 'picture', 'of', 'with', ','}
 _relation_words = ('above', 'below', 'upper', 'lower', 'inside', 'around')
@@ -246,7 +246,7 @@ def _object_phrase(o, named, rng): # factors of an object, which of them are nam
     if len(adjectives)>1 and rng.random()<.3:
         adjectives = [adjectives[i] for i in rng.permutation(len(adjectives))]
     head = ['a', *adjectives, o['shape']]
-    where = _place_phrases[o['place']].split() if named['place'] else []
+    where = place_phrases[o['place']].split() if named['place'] else []
     return where+head if where and rng.random()<.15 else head+where
 
 def _unowned(ws): # words that speak of no object
@@ -368,7 +368,7 @@ def draw_nested(rng:np.random.Generator, # random numbers to draw with
     inner = inner|dict(size='small', texture='plain', place=outer['place'])
     if inner['color']==outer['color']:
         return draw_nested(rng)
-    return [outer, inner],background,style
+    return [outer, inner],background,'none' if style=='outlined' else style # an outline would hide the inner one
 
 def split_of(objects:list,   # factor dicts of the objects
              background:str, # one of `backgrounds`
@@ -390,7 +390,7 @@ def _jittered(o, rng): # factors of an object -> `SceneObject` near its place an
 def _nested(things, rng): # factors of an object and of one inside it -> both as `SceneObject`s
     outer,inner = (_jittered(o, rng) for o in things)
     return [outer._replace(radius=1.12*outer.radius),
-            inner._replace(x=outer.x, y=outer.y, radius=.66*inner.radius, inside=True)]
+            inner._replace(x=outer.x, y=outer.y, radius=.9*inner.radius, inside=True)]
 
 def make_scene(seed:int,              # seed of the scene; the same arguments give the same scene
                split:str='train',     # one of `splits`

@@ -48,7 +48,6 @@ class SDXLConfig(TinyConfig):
     guidance:float=2.          # guidance of the teacher's images
     distilled_steps:int=900    # steps of the student
     sample_every:int=500       # steps between grids of samples and measurements of prompt adherence
-    looks:int=64               # validation captions of each measurement
     start:str=''               # pipeline of this shape to go on from, a folder or 'tiny-sdxl-turbo'
 
 sdxl_stages = ('vae', 'text', 'denoiser', 'pairs', 'distilled')
