@@ -50,6 +50,7 @@ surface = {
     'activations': {
         'site_records': ('SiteRecord', 'TokenBatch'),
         'attention': ('attention_weights',),
+        'token_pooling': ('neighborhood_mean', 'object_mean', 'object_tokens'),
         'hooks': ('hooked',),
         'recording': ('record',),
         'site_statistics': ('stream_figure', 'stream_statistics', 'variance_shares'),
@@ -104,9 +105,11 @@ surface |= {
     'evaluation': {
         'splicing': ('splice',),
         'synthetic': ('SyntheticActivations', 'recovery', 'stability'),
+        'scene_units': ('SceneObjects',),
         'concepts': ('best_concepts', 'find_concepts', 'labeled_activations', 'record_scenes', 'recovered'),
         'probes': ('fit_probe', 'probe_ceiling', 'sparse_probes'),
         'method_comparison': ('MethodComparison', 'compare_methods', 'paired_difference'),
+        'unit_comparison': ('compare_units',),
         'interchange': ('cause_and_isolation', 'record_pairs'),
         'concept_structure': ('concept_absorption', 'concept_splitting', 'features_by_step'),
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),

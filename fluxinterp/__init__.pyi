@@ -42,6 +42,9 @@ from .models.memory import weight_memory as weight_memory
 from .activations.site_records import SiteRecord as SiteRecord
 from .activations.site_records import TokenBatch as TokenBatch
 from .activations.attention import attention_weights as attention_weights
+from .activations.token_pooling import neighborhood_mean as neighborhood_mean
+from .activations.token_pooling import object_mean as object_mean
+from .activations.token_pooling import object_tokens as object_tokens
 from .activations.hooks import hooked as hooked
 from .activations.recording import record as record
 from .activations.site_statistics import stream_figure as stream_figure
@@ -124,6 +127,7 @@ from .evaluation.splicing import splice as splice
 from .evaluation.synthetic import SyntheticActivations as SyntheticActivations
 from .evaluation.synthetic import recovery as recovery
 from .evaluation.synthetic import stability as stability
+from .evaluation.scene_units import SceneObjects as SceneObjects
 from .evaluation.concepts import best_concepts as best_concepts
 from .evaluation.concepts import find_concepts as find_concepts
 from .evaluation.concepts import labeled_activations as labeled_activations
@@ -135,6 +139,7 @@ from .evaluation.probes import sparse_probes as sparse_probes
 from .evaluation.method_comparison import MethodComparison as MethodComparison
 from .evaluation.method_comparison import compare_methods as compare_methods
 from .evaluation.method_comparison import paired_difference as paired_difference
+from .evaluation.unit_comparison import compare_units as compare_units
 from .evaluation.interchange import cause_and_isolation as cause_and_isolation
 from .evaluation.interchange import record_pairs as record_pairs
 from .evaluation.concept_structure import concept_absorption as concept_absorption

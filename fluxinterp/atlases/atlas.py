@@ -191,9 +191,20 @@ def map_in(self:Atlas,
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00008
 @patch
+def has_pooled(self:Atlas)->bool:
+    "Whether means over 3 x 3 tokens were kept: atlases of earlier versions have none"
+    return self.files.has('features.safetensors', 'totals/pooled')
+
+@patch
+def _check_pooled(self:Atlas):
+    if not self.has_pooled():
+        raise AtlasError(f'{self.path} is of an earlier version, which kept no means over tokens: build the '
+                         'atlas again into another folder')
+
+@patch
 def examples(self:Atlas,
              i:int,                   # number of the feature
-             kind:str='peak',         # list: 'peak', 'mean' or 'sample'
+             kind:str='peak',         # one of `example_orders`: 'peak', 'mean', 'sample', 'pooled'
              half:str|None='explain', # half of the prompts: 'explain' or 'score'; both when None
              n:int|None=None,         # examples at most; all when None, a sample is thinned out evenly
             )->list:                  # `Example`s
@@ -201,9 +212,12 @@ def examples(self:Atlas,
     i = self.check(i)
     check_list(kind, half)
     if n is not None: check_count(n)
-    which = self._which[kind][i] if half is None else self._which[kind][i,halves.index(half)]
-    res = [self._example(i, int(p)) for p in which.flatten() if p>=0]
-    res.sort(key=lambda e: (-(e.mean if kind=='mean' else e.peak), e.picture))
+    lists = example_lists if kind=='pooled' else [kind]
+    chosen = slice(None) if half is None else halves.index(half)
+    which = torch.cat([self._which[k][i,chosen].flatten() for k in lists])
+    res = [self._example(i, p) for p in dict.fromkeys(which.tolist()) if p>=0]
+    by = kind if kind in ('mean', 'pooled') else 'peak'
+    res.sort(key=lambda e: (-getattr(e, by), e.picture))
     if n is None or n>=len(res): return res
     if kind!='sample': return res[:n]
     return [res[k] for k in np.linspace(0, len(res)-1, n).round().astype(int)]
@@ -211,8 +225,10 @@ def examples(self:Atlas,
 @patch
 def peaks(self:Atlas,
           features=None, # numbers of features; all when None
+          pooled:bool=False, # whether the largest mean over 3 x 3 tokens is meant, not the largest token
          )->np.ndarray:  # (images, features) float16, 0 where it does not fire
     "How strongly each feature fires in each image, at its strongest place"
+    if pooled: self._check_pooled()
     if features is None: features = torch.arange(self.num_features)
     else: features = torch.as_tensor([self.check(i) for i in features])
     column = torch.full((self.num_features,), -1)
@@ -222,7 +238,7 @@ def peaks(self:Atlas,
         row = torch.arange(first, last).repeat_interleave(self.files.tensor(f, 'lengths'))
         at = column[self.files.tensor(f, 'features').long()]
         some = at>=0
-        res[row[some],at[some]] = self.files.tensor(f, 'peaks')[some]
+        res[row[some],at[some]] = self.files.tensor(f, 'pooled' if pooled else 'peaks')[some]
     return res.numpy()
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00023
@@ -256,6 +272,12 @@ def _index(self:Atlas, features):
     return pd.Index([self.check(f) for f in features], dtype=np.int64, name='feature')
 
 @patch
+def _extent(self:Atlas, rows): # share of the peak that is left of it when 3 x 3 tokens are averaged
+    if not self.has_pooled(): return np.nan
+    pooled,peaks = (self.array(f'totals/{k}').numpy()[rows] for k in ('pooled', 'peaks'))
+    return pooled/np.maximum(peaks, 1e-300)
+
+@patch
 def _statistics(self:Atlas, index, rows): # the columns of the table that are counted
     t = {k: self.array(f'totals/{k}').numpy()[rows] for k in ('counts', 'sums', 'fired', 'maps', 'shape')}
     images,tokens = int(self.array('totals/pictures')[0]),int(np.prod(self.grid_shape))
@@ -267,7 +289,8 @@ def _statistics(self:Atlas, index, rows): # the columns of the table that are co
                               noise_level=np.array(self.levels)[t['sums'].argmax(1)],
                               area=n/(maps*tokens)), index=index)
     frame[list(shape_statistics)] = t['shape']/maps[:,None]
-    frame.loc[n==0, ['noise_level', 'area', *shape_statistics]] = np.nan
+    frame['extent'] = self._extent(rows)
+    frame.loc[n==0, ['noise_level', 'area', *shape_statistics, 'extent']] = np.nan
     return frame
 
 @patch
@@ -343,12 +366,12 @@ def flag(self:Atlas,
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00017
 @patch
-def _peak_sums(self:Atlas, masks): # (n, images) bool -> sums of peaks (n, feature), of squares in the first
+def _peak_sums(self:Atlas, masks, pooled): # (n, images) bool -> sums (n, feature), sums of squares (feature,)
     sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
     for f,first,last in self.block_rows(): # a block at a time
         row = np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())
         feature = self.files.tensor(f, 'features').long().numpy()
-        peak = self.files.tensor(f, 'peaks').double().numpy()
+        peak = self.files.tensor(f, 'pooled' if pooled else 'peaks').double().numpy()
         for i,m in enumerate(masks):
             some = m[row]
             sums[i] += np.bincount(feature[some], peak[some], self.num_features)
@@ -367,11 +390,11 @@ def firing_counts(self:Atlas,
     return count
 
 @patch
-def _caption_scores(self:Atlas, words): # (word, z-score of it in the captions of each feature's images) pairs
+def _caption_scores(self:Atlas, words, pooled): # (word, z-score of it in the captions of a feature's images)
     explaining = self.pictures.half.to_numpy()==0
     numbers = np.arange(len(explaining))
     masks = np.stack([explaining, *(explaining&np.isin(numbers, find_images(self.text, w)) for w in words)])
-    sums,square = self._peak_sums(masks)
+    sums,square = self._peak_sums(masks, pooled)
     total,res = sums[0],[]
     for w,has,there in zip(words, masks[1:], sums[1:]):
         if not has.any() or (has==explaining).all(): continue
@@ -386,11 +409,13 @@ def _caption_scores(self:Atlas, words): # (word, z-score of it in the captions o
 def search(self:Atlas,
            query:str,     # words to look for
            n:int=20,      # features at most
+           pooled:bool=False, # whether images count by means over 3 x 3 tokens, not by peaks
           )->pd.DataFrame: # a line per feature: label, explanation, rates, z, words
     "Features that have to do with some words, the best first; raises `ValueError` without a word"
     n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
-    scores = self._caption_scores(words)
+    if pooled: self._check_pooled()
+    scores = self._caption_scores(words, pooled)
     z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
     hits = np.zeros(self.num_features, int) # words in its label and explanations
     for f,k in find_features(self.text, words).items():

@@ -76,10 +76,13 @@ class Atlas:
     def map_in(self, i: int, picture: int) -> np.ndarray:
         ...
 
+    def has_pooled(self) -> bool:
+        ...
+
     def examples(self, i: int, kind: str='peak', half: str | None='explain', n: int | None=None) -> list:
         ...
 
-    def peaks(self, features=None) -> np.ndarray:
+    def peaks(self, features=None, pooled: bool=False) -> np.ndarray:
         ...
 
     def fires(self, i: int) -> np.ndarray:
@@ -115,7 +118,7 @@ class Atlas:
     def firing_counts(self, half: str) -> np.ndarray:
         ...
 
-    def search(self, query: str, n: int=20) -> pd.DataFrame:
+    def search(self, query: str, n: int=20, pooled: bool=False) -> pd.DataFrame:
         ...
 
     def feature(self, i: int) -> FeatureCard:

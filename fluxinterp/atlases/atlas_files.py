@@ -150,6 +150,8 @@ def _check_features(t, about, where): # tensors of features.safetensors
     real = {'largest': (F,), 'totals/sums': (F, S), 'totals/shape': (F, len(shape_statistics)),
             'cosine': (F, min(10, F-1)), 'jaccard': (F, 10)}
     real |= {f'best/{k}': (2*F, E) for k in example_lists}
+    added = {k: (F,) for k in ('totals/peaks', 'totals/pooled')} # earlier versions did not count them
+    if added.keys()&t.keys(): real |= added
     for k,shape in (whole|real).items():
         if k not in t: raise AtlasError(f'{where} lacks {k}: {_again}')
         _check_array(t[k], k, shape, k in whole, where)
@@ -179,7 +181,7 @@ def _check_block(t, about, where): # tensors of a block
     n,m = t['lengths'].numel(),t['features'].numel()
     shapes = dict(rows=(n, 5), lengths=(n,), features=(m,))
     for k,shape in shapes.items(): _check_array(t[k], k, shape, True, where)
-    _check_array(t['peaks'], 'peaks', (m,), False, where)
+    for k in {'peaks', 'pooled'}&t.keys(): _check_array(t[k], k, (m,), False, where)
     _check_lengths(t['lengths'], 'lengths', about['num_features'], m, where)
     _check_range(t['features'], 'features', 0, about['num_features'], where)
     if 'jpegs' not in t and 'jpeg_lengths' not in t: return
@@ -211,6 +213,14 @@ class AtlasFiles:
         "A tensor of a file that is sound"
         self.check(name)
         return read_tensor(self.folder/name, key)
+
+    def has(self,
+            name:str, # file, relative to the folder
+            key:str,  # name of the tensor
+           )->bool:
+        "Whether a sound file has a tensor: earlier versions wrote fewer"
+        self.check(name)
+        with safe_open(self.folder/name, 'pt') as f: return key in f.keys()
 
     def check(self,
               name:str, # file, relative to the folder

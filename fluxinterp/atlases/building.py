@@ -183,6 +183,7 @@ class _Block:
     lengths:list=field(default_factory=list)        # (n,) features that fire in each image
     pairs:list=field(default_factory=list)          # (m,) those features, one image's after the other's
     peaks:list=field(default_factory=list)          # (m,) their peaks, float16
+    pooled:list=field(default_factory=list)         # (m,) their largest means over 3 x 3 tokens, float16
     jpegs:list=field(default_factory=list)          # thumbnail of each image, (bytes,) uint8
     sample:list=field(default_factory=list)         # (s,) active latents of the sampled tokens
     sample_lengths:list=field(default_factory=list) # (t,) how many each sampled token has
@@ -190,7 +191,7 @@ class _Block:
     def block_tensors(self)->dict: # name -> tensor
         "The block's own file"
         res = dict(rows=torch.cat(self.rows), lengths=torch.cat(self.lengths), features=torch.cat(self.pairs),
-                   peaks=torch.cat(self.peaks))
+                   peaks=torch.cat(self.peaks), pooled=torch.cat(self.pooled))
         if self.jpegs:
             res |= dict(jpegs=torch.from_numpy(np.concatenate(self.jpegs)),
                         jpeg_lengths=torch.tensor([len(j) for j in self.jpegs]))
@@ -213,6 +214,7 @@ def _load_state(file): # name -> tensor; raises `AtlasError` where it is damaged
     except Exception as e: # a damaged header can raise nearly anything
         raise AtlasError(f'{file} is damaged ({e})') from None
     if not sound: raise AtlasError(f'{file} is damaged: its checksum does not fit')
+    if 'totals/pooled' not in t: raise AtlasError(f'{file} is of an earlier version, without pooled means')
     return t
 
 def _go_on(part): # from the last checkpoint of a `_Part`, if it is whole
@@ -254,11 +256,14 @@ class _Part:
         a,b = self.about,self.block
         B,S,T,k = code.values.shape
         half = torch.tensor([prompt_half(self.captions[n//a['images']]) for n in rows[:,0].tolist()])
-        at,features,peaks = (t.cpu() for t in self.features.update(code, rows[:,0], half))
+        pairs = [t.cpu() for t in self.features.update(code, rows[:,0], half)]
+        at,features = pairs[:2]
+        peaks,pooled = (t.clamp(max=65504).half() for t in pairs[2:])
         b.rows.append(torch.cat([rows, half[:,None]], 1))
         b.lengths.append(torch.bincount(at, minlength=B))
         b.pairs.append(features.short() if a['num_features']<=2**15 else features.int())
-        b.peaks.append(peaks.clamp(max=65504).half())
+        b.peaks.append(peaks)
+        b.pooled.append(pooled)
         if images is not None: b.jpegs += [_thumbnail(im, a['thumbnail']) for im in images]
         token = (rows[:,0,None]*S*T+torch.arange(S*T)).flatten() # of all tokens of all images
         some = (token%a['sample_every']==0).nonzero().flatten().to(code.values.device)

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from PIL import Image
 
+from ..activations.token_pooling import neighborhood_mean
 from .annotations import shown_images
 from .atlas_files import open_thumbnail
 from ..overlays import image_bytes, image_grid, overlay
@@ -30,6 +32,12 @@ class Example:
     peak:float                # largest activation
     mean:float                # mean activation over tokens and steps
     image:Image.Image|None=field(default=None, repr=False) # thumbnail of the image
+
+    @property
+    def pooled(self)->float:
+        "Its largest mean over 3 x 3 tokens, at any step"
+        values = torch.from_numpy(self.values).flatten(1)[...,None]
+        return float(neighborhood_mean(values, self.values.shape[1:]).max())
 
     def overlay(self,
                 vmax:float|None=None, # activation drawn at full strength; the map's largest when None
@@ -60,7 +68,7 @@ class FeatureCard:
         return self.statistics.firing_rate==0
 
     def pictures(self,
-                 kind:str='peak', # list: 'peak', 'mean' or 'sample'
+                 kind:str='peak', # list: 'peak', 'mean', 'sample' or 'pooled'
                  n:int=8,         # images at most
                  scale:int=2,     # pixels per pixel of a thumbnail
                 )->Image.Image:

@@ -5,8 +5,10 @@ import base64, html
 from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from PIL import Image
+from ..activations.token_pooling import neighborhood_mean
 from .annotations import shown_images
 from .atlas_files import open_thumbnail
 from ..overlays import image_bytes, image_grid, overlay
@@ -20,6 +22,10 @@ class Example:
     peak: float
     mean: float
     image: Image.Image | None = field(default=None, repr=False)
+
+    @property
+    def pooled(self) -> float:
+        ...
 
     def overlay(self, vmax: float | None=None, step: int | None=None, scale: int=1) -> Image.Image:
         ...

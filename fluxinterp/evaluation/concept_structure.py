@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from .concept_scores import auroc, best_threshold
 from .concepts import (SceneActivations, best_concepts, check_alike, feature_scores,
-    find_concepts, scenes_by_step, strongest_features)
+    find_concepts, has_objects, known_objects, scenes_by_step, strongest_features)
 from ..dictionaries.dictionary import Dictionary
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00006
@@ -26,7 +26,7 @@ def concepts_by_step(dictionary:Dictionary,   # dictionary whose features are ca
                      candidates:int=256,      # candidates offered at each level
                      site:str|None=None,      # name of the site; the dictionary's own when None
                      readout:str='code',      # one of `readouts.readouts`
-                     unit:str='token',        # one of `concepts.units`
+                     unit:str='token',        # one of `scene_units.units`
                     )->pd.DataFrame:          # lines of `find_concepts`, with a column `noise_level`
     "The best feature for every known concept at each noise level, chosen and scored at that level"
     pairs = zip(scenes_by_step(train), scenes_by_step(test), strict=True)
@@ -39,7 +39,7 @@ def features_by_step(dictionary:Dictionary,   # dictionary with these features
                      features,                # feature numbers, see `best_concepts`
                      site:str|None=None,      # name of the site; the dictionary's own when None
                      readout:str='code',      # one of `readouts.readouts`
-                     unit:str='token',        # one of `concepts.units`
+                     unit:str='token',        # one of `scene_units.units`
                     )->pd.DataFrame:          # lines of `best_concepts`, indexed by `noise_level` as well
     "The known concept every feature detects best at each noise level"
     pairs = zip(scenes_by_step(train), scenes_by_step(test), strict=True)
@@ -47,6 +47,11 @@ def features_by_step(dictionary:Dictionary,   # dictionary with these features
     return pd.concat(tables, names=['noise_level'])
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00009
+def _relabeled(acts, change): # with labels of tokens and of objects as `change` makes them
+    objects = known_objects(acts) if has_objects(acts) else None
+    if objects is not None: objects = objects.relabeled(change(objects.labels))
+    return replace(acts, labels=change(acts.labels), objects=objects)
+
 def shuffled_labels(acts:SceneActivations, # activations of at least two scenes
                     seed:int=0,            # seed of the permutation
                    )->SceneActivations:    # each scene with the labels of another
@@ -55,16 +60,17 @@ def shuffled_labels(acts:SceneActivations, # activations of at least two scenes
     order = np.random.default_rng(seed).permutation(n)
     other = np.empty(n, int)
     other[order] = np.roll(order, 1) # no scene keeps its own
-    return replace(acts, labels=acts.labels[:,other])
+    return _relabeled(acts, lambda labels: labels[:,other])
 
 def chance_labels(acts:SceneActivations, # activations of scenes
                   seed:int=0,            # seed of the permutations
                  )->SceneActivations:    # as many positives and negatives of each concept, elsewhere
     "Permuted-label control: each concept's labels permuted among its labeled tokens"
-    rng = np.random.default_rng(seed)
-    labels = acts.labels.copy()
-    for l in labels: l[l>=0] = rng.permutation(l[l>=0])
-    return replace(acts, labels=labels)
+    def _permuted(labels):
+        rng,labels = np.random.default_rng(seed),labels.copy()
+        for l in labels: l[l>=0] = rng.permutation(l[l>=0])
+        return labels
+    return _relabeled(acts, _permuted)
 
 def concepts_beside_chance(dictionary:Dictionary,   # dictionary whose features are candidates
                            train:SceneActivations,  # scenes on which features are chosen
@@ -72,12 +78,14 @@ def concepts_beside_chance(dictionary:Dictionary,   # dictionary whose features 
                            candidates:int=256,      # candidates offered, to the controls as well
                            site:str|None=None,      # name of the site; the dictionary's own when None
                            readout:str='code',      # one of `readouts.readouts`
+                           unit:str='token',        # one of `scene_units.units`
                           )->pd.DataFrame:          # a line per concept: feature, AUROC, both controls'
     "Concepts a dictionary detects, beside what the same search finds in shuffled labels and by chance"
-    found = find_concepts(dictionary, train, test, candidates, 0, site, readout)
-    found = found[['factor', 'value', 'feature', 'sign', 'auroc', 'positives', 'readout']]
+    found = find_concepts(dictionary, train, test, candidates, 0, site, readout, unit)
+    found = found[['factor', 'value', 'feature', 'sign', 'auroc', 'positives', 'readout', 'unit']]
     for name,control in (('shuffled', shuffled_labels), ('chance', chance_labels)):
-        t = find_concepts(dictionary, control(train, 1), control(test, 2), candidates, 0, site, readout)
+        t = find_concepts(dictionary, control(train, 1), control(test, 2), candidates, 0, site, readout,
+                          unit)
         found = found.merge(t[['factor', 'value', 'auroc']].rename(columns=dict(auroc=name)), how='left')
     return found
 
@@ -109,13 +117,15 @@ def concept_splitting(dictionary:Dictionary,   # dictionary whose features are c
                       candidates:int=256,      # features considered, those with most energy
                       site:str|None=None,      # name of the site; the dictionary's own when None
                       readout:str='code',      # one of `readouts.readouts`
-                     )->pd.DataFrame:          # a line per concept: features, thresholds, F1s, readout
+                      unit:str='token',        # one of `scene_units.units`
+                     )->pd.DataFrame:          # a line per concept: features, thresholds, F1s, readout, unit
     "Feature splitting: how many features it takes to detect each concept"
     keep = _candidates(dictionary, train, site, candidates)
-    a,b = (feature_scores(dictionary, acts, keep, readout, 'token', site) for acts in (train, test))
+    a,b = (feature_scores(dictionary, acts, keep, readout, unit, site) for acts in (train, test))
+    labels,held = train.labels_of(unit),test.labels_of(unit)
     rows = []
     for i,(factor,value) in enumerate(train.names):
-        la,lb = train.flat_labels[i],test.flat_labels[i]
+        la,lb = labels[i],held[i]
         x,y = a[la>=0],la[la>=0]==1
         if y.sum()<5 or (~y).sum()<5 or not (lb==1).any(): continue
         cut = torch.tensor([best_threshold(x[:,j], y)[0] for j in range(x.shape[1])])
@@ -127,7 +137,8 @@ def concept_splitting(dictionary:Dictionary,   # dictionary whose features are c
         rows.append(dict(factor=factor, value=value, features=keep[chosen].tolist(),
                          thresholds=cut[chosen].tolist(), n=len(chosen),
                          f1_first=float(_f1s(on[:,:1], held_out)),
-                         f1_all=float(_f1s(on.any(1, keepdim=True), held_out)), readout=readout))
+                         f1_all=float(_f1s(on.any(1, keepdim=True), held_out)), readout=readout,
+                         unit=unit))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/40_evaluation/15_concept_structure.ipynb #cst00014
@@ -174,6 +185,10 @@ def _check_of_codes(splitting):
     if check_alike(splitting)!='code':
         raise ValueError('absorption is about what fires and what is silent, so about codes: '
                          'concept_splitting with readout="code"')
+    unit = 'token' if 'unit' not in splitting else splitting.unit.iloc[0]
+    if unit!='token':
+        raise ValueError(f'absorption is counted on tokens, and these thresholds are of the unit {unit!r}: '
+                         "concept_splitting with unit='token'")
 
 @torch.no_grad()
 def concept_absorption(dictionary:Dictionary,   # dictionary whose features are looked at

@@ -52,7 +52,7 @@ def compare_methods(methods:dict,             # name -> dictionary, or a list th
                     readouts:tuple=all_readouts, # read-outs, each for every method
                     k:tuple=(1, 2, 5),        # numbers of features of sparse probes; empty for none
                     candidates:int=256,       # candidates offered by each method
-                    unit:str='token',         # one of `concepts.units`
+                    unit:str='token',         # one of `scene_units.units`
                     site:str|None=None,       # site of the ceiling; the first method's when None
                     progress:bool=True,       # progress bar over dictionaries and read-outs, shown if True
                    )->MethodComparison:       # a line per method, read-out, measure, level and concept

@@ -17,6 +17,7 @@ from ..dictionaries.dictionary import Dictionary
 from .concept_scores import auroc
 from fluxinterp.evaluation.concepts import (SceneActivations, feature_scores, left_out, scenes_by_step,
     strongest_features)
+from .scene_units import unit_kind
 
 # %% ../../nbs/40_evaluation/12_probes.ipynb #prb00006
 @dataclass(frozen=True)
@@ -72,11 +73,6 @@ def fit_probe(x:torch.Tensor,      # inputs, (n, d)
     return Probe(mean, scale, w[:,0], float(b[0]))
 
 # %% ../../nbs/40_evaluation/12_probes.ipynb #prb00011
-def _pooled(scores, acts, unit): # (row x step x token,) -> (n,)
-    if unit=='token': return scores
-    record = next(iter(acts.recording.values()))
-    return scores.view(*record.x.shape[:3]).amax(2).flatten()
-
 def _scored(score, labels): # (n,), (n,) of 1, 0, -1 -> AUROC
     return float(auroc(score[labels>=0][:,None], labels[labels>=0]==1))
 
@@ -94,21 +90,24 @@ def probe_ceiling(train:SceneActivations, # scenes the probes are fitted on
                   test:SceneActivations,  # held-out scenes, at the same noise levels
                   site:str|None=None,     # name of the site; the recording's only one when None
                   at:float=.9,            # smallest AUROC that counts as decodable
-                  unit:str='token',       # 'token', or 'image' for the largest of a picture's tokens
+                  unit:str='token',       # one of `scene_units.units`
                  )->pd.DataFrame:         # noise_level, factor, value, auroc, decodable, positives
     "AUROC of a full linear probe for each concept and noise level; `attrs['left_out']` names the others"
     check_levels(train, test)
     site = site or next(iter(train.recording))
+    fitted = 'token' if unit_kind(unit)=='image' else unit
     rows,without = [],[]
     for (level,a),(_,b) in zip(scenes_by_step(train), scenes_by_step(test)):
-        x,x2 = (acts.recording[site].tokens.float() for acts in (a, b))
-        fit,held = a.flat_labels,b.labels_of(unit)
+        x,x2 = (acts.pooled(acts.recording[site].x.float(), fitted) for acts in (a, b))
+        fit,held = a.labels_of(fitted),b.labels_of(unit)
         without = left_out(train.names, fit, held)
         for i,(factor,value) in enumerate(train.names):
             if (factor, value) in without: continue
             used = fit[i]>=0
             probe = fit_probe(x[used], fit[i][used]==1, what=f'{factor} {value}')
-            score = _scored(_pooled(probe(x2), b, unit), held[i])
+            said = probe(x2)
+            if fitted!=unit: said = b.pooled(said.view(*b.recording[site].x.shape[:3], 1), unit)[:,0]
+            score = _scored(said, held[i])
             rows.append(dict(noise_level=level, factor=factor, value=value, auroc=score, decodable=score>=at,
                              positives=int((held[i]==1).sum()), unit=unit))
     res = pd.DataFrame(rows)
@@ -139,7 +138,7 @@ def sparse_probes(dictionary:Dictionary,   # dictionary whose features are candi
                   readout:str='code',      # one of `readouts.readouts`
                   candidates:int=256,      # candidates offered by the method, as in `find_concepts`
                   site:str|None=None,      # name of the site; the dictionary's own when None
-                  unit:str='token',        # one of `concepts.units`
+                  unit:str='token',        # one of `scene_units.units`
                  )->pd.DataFrame:          # noise_level, factor, value, k, features, auroc, readout, unit
     "k-sparse probes: AUROC of a logistic regression on the k features whose means differ most"
     check_levels(train, test)

@@ -7,15 +7,17 @@ __all__ = ['FeatureMaps', 'latent_maps', 'maps_from', 'activation_map']
 
 # %% ../../nbs/35_features/00_feature_maps.ipynb #59b06466
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 
 from ..activations.recording import record
 from ..activations.site_records import Recording, SiteRecord
+from ..activations.token_pooling import neighborhood_mean, object_mean, object_tokens
 from ..dictionaries.dictionary import Dictionary, check_belongs
 from ..models.description import describe
 from ..overlays import map_figure
@@ -32,6 +34,7 @@ class FeatureMaps:
     previews:list|None=field(repr=False, default=None) # per prompt, a PIL image per step
     images:list|None=field(repr=False, default=None)   # finished images, one per prompt
     signed:bool=False   # whether activations can be negative
+    radius:int=0        # tokens to each side that a value is the mean of, see `pooled`; 0 for the token's own
 
     def figure(self,
                rows=None,            # indices of the prompts shown; all of them when None
@@ -42,16 +45,21 @@ class FeatureMaps:
         rows = list(range(len(self.captions)) if rows is None else rows)
         chosen = lambda items: [items[i] for i in rows] if items is not None else None
         return map_figure(self.values[rows], chosen(self.previews), self.levels, chosen(self.captions),
-                          chosen(self.images), f'{self.site}, feature {self.feature}', vmax, self.signed,
-                          size)
+                          chosen(self.images), f'{self.site}, feature {self.feature}{self._window}', vmax,
+                          self.signed, size)
 
     def by_step(self)->pd.Series:
         "Mean activation at each noise level"
         return pd.Series(self.values.mean((0, 2, 3)), index=pd.Index(self.levels, name='noise level'),
                          name=f'feature {self.feature}')
 
+    @property
+    def _window(self): # over how many tokens each value is a mean, in words
+        side = 2*self.radius+1
+        return f', mean over {side} x {side} tokens' if self.radius else ''
+
     def __repr__(self):
-        return (f'FeatureMaps of feature {self.feature} at {self.site}: {self.values.shape} '
+        return (f'FeatureMaps of feature {self.feature} at {self.site}{self._window}: {self.values.shape} '
                 f'(prompt, step, row, col), largest {np.abs(self.values).max():.2f}')
 
     def _repr_jpeg_(self): # a tenth of the PNG, so that notebooks stay small
@@ -112,3 +120,35 @@ def activation_map(pipe,                  # a diffusers pipeline, the one the di
     check_belongs(dictionary, '', describe(pipe).fingerprint, force)
     rec = record(pipe, prompts, [dictionary.meta.site], seed=seed, images=True, previews=True, **kwargs)
     return _feature_maps(rec, dictionary, feature)
+
+# %% ../../nbs/35_features/00_feature_maps.ipynb #fmpool02
+@patch
+def pooled(self:FeatureMaps,
+           radius:int=1, # tokens to each side of the middle one, 0 or more: 1 is 3 x 3
+          )->FeatureMaps: # maps of the same shape
+    "Mean over the tokens around each one; raises `ValueError` for maps that are means already"
+    if self.radius: raise ValueError('these maps are means of several tokens already: pool the ones before')
+    values = torch.from_numpy(self.values).flatten(2)[...,None]
+    means = neighborhood_mean(values, self.values.shape[2:], radius).view(self.values.shape)
+    return replace(self, values=means.numpy(), radius=radius)
+
+def _check_masks(masks, prompts):
+    if len(masks)!=prompts:
+        raise ValueError(f'masks of {len(masks)} images, for maps of {prompts}: give (object, height, width) '
+                         'of each')
+
+@patch
+def by_object(self:FeatureMaps,
+              masks:list, # share of each pixel that shows each object, of each image (object, height, width)
+             )->pd.DataFrame: # prompt, step, noise_level, object, tokens, value
+    "Mean activation over the tokens each object covers by at least half; NaN where it covers none"
+    _check_masks(masks, len(self.values))
+    grid,rows = self.values.shape[2:],[]
+    for i,(of_image,maps) in enumerate(zip(masks, self.values)):
+        tokens = object_tokens(of_image, grid)
+        means = object_mean(torch.from_numpy(maps).flatten(1)[...,None], tokens)[...,0] # (step, object)
+        count = tokens.sum(-1).tolist()
+        rows += [dict(prompt=i, step=s, noise_level=level, object=o, tokens=n,
+                      value=float(means[s,o]) if n else np.nan)
+                 for s,level in enumerate(self.levels) for o,n in enumerate(count)]
+    return pd.DataFrame(rows)
