@@ -92,8 +92,8 @@ def train_tiny_command(
         train(file, num_scenes=scenes, seed=seed, device=device or None, **extra)
         typer.echo(f'Done: {file}')
     else:
-        from fluxinterp.packaged import train_tiny_dictionaries
-        train_tiny_dictionaries(out)
+        from fluxinterp.packaged import remake_packaged
+        remake_packaged(out)
         typer.echo(f'Done: {out}')
 
 # %% ../nbs/92_cli.ipynb #f142995f
