@@ -86,6 +86,7 @@ tiny_atlases = ('tiny-flux/double.1.image', 'tiny-flux/double.1.image-256',
 
 def _label_sure(atlas, world, least=.9): # features on one known map in both halves get its name
     labels = read_labels(atlas, world=world)
+    labels[(labels==1).any(-1).sum(1)<8] = -1 # what few images show is on too few maps to be sure of
     said = explain(atlas, LabelMaps(labels, world=world), progress=False)
     held = LabelMaps(labels, half='score', world=world)
     for f,text in said.text[said.status=='ok'].items():
@@ -109,7 +110,7 @@ def _as_one_file(atlas): # annotations without a journal beside them, and nothin
 
 def build_tiny_atlases(out:str|Path,             # folder to write to; each atlas goes to `out/<its name>`
                        names:tuple=tiny_atlases, # names of packaged dictionaries
-                       num_prompts:int=320,      # number of captions of train scenes
+                       num_prompts:int|None=None, # captions of train scenes; 320, or 1200 of stickers, when None
                        examples:int=3,           # number of examples of each kind, in each half
                        annotated:int=512,        # latents up to which labels, scores and icons are added
                        progress:bool=True,       # progress bars, shown if True
@@ -123,7 +124,8 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
         here = {n: load_dictionary(f'{dictionaries}/{n}' if dictionaries else n)
                 for n in names if n.startswith(f'{pipeline}/')}
         sites = list(dict.fromkeys(d.meta.site for d in here.values()))
-        prompts = mine.scene_prompts(num_prompts, start=20_000)
+        count = num_prompts or (1200 if mine.name=='stickers' else 320)
+        prompts = mine.scene_prompts(count, start=20_000)
         rec = record(pipe, prompts, sites, num_inference_steps=4, images=True, batch_size=32,
                      progress=progress)
         for name,dictionary in here.items():

@@ -181,10 +181,11 @@ def sticker_scores(pipe,                   # stickers-flux, as trained so far
                    objects:int=1,          # number of stickers in each scene, 1 or 2
                    start:int=50_000,       # seed of the first scene
                    batch_size:int=64,      # images at a time
+                   drop:float=.15,         # chance that a caption leaves a factor out
                    **call,                 # keyword arguments of the pipeline call: num_inference_steps
                   )->tuple:                # (adherence by factor, images)
     "Prompt adherence as the sticker reader sees it"
-    scenes = [make_sticker_scene(start+i, split, objects) for i in range(n)]
+    scenes = [make_sticker_scene(start+i, split, objects, drop) for i in range(n)]
     images = []
     for b in range(0, n, batch_size):
         captions = [s.caption for s in scenes[b:b+batch_size]]
