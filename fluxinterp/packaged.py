@@ -30,7 +30,8 @@ from .autointerp.scorers import Detection, Localization
 from .autointerp.scoring import score
 
 # %% ../nbs/90_packaged.ipynb #7c76fb5c
-tiny_prompts = {'tiny-flux': 1024, 'tiny-sdxl-turbo': 640, 'stickers-flux': 1536} # captions of train scenes, generated in 4 steps
+# captions of train scenes, generated in 4 steps
+tiny_prompts = {'tiny-flux': 1024, 'tiny-sdxl-turbo': 640, 'stickers-flux': 1536}
 _small = partial(SAEConfig, num_latents=256, batch_size=1024, steps=2000)
 tiny_recipes = { # pipeline -> name of the dictionary -> how it is made of its site's activations
     'tiny-flux': {
@@ -82,11 +83,12 @@ def train_tiny_dictionaries(out:str|Path,            # folder; each dictionary g
 # %% ../nbs/90_packaged.ipynb #ico00012
 tiny_atlases = ('tiny-flux/double.1.image', 'tiny-flux/double.1.image-256',
                 'tiny-flux/double.1.image-256-without-noise', 'tiny-flux/single.1.image-256',
-                'tiny-sdxl-turbo/up.1.0-256', 'tiny-sdxl-turbo/up.1.1-256', 'stickers-flux/double.1.image-512')
+                'tiny-sdxl-turbo/up.1.0-256', 'tiny-sdxl-turbo/up.1.1-256',
+                'stickers-flux/double.1.image-512')
 
 def _label_sure(atlas, world, least=.9): # features on one known map in both halves get its name
     labels = read_labels(atlas, world=world)
-    labels[(labels==1).any(-1).sum(1)<8] = -1 # what few images show is on too few maps to be sure of
+    labels[(labels==1).any(-1).sum(1)<8] = -1 # shown by too few images to be sure of
     said = explain(atlas, LabelMaps(labels, world=world), progress=False)
     held = LabelMaps(labels, half='score', world=world)
     for f,text in said.text[said.status=='ok'].items():
@@ -108,14 +110,15 @@ def _as_one_file(atlas): # annotations without a journal beside them, and nothin
         shutil.rmtree(Path(atlas.path)/name, ignore_errors=True)
     (Path(atlas.path)/'plan.json').unlink(missing_ok=True)
 
+# %% ../nbs/90_packaged.ipynb #pkd00031
 def build_tiny_atlases(out:str|Path,             # folder to write to; each atlas goes to `out/<its name>`
                        names:tuple=tiny_atlases, # names of packaged dictionaries
-                       num_prompts:int|None=None, # captions of train scenes; 320, or 1200 of stickers, when None
+                       num_prompts:int|None=None, # captions of train scenes; 320 (1200 of stickers) when None
                        examples:int=3,           # number of examples of each kind, in each half
                        annotated:int=512,        # latents up to which labels, scores and icons are added
                        progress:bool=True,       # progress bars, shown if True
                        world:World|str|None=None, # world of the pipelines; the own of each when None
-                       dictionaries:str|Path|None=None, # folder with dictionaries; the packaged ones when None
+                       dictionaries:str|Path|None=None, # folder of dictionaries; packaged ones when None
                       )->None:
     "Build the atlases of packaged dictionaries, explained by the words of their prompts"
     for pipeline in dict.fromkeys(n.partition('/')[0] for n in names):
@@ -136,9 +139,10 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
             if small: _annotate(atlas, pipe, dictionary, mine, progress)
             _as_one_file(atlas)
 
-def remake_packaged(out:str|Path,       # folder: dictionaries go to `out/dictionaries`, atlases to `out/atlases`
+def remake_packaged(out:str|Path,       # folder: `dictionaries` and `atlases` are made in it
                     progress:bool=True, # progress bars, shown if True
                    )->None:
     "Make all packaged dictionaries and atlases anew from the packaged models"
-    for pipeline in tiny_recipes: train_tiny_dictionaries(Path(out)/'dictionaries', pipeline, progress=progress)
-    build_tiny_atlases(Path(out)/'atlases', dictionaries=Path(out)/'dictionaries', progress=progress)
+    made = Path(out)/'dictionaries'
+    for pipeline in tiny_recipes: train_tiny_dictionaries(made, pipeline, progress=progress)
+    build_tiny_atlases(Path(out)/'atlases', dictionaries=made, progress=progress)

@@ -106,6 +106,7 @@ class SceneActivations:
         grid = next(iter(self.recording.values())).grid
         return pool_tokens(values, unit, grid, tokens).flatten(0, -2)
 
+# %% ../../nbs/40_evaluation/10_concepts.ipynb #cpt00041
 def has_objects(acts:SceneActivations, # activations of scenes
                )->bool:
     "Whether the objects of scenes are known: given, or from the scenes' masks"
