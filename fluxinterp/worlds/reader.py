@@ -23,17 +23,12 @@ from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path, weights_path
 from ..safe_files import save_tensors
-from fluxinterp.worlds.scenes import (backgrounds, colors, concepts, factors, make_scene, object_factors,
-    places, relation_of)
+from .scenes import backgrounds, colors, concepts, factors, make_scene, object_factors
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #f52b6e6d
 _values = {f: tuple(v) for f,v in factors.items()}
 slot_factors = ('shape', 'color', 'texture', 'size')       # what is read at each place
 _slot_sizes = [1]+[len(_values[f]) for f in slot_factors]   # one logit for "something is here"
-_places = len(_values['place'])
-_slots = 2*_places # for each place the object there, then for each place the object inside that one
-_window = 4        # side of what is looked at for one place, in cells of 8 pixels
-_corners = [(y//8-_window//2, x//8-_window//2) for x,y in places.values()] # (row, column) of each window
 _world_sizes = [len(_values['background']), len(_values['style'])]
 grid = (16, 16) # rows and columns of the reader's maps
 
@@ -55,10 +50,8 @@ def conv_down(inputs:int,  # channels in
               outputs:int, # channels out
              )->nn.Module: # (n, inputs, h, w) -> (n, outputs, h/2, w/2)
     "Strided 3 x 3 convolution, batch norm and ReLU that halve each side"
-   
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
-# %% ../../nbs/10_worlds/05_reader.ipynb #rdr00031
 class Reader(nn.Module):
     "Concept classifier and segmenter for images of the tiny world"
     def __init__(self,
@@ -69,21 +62,20 @@ class Reader(nn.Module):
         self.fine = nn.Sequential(conv_down(3, w), ConvBlock(w), conv_down(w, 2*w), ConvBlock(2*w))
         self.coarse = nn.Sequential(conv_down(2*w, 3*w), ConvBlock(3*w), ConvBlock(3*w))
         self.maps = nn.Conv2d(5*w, len(concepts), 1)
-        self.look = nn.Linear(_window*_window*3*w, 256)
-        self.slots = nn.Linear(256, 2*sum(_slot_sizes))
-        self.world = nn.Linear(6*w, sum(_world_sizes))
+        self.squeeze = nn.Conv2d(3*w, w, 1)
+        self.hidden = nn.Linear(64*w, 256)
+        self.slots = nn.Linear(256, len(_values['place'])*sum(_slot_sizes))
+        self.world = nn.Linear(256, sum(_world_sizes))
 
     def forward(self,
                 x:torch.Tensor, # images, (n, 3, 64, 64) in [-1, 1]
-               )->tuple:        # slots (n, 2 places, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
+               )->tuple:        # slots (n, places, 1+8+8+4+2), world (n, 4+3), maps (n, concepts, 16, 16)
         "Logits of the list and of the maps"
         fine = self.fine(x)
         coarse = self.coarse(fine)
         maps = self.maps(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))
-        seen = [coarse[:,:,r:r+_window,c:c+_window].flatten(1) for r,c in _corners]
-        slots = self.slots(F.relu(self.look(torch.stack(seen, 1)))) # (n, places, two objects)
-        slots = torch.cat(slots.chunk(2, -1), 1)
-        return slots, self.world(torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)), maps
+        hidden = F.relu(self.hidden(F.relu(self.squeeze(coarse)).flatten(1)))
+        return self.slots(hidden).unflatten(1, (len(_values['place']), -1)), self.world(hidden), maps
 
     @property
     def device(self)->torch.device: # where the weights are
@@ -91,13 +83,12 @@ class Reader(nn.Module):
         return next(self.parameters()).device
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #5cd4860c
-def _row(seed): # -> array; slots (10, 5), -1 for none; world (2,); maps (concepts, 16, 16)
+def _row(seed): # -> array; slots (5, 5), -1 for none; world (2,); maps (concepts, 16, 16)
     "Image and targets of one train scene"
-    s = make_scene(seed, relations=1.) # for the pairs of which one is inside the other
-    slots = np.full((_slots, 5), -1, np.int8)
+    s = make_scene(seed)
+    slots = np.full((5, 5), -1, np.int8)
     for o in s.objects:
-        at = _values['place'].index(o.place)+o.inside*_places
-        slots[at] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
+        slots[_values['place'].index(o.place)] = [1]+[_values[f].index(getattr(o, f)) for f in slot_factors]
     world = np.array([_values['background'].index(s.background), _values['style'].index(s.style)], np.int8)
     return s.array,slots,world,(s.maps(grid)*255).astype(np.uint8)
 
@@ -120,7 +111,7 @@ def _reading_loss(logits, slots, world, maps): # of `Reader`; targets of `_row`,
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #715953a6
 def train_reader(out:str|Path,          # safetensors file to write
-                 steps:int=4000,        # number of steps, of 64 scenes each
+                 steps:int=2500,        # number of steps, of 64 scenes each
                  num_scenes:int=40_000, # number of training scenes, drawn once
                  seed:int=0,            # seed of the scenes, the weights and the order of the data
                  device=None,           # torch device or its name; CUDA, then MPS, then CPU when None
@@ -167,7 +158,6 @@ class Reading:
     style:str                # likeliest style
     probabilities:np.ndarray # probability that each concept is somewhere in the image, (concepts,)
     maps:np.ndarray          # share of each cell that shows each concept, (concepts, 16, 16)
-    inside:dict|None=None    # object seen inside another, with `confidence`; None when unlikely
 
     @property
     def present(self)->list: # dicts, as `objects`
@@ -185,8 +175,6 @@ class Reading:
         order = ('size', 'color', 'texture', 'shape', 'place')
         objects = [' '.join(o[f] for f in order)+f" ({o['confidence']:.2f})" for o in self.present]
         found = '; '.join(objects) or 'no object'
-        if self.inside:
-            found += '; inside it a '+' '.join(self.inside[f] for f in order[:-1])
         return f'Reading: {found}; {self.background} background, style {self.style}'
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #ebf013d7
@@ -199,19 +187,15 @@ def _stack_images(images): # PIL images or arrays -> (n, 64, 64, 3) uint8
 
 def _reading(slots, world, maps): # one image's probabilities, (places, values) and (values,); its map logits
     there = slots[0][:,0]
-    def best(slot): # index of a slot -> its likeliest factors
-        return {f: _values[f][int(part[slot].argmax())] for f,part in zip(slot_factors, slots[1:])}
     objects = []
-    for p in there[:_places].argsort(descending=True).tolist():
-        objects.append(dict(place=_values['place'][p], confidence=float(there[p]), **best(p)))
-    at = int(there[_places:].argmax())
-    inner = dict(place=_values['place'][at], confidence=float(there[_places+at]), **best(_places+at))
+    for p in there.argsort(descending=True).tolist():
+        best = {f: _values[f][int(part[p].argmax())] for f,part in zip(slot_factors, slots[1:])}
+        objects.append(dict(place=_values['place'][p], confidence=float(there[p]), **best))
     somewhere = {f: 1-(1-there[:,None]*part).prod(0) for f,part in zip(slot_factors, slots[1:])}
-    somewhere |= dict(place=there[:_places], background=world[0], style=world[1])
+    somewhere |= dict(place=there, background=world[0], style=world[1])
     probabilities = np.array([float(somewhere[f][_values[f].index(v)]) for f,v in concepts])
     background,style = (_values[f][int(part.argmax())] for f,part in zip(('background', 'style'), world))
-    inner = inner if inner['confidence']>.5 else None
-    return Reading(objects, background, style, probabilities, maps.sigmoid().numpy(), inner)
+    return Reading(objects, background, style, probabilities, maps.sigmoid().numpy())
 
 @torch.no_grad()
 def read_images(images,                  # PIL images, or uint8 arrays (64, 64, 3)
@@ -239,37 +223,14 @@ def _best_match(loose, left): # objects said without a place; objects read elsew
     orders = ([j for o,s in zip(loose, p) for j in _compared(o, s)] for p in permutations(left, len(loose)))
     return max(orders, key=lambda pairs: sum(ok for _,ok in pairs))
 
-def _relation_seen(said, reading): # what a caption says -> whether the pair it means stands in that relation
-    i,name,j = said['relation']
-    seen = [o|dict(inside=False) for o in reading.present]
-    if reading.inside:
-        seen.append(reading.inside|dict(inside=True))
-    def alike(k, # index of an object said
-              o, # object read
-             ):
-        "Number of factors that agree"
-        return sum(o[f]==v for f,v in said['objects'][k].items() if f in slot_factors)
-    pairs = list(permutations(seen, 2))
-    if not pairs:
-        return False
-    a,b = max(pairs, key=lambda p: alike(i, p[0])+alike(j, p[1]))
-    return alike(i, a)>0 and alike(j, b)>0 and relation_of(a, b)==name
-
 def said_and_shown(said:dict,        # what the caption names, as `Scene.said`
                    reading:Reading,  # what the image shows
                   )->list:           # (factor, right?) pairs, one for every factor said
     "Which of the things a caption says an image shows"
     at = {o['place']: o for o in reading.objects}
-    relation = said.get('relation')
-    objects = list(said['objects'])
-    pairs = []
-    if relation:
-        pairs.append(('relation', _relation_seen(said, reading)))
-    if relation and relation[1] in ('inside', 'around'):
-        pairs += _compared(objects.pop(relation[0 if relation[1]=='inside' else 2]), reading.inside)
-    fixed = [o for o in objects if 'place' in o]
-    loose = [o for o in objects if 'place' not in o]
-    pairs += [j for o in fixed for j in _compared(o, at[o['place']])]
+    fixed = [o for o in said['objects'] if 'place' in o]
+    loose = [o for o in said['objects'] if 'place' not in o]
+    pairs = [j for o in fixed for j in _compared(o, at[o['place']])]
     left = [o for o in reading.present if o['place'] not in {f['place'] for f in fixed}][:max(len(loose), 1)]
     left += [None]*(len(loose)-len(left))
     if loose:
@@ -285,7 +246,7 @@ def prompt_adherence(saids:list,     # what each caption names, as `Scene.said`
     "Prompt adherence: how well images show what their captions say, factor by factor"
     rows = [j for s,r in zip(saids, readings) for j in said_and_shown(s, r)]
     means = pd.DataFrame(rows, columns=['factor', 'right']).groupby('factor').right.mean()
-    return means.reindex([f for f in (*factors, 'relation') if f in means.index])
+    return means.reindex([f for f in factors if f in means.index])
 
 # %% ../../nbs/10_worlds/05_reader.ipynb #2faf787c
 _palette = [(n, np.array(c)*s) for n,c in colors.items() for s in (1., .35)]
@@ -308,24 +269,17 @@ def count_colors(image,           # PIL image or uint8 array
 # %% ../../nbs/10_worlds/05_reader.ipynb #ee53684c
 def _truth(scene): # -> all factors of a scene, in the form of `Scene.said`
     objects = [{f: getattr(o, f) for f in object_factors} for o in scene.objects]
-    for said,o in zip(objects, scene.objects):
-        if o.inside:
-            del said['place']
-    truth = dict(objects=objects, background=scene.background, style=scene.style)
-    if len(objects)==2:
-        a,b = (o._asdict() for o in scene.objects)
-        truth['relation'] = (0, relation_of(a, b), 1)
-    return truth
+    return dict(objects=objects, background=scene.background, style=scene.style)
 
 def reader_accuracy(reader:Reader|None=None,         # trained reader; the packaged one when None
                     n:int=500,                       # number of scenes per split
                     splits:tuple=('test', 'novel'),  # names of splits, of `scenes.splits`
                     start:int=2_000_000,             # seed of the first scene
                    )->pd.DataFrame:                  # row per split, column per factor
-    "Share of factors and relations read correctly in held-out scenes"
+    "Share of factors read correctly in held-out scenes"
     rows = {}
     for split in splits:
-        held_out = [make_scene(start+i, split, relations=.35) for i in range(n)]
+        held_out = [make_scene(start+i, split) for i in range(n)]
         readings = read_images([s.array for s in held_out], reader)
         rows[split] = prompt_adherence([_truth(s) for s in held_out], readings)
     return pd.DataFrame(rows).T
