@@ -10,7 +10,7 @@ import torch
 import fluxinterp as fi
 from fluxinterp.dashboards.comparison_charts import correlation_chart
 from fluxinterp.dictionaries.readouts import readouts
-from fluxinterp.evaluation import concept_structure, concepts, interchange, method_comparison, probes
+from fluxinterp.evaluation import concept_structure, concepts, interchange, method_comparison, probes, unit_comparison
 from fluxinterp.features import across_layers, feature_matches
 
 site = 'double.1.image'
@@ -39,6 +39,7 @@ comparisons = dict(
     concept_splitting=with_scenes(concept_structure.concept_splitting, candidates=16),
     sparse_probes=with_scenes(probes.sparse_probes, k=(1, 2), candidates=16),
     compare_methods=lambda t, d, r: method_comparison.compare_methods(dict(it=d), t['train'], t['test'], (r,), (1,), 16, progress=False).lines,
+    compare_units=lambda t, d, r: unit_comparison.compare_units(d, t['train'], t['test'], ('token',), r, 16),
     cause_and_isolation=lambda t, d, r: interchange.cause_and_isolation(dict(it=d), concepts.scenes_by_step(t['all'][0])[1][1], t['pairs'], (1,), ('color', 'size'), (r,),
                                                                         candidates=16, resamples=10),
     match_features=lambda t, d, r: feature_matches.match_features(d, t['pca'], t['record'], range(8), readout=r),

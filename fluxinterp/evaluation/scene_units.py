@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..activations.token_pooling import neighborhood_mean, object_mean, object_tokens
-from ..worlds.scenes import concepts
+from ..worlds.world import as_world
 
 # %% ../../nbs/40_evaluation/09_scene_units.ipynb #scu00006
 units = ('token', 'neighborhood', 'object', 'image')
@@ -51,9 +51,10 @@ def _object_labels(o, names): # (concept,): an object's own factors; kinds it ha
 
 def scene_objects(scenes:list,         # `Scene`s, with `objects` and their `masks`
                   grid:tuple,          # rows and columns of the tokens
-                  names:list=concepts, # (kind, name) of each concept; the kind is an attribute of an object
+                  names:list|None=None, # (kind, name) of each concept; those of the tiny world when None
                  )->SceneObjects:
     "Tokens and labels of the objects of scenes"
+    if names is None: names = as_world().concepts
     most,n = max(len(s.objects) for s in scenes),grid[0]*grid[1]
     tokens = torch.zeros(len(scenes), most, n, dtype=torch.bool)
     labels = np.full((len(names), len(scenes), most), -1, np.int8)
