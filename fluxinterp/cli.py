@@ -45,12 +45,12 @@ def sites_command(
 # %% ../nbs/92_cli.ipynb #435923c0
 _packaged_kinds = ('flux', 'sdxl', 'stickers', 'reader', 'sticker-reader', 'sae')
 
-def _trainer(what): # 'flux', 'sdxl' or 'stickers' -> class of the configuration, function that trains
+def _trainer(what): # 'flux', 'sdxl' or 'stickers' -> its configuration's class, function that trains
     from fluxinterp.worlds.flux_distillation import TinyConfig, train_tiny_flux
     from fluxinterp.worlds.sdxl_training import SDXLConfig, train_tiny_sdxl
     from fluxinterp.worlds.stickers_training import StickersConfig, train_stickers_flux
-    return dict(flux=(TinyConfig, train_tiny_flux), sdxl=(SDXLConfig, train_tiny_sdxl),
-                stickers=(StickersConfig, train_stickers_flux))[what]
+    return dict(flux=(TinyConfig, train_tiny_flux), sdxl=(SDXLConfig, train_tiny_sdxl)).get(
+        what, (StickersConfig, train_stickers_flux))
 
 @app.command('train-tiny')
 def train_tiny_command(
@@ -87,9 +87,8 @@ def train_tiny_command(
         from fluxinterp.worlds.reader import train_reader
         from fluxinterp.worlds.sticker_reader import train_sticker_reader
         file = out if out.endswith('.safetensors') else f'{out}/reader.safetensors'
-        extra = dict(steps=steps) if steps else {}
         train = train_reader if what=='reader' else train_sticker_reader
-        train(file, num_scenes=scenes, seed=seed, device=device or None, **extra)
+        train(file, steps or 2500, num_scenes=scenes, seed=seed, device=device or None)
         typer.echo(f'Done: {file}')
     else:
         from fluxinterp.packaged import remake_packaged

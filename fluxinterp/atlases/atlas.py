@@ -24,6 +24,7 @@ from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
                                                 shape_statistics)
+from .word_scores import peak_sums, word_scores
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -366,19 +367,6 @@ def flag(self:Atlas,
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00017
 @patch
-def _peak_sums(self:Atlas, masks, pooled): # (n, images) bool -> sums (n, feature), sums of squares (feature,)
-    sums,square = np.zeros((len(masks), self.num_features)),np.zeros(self.num_features)
-    for f,first,last in self.block_rows(): # a block at a time
-        row = np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())
-        feature = self.files.tensor(f, 'features').long().numpy()
-        peak = self.files.tensor(f, 'pooled' if pooled else 'peaks').double().numpy()
-        for i,m in enumerate(masks):
-            some = m[row]
-            sums[i] += np.bincount(feature[some], peak[some], self.num_features)
-            if i==0: square += np.bincount(feature[some], peak[some]**2, self.num_features)
-    return sums,square
-
-@patch
 def firing_counts(self:Atlas,
                   half:str,     # half of the prompts: 'explain' or 'score'
                  )->np.ndarray: # (feature,) int
@@ -388,21 +376,6 @@ def firing_counts(self:Atlas,
         on = chosen[np.arange(first, last).repeat(self.files.tensor(f, 'lengths').numpy())]
         count += np.bincount(self.files.tensor(f, 'features').long().numpy()[on], minlength=self.num_features)
     return count
-
-@patch
-def _caption_scores(self:Atlas, words, pooled): # (word, z-score of it in the captions of a feature's images)
-    explaining = self.pictures.half.to_numpy()==0
-    numbers = np.arange(len(explaining))
-    masks = np.stack([explaining, *(explaining&np.isin(numbers, find_images(self.text, w)) for w in words)])
-    sums,square = self._peak_sums(masks, pooled)
-    total,res = sums[0],[]
-    for w,has,there in zip(words, masks[1:], sums[1:]):
-        if not has.any() or (has==explaining).all(): continue
-        share = has.sum()/explaining.sum()
-        z = (there-share*total)/np.sqrt(np.maximum(share*(1-share)*square, 1e-12)) # independent draws
-        z[total==0] = 0
-        res.append((w, z))
-    return res
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00020
 @patch
@@ -415,7 +388,10 @@ def search(self:Atlas,
     n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
     if pooled: self._check_pooled()
-    scores = self._caption_scores(words, pooled)
+    explaining = self.pictures.half.to_numpy()==0
+    images = [np.isin(np.arange(len(explaining)), find_images(self.text, w)) for w in words]
+    masks = np.stack([explaining, *(explaining&has for has in images)])
+    scores = word_scores(words, masks, *peak_sums(self, masks, pooled))
     z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
     hits = np.zeros(self.num_features, int) # words in its label and explanations
     for f,k in find_features(self.text, words).items():
