@@ -24,7 +24,7 @@ from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
                                                 shape_statistics)
-from .word_scores import peak_sums, word_scores
+from .word_scores import peak_sums, word_z_scores
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -391,7 +391,7 @@ def search(self:Atlas,
     explaining = self.pictures.half.to_numpy()==0
     images = [np.isin(np.arange(len(explaining)), find_images(self.text, w)) for w in words]
     masks = np.stack([explaining, *(explaining&has for has in images)])
-    scores = word_scores(words, masks, *peak_sums(self, masks, pooled))
+    scores = word_z_scores(words, masks, *peak_sums(self, masks, pooled))
     z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
     hits = np.zeros(self.num_features, int) # words in its label and explanations
     for f,k in find_features(self.text, words).items():

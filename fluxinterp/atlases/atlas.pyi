@@ -14,7 +14,7 @@ from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
 from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
-from .word_scores import peak_sums, word_scores
+from .word_scores import peak_sums, word_z_scores
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
