@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..core import default_device
 from ..safe_files import save_tensors
 from .flux import TinyFluxPipeline, build_flux, caption_tokens, flux_sizes, load_tiny
-from .flux_training import (TinyConfig, fast_autocast, fit_flow, draw_levels, open_run,
+from .flux_training import (TinyConfig, draw_levels, fast_autocast, fit_flow, image_ids, open_run,
     plateau_rate, sample_grid, scene_examples, stored_latents, train_text, train_vae)
 from .training_tools import caption_token_ids, step_generator
 
@@ -33,16 +33,18 @@ def guided_latents(pipe,               # tiny pipeline
     "Where a model goes from noise, by Euler steps with classifier-free guidance in one batch"
     n,tokens,_ = noise.shape
     both = torch.cat([ids, torch.zeros_like(ids)]) if guidance!=1 else ids
-    text = pipe.text_encoder_2(caption_token_ids(both, 32)).last_hidden_state
-    pooled = pipe.text_encoder(caption_token_ids(both, caption_tokens, start=True)).pooler_output
+    device = pipe.transformer.device
+    text = pipe.text_encoder_2(caption_token_ids(both, 32).to(device)).last_hidden_state
+    pooled = pipe.text_encoder(caption_token_ids(both, caption_tokens, start=True).to(device)).pooler_output
     side = int(tokens**.5)
-    positions = pipe._prepare_latent_image_ids(1, side, side, noise.device, torch.float32)
-    x = noise.float()
+    positions = image_ids(side, side).to(device)
+    x = noise.float().to(device)
     for k in range(steps):
         t = 1-k/steps
         v = pipe.transformer(hidden_states=x.repeat(len(both)//n, 1, 1), encoder_hidden_states=text,
-                             pooled_projections=pooled, timestep=torch.full((len(both),), t),
-                             img_ids=positions, txt_ids=torch.zeros(32, 3), return_dict=False)[0].float()
+                             pooled_projections=pooled, timestep=torch.full((len(both),), t, device=device),
+                             img_ids=positions, txt_ids=torch.zeros(32, 3, device=device),
+                             return_dict=False)[0].float()
         if guidance!=1:
             v,free = v.chunk(2)
             v = free+guidance*(v-free)
@@ -63,9 +65,9 @@ def draw_flux_pairs(pipe,          # pipeline of the teacher
             x0,noise,_,ids,near = examples(step_generator(cfg, 'pairs', c))
             some = (ids>0).any(1)
             noise = noise[some].bfloat16()
-            with fast_autocast(torch.device('cpu')):
+            with fast_autocast(pipe.transformer.device):
                 ends = guided_latents(pipe, ids[some], noise, cfg.teacher_steps, cfg.guidance)
-            save_tensors(dict(noise=noise, x0=ends.bfloat16(), ids=ids[some], near=near[some]), file)
+            save_tensors(dict(noise=noise, x0=ends.bfloat16().cpu(), ids=ids[some], near=near[some]), file)
         parts.append(load_file(file))
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
@@ -123,7 +125,7 @@ def save_half(pipe,   # tiny pipeline
     half = type(pipe)(**{k: deepcopy(v) for k,v in pipe.components.items()})
     half.to(torch.bfloat16).save_pretrained(folder)
 
-def _prepared(pipe, bank, cfg, out, device): # autoencoder and text encoders trained, or taken over -> latents
+def _prepared(pipe, bank, cfg, out, device, until): # autoencoder and text encoders trained -> latents
     if cfg.start:
         copy_weights(pipe, load_tiny(cfg.start) if cfg.start in flux_sizes else
                      TinyFluxPipeline.from_pretrained(cfg.start, dtype=torch.float32, local_files_only=True))
@@ -131,6 +133,8 @@ def _prepared(pipe, bank, cfg, out, device): # autoencoder and text encoders tra
         m.requires_grad_(True)
     if not cfg.start:
         train_vae(pipe.vae, bank, cfg, out, device)
+    if until=='vae':
+        return None
     train_text(pipe.text_encoder_2, pipe.text_encoder, bank, cfg, out, device)
     latents = stored_latents(out, pipe.vae, bank, device)
     if not cfg.start: # latents get mean 0 and variance 1
@@ -150,14 +154,14 @@ def train_tiny_flux(out:str|Path,             # folder of the run; an interrupte
     device = default_device(device)
     out,bank = open_run(out, cfg)
     pipe = build_flux(cfg.size, cfg.seed)
-    latents = _prepared(pipe, bank, cfg, out, device)
+    latents = _prepared(pipe, bank, cfg, out, device, until)
     if until in ('denoiser', 'distilled'):
         examples = scene_examples(pipe, bank, latents, cfg)
         fit_flow(pipe, 'denoiser', cfg.denoiser_steps, examples, plateau_rate(cfg), cfg, out, device,
                  partial(_look, name='denoiser', out=out))
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'teacher')
     if until=='distilled':
-        pairs = draw_flux_pairs(pipe, examples, cfg, out)
+        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out)
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', out=out))
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'pipeline')
     return TinyFluxPipeline(**pipe.components)

@@ -18,11 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..core import default_device, parallel_map, user_path, weights_path
-from ..safe_files import save_tensors
-from .reader import ConvBlock, conv_down
+from .reader import ConvBlock, conv_down, fit_reader, images_to_input
 from .scenes import splits
 from .stickers import (kind_colors, kinds, make_sticker_scene, redrawn_stickers,
     sticker_backgrounds, sticker_categories, sticker_concepts, sticker_factors, sticker_object_factors,
@@ -77,9 +75,6 @@ def _target_row(seed): # -> image; slots (places, 3), -1 for none; background; c
 def _rows(seeds): # -> images, slots, backgrounds and cells of the scenes, stacked
     return [torch.from_numpy(np.stack(r)) for r in zip(*parallel_map(_target_row, seeds, 'scenes'))]
 
-def _to_input(images): # (n, 96, 96, 3) uint8 -> (n, 3, 96, 96) in [-1, 1]
-    return images.permute(0, 3, 1, 2).float()/127.5-1
-
 def _reading_loss(logits, slots, background, cells): # of `StickerReader`; targets of `_target_row`, (n, ...)
     slot_logits,background_logits,cell_logits = (l.float() for l in logits)
     there = slots[...,0]==1
@@ -108,25 +103,7 @@ def train_sticker_reader(out:str|Path,          # safetensors file to write
     torch.manual_seed(seed)
     images,*targets = _rows(range(5_000_000+seed, 5_000_000+seed+num_scenes))
     reader = StickerReader().to(device)
-    opt = torch.optim.AdamW(reader.parameters(), weight_decay=.01)
-    plan = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, steps, pct_start=.1)
-    g = torch.Generator().manual_seed(seed)
-    bar = tqdm(range(steps), desc='sticker reader')
-    for step in bar:
-        i = torch.randint(num_scenes, (48,), generator=g)
-        x = _to_input(images[i])
-        x = x+torch.rand(48, 1, 1, 1, generator=g)*.15*torch.randn(x.shape, generator=g)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = reader(x.to(device))
-        loss = _reading_loss(logits, *(t[i].long().to(device) for t in targets))
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        plan.step()
-        if step%50==0:
-            bar.set_postfix(loss=f'{float(loss.detach()):.3f}')
-    save_tensors({k: v.half() if v.is_floating_point() else v for k,v in reader.state_dict().items()}, out)
-    return reader.eval()
+    return fit_reader(reader, out, images, targets, _reading_loss, steps, seed, 48, 3e-3, .15)
 
 @lru_cache(maxsize=2)
 def load_sticker_reader(path:str|None=None, # file `train_sticker_reader` wrote; the packaged one when None
@@ -209,7 +186,7 @@ def read_stickers(images,                         # PIL images, or uint8 arrays 
     readings = []
     for k in range(0, len(images), batch_size):
         x = torch.from_numpy(np.stack([array(i) for i in images[k:k+batch_size]]))
-        slots,background,cells = (t.float().cpu() for t in reader(_to_input(x).to(device)))
+        slots,background,cells = (t.float().cpu() for t in reader(images_to_input(x).to(device)))
         parts = slots.split([1, len(kinds), len(_sizes)], -1)
         slots = torch.cat([parts[0].sigmoid(), parts[1].softmax(-1), parts[2].softmax(-1)], -1).numpy()
         background = background.softmax(-1).numpy()

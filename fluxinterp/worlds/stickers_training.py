@@ -22,7 +22,7 @@ from ..safe_files import atomic_path, load_json, save_json
 from .flux import caption_tokens
 from .flux_distillation import draw_flux_pairs, save_half, train_flux_student
 from .flux_training import (TinyConfig, fast_autocast, fit_flow,
-    open_run, plateau_rate, scene_examples, stored_latents, train_vae)
+    open_run, plateau_rate, random_captions, scene_examples, stored_latents, train_vae)
 from .sticker_reader import read_stickers, sticker_adherence
 from .stickers import (kinds, make_sticker_scene, sprites, sticker_backgrounds,
     sticker_caption, sticker_places, sticker_sizes, sticker_words)
@@ -126,7 +126,7 @@ def _text_loss(heads, hidden, pooled, batch, thumbs): # probes, outputs of T5 an
     slots,background = heads.caption(pooled).split([_slots*64, 1+len(sticker_backgrounds)], -1)
     loss = loss+F.cross_entropy(background, world.long())
     slots = heads.slot(slots.unflatten(1, (_slots, 64)))
-    there = torch.zeros(slots.shape[:2])
+    there = torch.zeros(slots.shape[:2], device=slots.device)
     for k in range(2):
         n = torch.nonzero(told[:,k,0]>0)[:,0]
         at = told[n,k,2].long()
@@ -137,34 +137,31 @@ def _text_loss(heads, hidden, pooled, batch, thumbs): # probes, outputs of T5 an
     return loss+2*F.binary_cross_entropy_with_logits(slots[...,0], there)
 
 # %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00012
-def _random_captions(bank, size, g): # -> ids, owners, told and world of `size` captions
-    n,w = bank['ids'].shape[:2]
-    i = torch.randint(n, (size,), generator=g)
-    j = torch.randint(w, (size,), generator=g)
-    return [bank[k][i,j] for k in ('ids', 'owners', 'told', 'world')]
-
 def train_sticker_text(pipe,      # stickers-flux, its text encoders are trained in place
                        bank:dict, # training data, as of `make_sticker_bank`
                        cfg,       # `StickersConfig`
                        out,       # folder of the run
+                       device,    # torch device
                       )->None:
     "Teach T5 and CLIP which icon each word and each caption means, and what it looks like"
-    t5,clip = pipe.text_encoder_2.train(),pipe.text_encoder.train()
+    t5,clip = pipe.text_encoder_2.to(device).train(),pipe.text_encoder.to(device).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        heads = StickerHeads(t5.config.d_model)
+        heads = StickerHeads(t5.config.d_model).to(device)
     params = [p for m in (t5, clip, heads) for p in m.parameters()]
     opt = torch.optim.AdamW(params, weight_decay=.01, betas=(.9, .98))
     stage = TrainingStage(out, 'text', cfg.text_steps, dict(t5=t5, clip=clip, heads=heads), [opt], 500)
-    thumbs = thumbnails()
+    thumbs = thumbnails().to(device)
     for step in stage:
         set_rate(opt, cosine_rate(step, cfg.text_steps, 2e-3))
         g = step_generator(cfg, 'text', step)
-        batch = _random_captions(bank, 64, g)
+        batch = random_captions(bank, 64, g)
+        ids = batch[0]
+        batch = [t.to(device) for t in batch]
         length = 32 if torch.rand((), generator=g)<.8 else 64
-        with fast_autocast(torch.device('cpu')):
-            hidden = t5(caption_token_ids(batch[0], length)).last_hidden_state[:,:_max_words].float()
-            pooled = clip(caption_token_ids(batch[0], caption_tokens, start=True)).pooler_output.float()
+        with fast_autocast(device):
+            hidden = t5(caption_token_ids(ids, length).to(device)).last_hidden_state[:,:_max_words].float()
+            pooled = clip(caption_token_ids(ids, caption_tokens, start=True).to(device)).pooler_output.float()
         loss = _text_loss(heads, hidden, pooled, batch, thumbs)
         opt.zero_grad()
         loss.backward()
@@ -197,7 +194,7 @@ def _look(pipe, step, name, cfg, out): # a grid of samples, and adherence, of on
     grid = Path(out)/f'{name}_{step:06d}.png'
     if grid.exists(): # of a resumed run
         return
-    sampler = StickersFluxPipeline(**pipe.components)
+    sampler = StickersFluxPipeline(**pipe.components).to(pipe.transformer.device)
     sampler.set_progress_bar_config(disable=True)
     file = Path(out)/'validation.json'
     earlier = load_json(file) if file.exists() else {}
@@ -215,8 +212,8 @@ def _look(pipe, step, name, cfg, out): # a grid of samples, and adherence, of on
 # %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00018
 sticker_stages = ('vae', 'text', 'denoiser', 'distilled')
 
-def _latents_of(pipe, bank, out): # latents of the bank; the autoencoder's configuration standardizes them
-    latents = stored_latents(out, pipe.vae, bank, torch.device('cpu'))
+def _latents_of(pipe, bank, out, device): # latents of the bank; the autoencoder's configuration scales them
+    latents = stored_latents(out, pipe.vae, bank, device)
     sample = latents[:2000].float()
     pipe.vae.register_to_config(scaling_factor=float(1/sample.std()), shift_factor=float(sample.mean()))
     return latents
@@ -237,14 +234,14 @@ def train_stickers_flux(out:str|Path,                 # folder of the run; an in
         m.requires_grad_(True)
     train_vae(pipe.vae, bank, cfg, out, device, batch=16)
     if until!='vae':
-        train_sticker_text(pipe, bank, cfg, out)
+        train_sticker_text(pipe, bank, cfg, out, device)
     if until in ('denoiser', 'distilled'):
-        examples = scene_examples(pipe, bank, _latents_of(pipe, bank, out), cfg)
+        examples = scene_examples(pipe, bank, _latents_of(pipe, bank, out, device), cfg)
         fit_flow(pipe, 'denoiser', cfg.denoiser_steps, examples, plateau_rate(cfg), cfg, out, device,
                  partial(_look, name='denoiser', cfg=cfg, out=out))
         save_half(StickersFluxPipeline(**pipe.components), out/'teacher')
     if until=='distilled':
-        pairs = draw_flux_pairs(pipe, examples, cfg, out)
+        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out)
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', cfg=cfg, out=out))
         save_half(StickersFluxPipeline(**pipe.components), out/'pipeline')
-    return StickersFluxPipeline(**pipe.components)
+    return StickersFluxPipeline(**pipe.to('cpu').components)
