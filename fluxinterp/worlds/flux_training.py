@@ -57,6 +57,7 @@ class TinyConfig:
     pairs:int=6144            # captions the teacher generates for its student
     teacher_steps:int=12      # denoising steps of the teacher's images
     guidance:float=2.         # guidance of the teacher's images
+    tries:int=3               # noises tried until the teacher's image shows its caption; 0 keeps any image
     distilled_steps:int=2500  # steps of the student
 
 # %% ../../nbs/10_worlds/15_flux_training.ipynb #d88d2c6b
