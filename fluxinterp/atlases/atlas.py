@@ -16,15 +16,14 @@ from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
 
-from fluxinterp.atlases.annotations import (AtlasError, AtlasText, find_features, find_images, search_words,
-    set_label, set_note)
+from .annotations import AtlasError, AtlasText, search_words, set_label, set_note
 from .atlas_files import (AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
                                             read_about, read_tensor)
 from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
                                                 shape_statistics)
-from .word_scores import peak_sums, word_z_scores
+from .word_scores import features_by_words
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -388,19 +387,17 @@ def search(self:Atlas,
     n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
     if pooled: self._check_pooled()
-    explaining = self.pictures.half.to_numpy()==0
-    images = [np.isin(np.arange(len(explaining)), find_images(self.text, w)) for w in words]
-    masks = np.stack([explaining, *(explaining&has for has in images)])
-    scores = word_z_scores(words, masks, *peak_sums(self, masks, pooled))
-    z = sum((np.maximum(s, 0) for _,s in scores), np.zeros(self.num_features))
-    hits = np.zeros(self.num_features, int) # words in its label and explanations
-    for f,k in find_features(self.text, words).items():
-        hits[f] = k
-    order = np.lexsort((-z, -hits)) # by hits, then by z, then by number
-    order = [f for f in order[:n] if hits[f] or z[f]>0]
-    found = [' '.join(w for w,s in scores if s[f]>2) for f in order]
-    t = self.table()
-    return t.loc[order, ['label', 'explanation', 'image_rate', 'largest']].assign(z=z[order], words=found)
+    found = features_by_words(self, words, n, pooled)
+    return self.table().loc[found.index, ['label', 'explanation', 'image_rate', 'largest']].join(found)
+
+@patch
+def find(self:Atlas,
+         query:str,    # words to look for
+        )->int:        # number of the feature
+    "The feature for some words: of the five found first the one that fires in most images"
+    found = self.search(query, 5)
+    if found.empty: raise ValueError(f'no feature has to do with {query!r}: see atlas.search for other words')
+    return int(found.image_rate.idxmax())
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #afc00002
 @patch

@@ -9,12 +9,12 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
-from fluxinterp.atlases.annotations import AtlasError, AtlasText, find_features, find_images, search_words, set_label, set_note
+from .annotations import AtlasError, AtlasText, search_words, set_label, set_note
 from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail, read_about, read_tensor
 from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
-from .word_scores import peak_sums, word_z_scores
+from .word_scores import features_by_words
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -120,6 +120,9 @@ class Atlas:
         ...
 
     def search(self, query: str, n: int=20, pooled: bool=False) -> pd.DataFrame:
+        ...
+
+    def find(self, query: str) -> int:
         ...
 
     def feature(self, i: int) -> FeatureCard:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..safe_files import save_tensors
 from . import scenes
 from .scenes import object_factors, relations
-_stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5)
+_stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5, rerouted=6)
 def step_generator(cfg, stage: str, step: int) -> torch.Generator:
     ...
 class TrainingStage:
