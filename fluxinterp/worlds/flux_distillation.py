@@ -230,7 +230,8 @@ def train_tiny_flux(out:str|Path,             # folder of the run; an interrupte
                  partial(_look, name='denoiser', out=out))
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'teacher')
     if until=='distilled':
-        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out, scene_judge(bank, partial(_decoded, pipe)))
+        judge = scene_judge(bank, partial(_decoded, pipe))
+        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out, judge)
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', out=out))
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'pipeline')
     return TinyFluxPipeline(**pipe.components)

@@ -235,7 +235,11 @@ def residual_dropout(net,               # U-Net
                      g:torch.Generator, # random numbers
                     ):
     "Run each of `four_stacks` in a share of the images without its input: only what it adds goes on"
-    def drop(module, args, output): # output of a stack, a tuple
+    def drop(module, # one of the stacks
+             args,   # its arguments, hidden states first
+             output, # what it returns, a tuple
+            ):
+        "Its output without its input, in some of the images"
         gone = (torch.rand(len(args[0]), 1, 1, 1, generator=g)<share).to(args[0])
         return (output[0]-gone*args[0], *output[1:])
     handles = [net.get_submodule(n).register_forward_hook(drop) for n in four_stacks] if share else []
@@ -272,6 +276,7 @@ def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device): # random numb
     weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
     return ((predicted.float()-v).square().mean(1)*weight).sum()/weight.sum()
 
+# %% ../../nbs/10_worlds/25_sdxl_training.ipynb #3ae3e8cb
 def _fit(pipe, name, total, examples, rate, cfg, out, device, four=False):
     "Train `pipe.unet`; afterwards it is the averaged one"
     net = pipe.unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True)

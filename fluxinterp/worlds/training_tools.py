@@ -26,7 +26,7 @@ from .scenes import object_factors, relations
 _stage_number = dict(vae=1, text=2, denoiser=3, pairs=4, distilled=5, rerouted=6)
 
 def step_generator(cfg,       # `TinyConfig`, of which the seed is read
-                   stage:str, # name of the stage: 'vae', 'text', 'denoiser', 'pairs', 'rerouted' or 'distilled'
+                   stage:str, # name of the stage: 'vae', 'text', 'denoiser', 'pairs', 'rerouted', 'distilled'
                    step:int,  # number of the step
                   )->torch.Generator:
     "Random numbers of one training step, a function of (seed, stage, step)"
