@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flux_stages', 'guided_latents', 'right_pairs', 'draw_flux_pairs', 'train_flux_student', 'scene_judge', 'copy_weights',
-           'save_half', 'train_tiny_flux']
+           'forget_folders', 'save_half', 'train_tiny_flux']
 
 # %% ../../nbs/10_worlds/17_flux_distillation.ipynb #fdi00004
 from copy import deepcopy
@@ -80,6 +80,7 @@ def draw_flux_pairs(pipe,          # pipeline of the teacher
                     cfg,           # `TinyConfig`: pairs, teacher_steps, guidance, tries
                     out,           # folder of the run
                     judge=None,    # function of ids and x0, as of `scene_judge`; every image is kept if None
+                    told=None,     # function: ids -> ids of what the teacher is told; the same when None
                    )->dict:        # noise and x0 (n, tokens, channels), ids (n, words), near (n, tokens)
     "Distillation pairs, in files that are kept when they exist"
     parts = []
@@ -88,6 +89,7 @@ def draw_flux_pairs(pipe,          # pipeline of the teacher
             ):
         "Where the teacher goes from some noise"
         with fast_autocast(pipe.transformer.device):
+            ids = told(ids) if told else ids
             return guided_latents(pipe, ids, noise, cfg.teacher_steps, cfg.guidance).bfloat16().cpu()
     for c in tqdm(range(-(-cfg.pairs//cfg.batch_size)), desc='pairs'):
         file = Path(out)/'pairs'/f'{c:04d}.safetensors'
@@ -187,11 +189,21 @@ flux_stages = ('vae', 'text', 'denoiser', 'distilled')
 def _look(pipe, step, name, out): # a grid of samples of one step of a stage
     sample_grid(TinyFluxPipeline(**pipe.components), Path(out)/f'{name}_{step:06d}.png')
 
+def forget_folders(pipe, # diffusers pipeline, its parts are changed
+                  )->None:
+    "Let no part remember the folder it was read from"
+    for part in pipe.components.values():
+        if hasattr(part, 'register_to_config') and part.config.get('_name_or_path'):
+            part.register_to_config(_name_or_path='')
+        elif getattr(getattr(part, 'config', None), '_name_or_path', ''):
+            part.config._name_or_path = ''
+
 def save_half(pipe,   # tiny pipeline
               folder, # folder to write
              )->None:
     "Save a pipeline in bfloat16; it stays as it is"
     half = type(pipe)(**{k: deepcopy(v) for k,v in pipe.components.items()})
+    forget_folders(half)
     half.to(torch.bfloat16).save_pretrained(folder)
 
 def _prepared(pipe, bank, cfg, out, device, until): # autoencoder and text encoders trained -> latents
@@ -211,6 +223,7 @@ def _prepared(pipe, bank, cfg, out, device, until): # autoencoder and text encod
         pipe.vae.register_to_config(scaling_factor=float(1/sample.std()), shift_factor=float(sample.mean()))
     return latents
 
+# %% ../../nbs/10_worlds/17_flux_distillation.ipynb #833e50cf
 def train_tiny_flux(out:str|Path,             # folder of the run; an interrupted run in it is resumed
                     cfg:TinyConfig|None=None, # configuration; a resumed run's may differ in step counts
                     device=None,              # torch device or its name; CUDA, then MPS, then CPU when None

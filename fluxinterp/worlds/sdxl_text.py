@@ -132,12 +132,11 @@ def narrow_pooled(pipe,              # SDXL pipeline, the projection of its seco
                   bank:dict,         # training data, as of `make_bank`
                   captions:int=2000, # number of captions it is fitted on
                  )->None:
-    "Let the pooled output say the background and the style alone"
+    "Let the pooled output say the style alone"
     clip = pipe.text_encoder_2
     ids = caption_token_ids(bank['ids'][:captions,0], caption_tokens, start=True).to(clip.device)
     pooled = torch.cat([clip(some).text_embeds for some in ids.split(500)]).cpu()
-    background,style = bank['world'][:captions,0].long().T
-    said = torch.cat([one_hot(background, 1+world_choices[0]), one_hot(style, world_choices[1])], 1).float()
+    said = one_hot(bank['world'][:captions,0,1].long(), world_choices[1]).float()
     read = torch.linalg.lstsq(pooled, said, driver='gelsd').solution
     write = torch.linalg.lstsq(pooled@read, pooled, driver='gelsd').solution
     weight = clip.text_projection.weight

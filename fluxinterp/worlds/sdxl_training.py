@@ -29,7 +29,7 @@ from .scenes import make_scene
 from .flux import caption_tokens
 from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
 from .sdxl_text import encode_captions, narrow_pooled, standardize_text, train_clips
-from .flux_distillation import right_pairs, scene_judge
+from .flux_distillation import forget_folders, right_pairs, scene_judge
 from fluxinterp.worlds.flux_training import (TinyConfig, fast_autocast, open_run, sample_grid, stored_latents,
     train_vae)
 from fluxinterp.worlds.training_tools import (plain_attention, step_generator, set_rate, TrainingStage,
@@ -421,6 +421,7 @@ def _finished(pipe, folder=None): # -> pipeline on the CPU; the folder gets one 
     if not folder:
         return plain_sdxl(pipe, TinySDXLPipeline)
     half = StableDiffusionXLPipeline(**deepcopy(pipe.components), add_watermarker=False).to(torch.bfloat16)
+    forget_folders(half)
     half.save_pretrained(folder)
     return TinySDXLPipeline.from_pretrained(folder, dtype=torch.float32)
 

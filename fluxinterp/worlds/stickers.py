@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sticker_pixels', 'sticker_sizes', 'sticker_places', 'sticker_backgrounds', 'sticker_colors', 'sticker_categories',
-           'kinds', 'sticker_factors', 'sticker_object_factors', 'sticker_concepts', 'sticker_words', 'sprites',
-           'kind_colors', 'Sticker', 'StickerScene', 'sticker_caption', 'novel_background', 'sticker_split',
+           'kinds', 'sticker_factors', 'sticker_object_factors', 'sticker_concepts', 'place_phrases', 'sticker_words',
+           'sprites', 'kind_colors', 'Sticker', 'StickerScene', 'sticker_caption', 'novel_background', 'sticker_split',
            'make_sticker_scene', 'sticker_prompts', 'redrawn_stickers']
 
 # %% ../../nbs/10_worlds/30_stickers.ipynb #stk00004
@@ -175,8 +175,8 @@ def maps(self:StickerScene,
     return pooled
 
 # %% ../../nbs/10_worlds/30_stickers.ipynb #stk00019
-_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
-                center='in the center')
+place_phrases = dict(left='on the left', right='on the right', top='at the top', bottom='at the bottom',
+                     center='in the center')
 _grammar = {'a', 'an', 'and', 'on', 'at', 'in', 'the', 'background', ','}
 sticker_words = tuple(sorted({w for name in kinds for w in name.split()}|_grammar|set(sticker_sizes)
                              |set(sticker_places)|set(sticker_backgrounds))) # the whole vocabulary
@@ -184,21 +184,32 @@ sticker_words = tuple(sorted({w for name in kinds for w in name.split()}|_gramma
 def _sticker_words(o, named): # factors of a sticker, those that are named -> words
     head = [o['size']]*('size' in named)+o['name'].split()
     article = 'an' if head[0][0] in 'aeiou' and not head[0].startswith('uni') else 'a'
-    return [article, *head, *(_phrases[o['place']].split() if 'place' in named else [])]
+    return [article, *head, *(place_phrases[o['place']].split() if 'place' in named else [])]
+
+def _is_plain(places): # (place, whether it is said) of the stickers, in the order of their names
+    "Whether what is unsaid is where one would put it"
+    if any(said for _,said in places):
+        return True
+    return [place for place,_ in places] in (['center'], ['left', 'right'])
 
 def sticker_caption(objects:list,            # factor dicts of the stickers
                     background:str,          # one of `sticker_backgrounds`
                     rng:np.random.Generator, # random numbers that choose the wording
                     drop:float=.15,          # chance to omit size, place and background
+                    place_drop:float|None=None, # chance to omit a place; `drop` when None
                    )->tuple:                 # (words, owners, said), as in `StickerScene`
     "One wording of a scene, whose sticker each word is, and what it says"
     pairs = []
     said = {}
+    place_drop = drop if place_drop is None else place_drop
     for i in map(int, rng.permutation(len(objects))):
-        o = objects[i]
-        named = dict(name=True, size=rng.random()>=drop, place=rng.random()>=drop)
-        said[i] = {f: o[f] for f,yes in named.items() if yes}
-        pairs += [('and', -1)]*(len(pairs)>0)+[(w, i) for w in _sticker_words(o, said[i])]
+        named = dict(name=True, size=rng.random()>=drop, place=rng.random()>=place_drop)
+        said[i] = {f: objects[i][f] for f,yes in named.items() if yes}
+    first = next(iter(said))
+    if not _is_plain([(objects[i]['place'], 'place' in said[i]) for i in said]):
+        said[first]['place'] = objects[first]['place']
+    for i,what in said.items():
+        pairs += [('and', -1)]*(len(pairs)>0)+[(w, i) for w in _sticker_words(objects[i], what)]
     what = dict(objects=[said[i] for i in sorted(said)])
     if rng.random()>=drop:
         pairs += [(w, -1) for w in (',', background, 'background')]
@@ -291,7 +302,9 @@ def redrawn_stickers(scene:StickerScene,   # scene of one sticker
     other = other._replace(**{f: v for f,v in changes.items() if f in ('size', 'place')})
     (x,y),(x2,y2) = sticker_places[o.place],sticker_places[other.place]
     other = other._replace(x=o.x+x2-x, y=o.y+y2-y)
-    named = scene.said['objects'][0]
+    named = dict(scene.said['objects'][0])
+    if other.place!='center':
+        named['place'] = other.place
     ws = _sticker_words(other._asdict(), named)
     owners = [0]*len(ws)
     if 'background' in scene.said:

@@ -24,9 +24,9 @@ from .flux_distillation import draw_flux_pairs, save_half, train_flux_student
 from .flux_training import (TinyConfig, fast_autocast, fit_flow,
     open_run, plateau_rate, random_captions, scene_examples, stored_latents, train_vae)
 from .sticker_reader import read_stickers, sticker_adherence
-from .stickers import (kinds, make_sticker_scene, sprites, sticker_backgrounds,
-    sticker_caption, sticker_places, sticker_sizes, sticker_words)
-from .stickers_flux import StickersFluxPipeline, build_stickers_flux
+from .stickers import (kinds, make_sticker_scene, place_phrases, redrawn_stickers, sprites,
+    sticker_backgrounds, sticker_caption, sticker_places, sticker_sizes, sticker_split, sticker_words)
+from .stickers_flux import StickersFluxPipeline, build_stickers_flux, load_stickers_flux
 from fluxinterp.worlds.training_tools import (TrainingStage, caption_token_ids, cosine_rate,
     set_rate, step_generator)
 
@@ -37,6 +37,7 @@ class StickersConfig(TinyConfig):
     size:str='stickers-flux'    # key of `flux.flux_sizes`
     num_scenes:int=60_000       # number of training scenes, drawn once
     wordings:int=3              # captions per scene
+    plain:float=0.              # share of scenes drawn the plain way, with no place said that need not be
     vae_steps:int=2000          # steps of the autoencoder, 16 images each
     text_steps:int=2500         # steps of the text encoders, 128 captions each
     denoiser_steps:int=12_000   # steps of the denoiser, `batch_size` scenes each
@@ -66,25 +67,48 @@ def _caption_row(words, owners, said): # -> ids, owners, said of each sticker (2
     background = 1+list(sticker_backgrounds).index(said['background']) if 'background' in said else 0
     return ids,owned,told,np.int16(background)
 
+def _centered(scene): # scene of one sticker -> the same with it in the center, where that is a train scene
+    moved = redrawn_stickers(scene, dict(place='center'))
+    return moved if sticker_split([o._asdict() for o in moved.objects], moved.background)=='train' else scene
+
+def _with_places(words, owners, said, things): # a caption -> its words with every place said
+    res = list(words)
+    unsaid = [i for i,o in enumerate(said['objects']) if 'place' not in o]
+    for i in sorted(unsaid, key=lambda i: list(owners[::-1]).index(i)): # the last in the caption first
+        end = len(owners)-list(owners[::-1]).index(i)
+        res[end:end] = place_phrases[things[i]['place']].split()
+    return res
+
 def sticker_row(i:int,        # number of the training scene
                 wordings:int, # number of captions
                 seed:int,     # seed of the run
-               )->tuple:      # image, near; ids, owners, told of stickers and background, a row per caption
+                plain:float=0., # share of scenes drawn the plain way, with no place said that need not be
+               )->tuple:      # image, near; ids, owners, told, background, placed, a row per caption
     "Image, tokens near stickers and captions of training scene `i`"
     s = make_sticker_scene(seed*10_000_000+i)
+    is_plain = np.random.default_rng((seed, i, 2)).random()<plain
+    if is_plain and len(s.objects)==1:
+        s = _centered(s)
     rng = np.random.default_rng((seed, i, 1))
     things = [o._asdict() for o in s.objects]
-    rows = [_caption_row(*sticker_caption(things, s.background, rng)) for _ in range(wordings)]
+    unsaid = 1. if is_plain else None
+    captions = [sticker_caption(things, s.background, rng, place_drop=unsaid) for _ in range(wordings)]
+    rows = []
+    for words,owners,said in captions:
+        placed = np.zeros(_max_words, np.int16)
+        full = _with_places(words, owners, said, things)
+        placed[:len(full)] = [_word_ids[w] for w in full]
+        rows.append((*_caption_row(words, owners, said), placed))
     cover = s.masks.max(0).reshape(12, 8, 12, 8).max((1, 3))>.05
     near = F.max_pool2d(torch.from_numpy(cover)[None].float(), 3, 1, 1)[0].flatten()>0
     return (s.array, near.numpy(), *(np.stack(part) for part in zip(*rows)))
 
 def make_sticker_bank(cfg, # `StickersConfig`: scenes, wordings and seed
-                     )->dict: # images, near; ids, owners, told, world, (n, wordings, ...)
+                     )->dict: # images, near; ids, owners, told, world, placed, (n, wordings, ...)
     "Training scenes and their captions as arrays, a function of the seed"
-    row = partial(sticker_row, wordings=cfg.wordings, seed=cfg.seed)
+    row = partial(sticker_row, wordings=cfg.wordings, seed=cfg.seed, plain=cfg.plain)
     columns = zip(*parallel_map(row, range(cfg.num_scenes), 'bank'))
-    names = ('images', 'near', 'ids', 'owners', 'told', 'world')
+    names = ('images', 'near', 'ids', 'owners', 'told', 'world', 'placed')
     return {name: torch.from_numpy(np.stack(c)) for name,c in zip(names, columns)}
 
 # %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00010
@@ -212,11 +236,23 @@ def _look(pipe, step, name, cfg, out): # a grid of samples, and adherence, of on
 # %% ../../nbs/10_worlds/36_stickers_training.ipynb #stt00018
 sticker_stages = ('vae', 'text', 'denoiser', 'distilled')
 
-def _latents_of(pipe, bank, out, device): # latents of the bank; the autoencoder's configuration scales them
+def _latents_of(pipe, bank, out, device, start): # latents of the bank; a new autoencoder learns its scale
     latents = stored_latents(out, pipe.vae, bank, device)
+    if start:
+        return latents
     sample = latents[:2000].float()
     pipe.vae.register_to_config(scaling_factor=float(1/sample.std()), shift_factor=float(sample.mean()))
     return latents
+
+def _told_places(bank): # function: ids of captions -> ids with every place said
+    row_of = {row.tobytes(): k for k,row in enumerate(bank['ids'].flatten(0, 1).numpy())}
+    placed = bank['placed'].flatten(0, 1)
+    return lambda ids: torch.stack([placed[row_of[row.tobytes()]] for row in ids.numpy()])
+
+def _opened(start): # 'stickers-flux' or a folder -> the pipeline to go on from
+    if start=='stickers-flux':
+        return load_stickers_flux()
+    return StickersFluxPipeline.from_pretrained(start, dtype=torch.float32, local_files_only=True)
 
 def train_stickers_flux(out:str|Path,                 # folder of the run; an interrupted run in it is resumed
                         cfg:StickersConfig|None=None, # configuration; step counts may differ in a resumed run
@@ -229,19 +265,20 @@ def train_stickers_flux(out:str|Path,                 # folder of the run; an in
     cfg = cfg or StickersConfig()
     device = default_device(device)
     out,bank = open_run(out, cfg, make_sticker_bank)
-    pipe = build_stickers_flux(cfg.seed)
+    pipe = _opened(cfg.start) if cfg.start else build_stickers_flux(cfg.seed)
     for m in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        m.requires_grad_(True)
-    train_vae(pipe.vae, bank, cfg, out, device, batch=16)
-    if until!='vae':
+        m.requires_grad_(not cfg.start)
+    if not cfg.start:
+        train_vae(pipe.vae, bank, cfg, out, device, batch=16)
+    if until!='vae' and not cfg.start:
         train_sticker_text(pipe, bank, cfg, out, device)
     if until in ('denoiser', 'distilled'):
-        examples = scene_examples(pipe, bank, _latents_of(pipe, bank, out, device), cfg)
+        examples = scene_examples(pipe, bank, _latents_of(pipe, bank, out, device, cfg.start), cfg)
         fit_flow(pipe, 'denoiser', cfg.denoiser_steps, examples, plateau_rate(cfg), cfg, out, device,
                  partial(_look, name='denoiser', cfg=cfg, out=out))
         save_half(StickersFluxPipeline(**pipe.components), out/'teacher')
     if until=='distilled':
-        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out)
+        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out, told=_told_places(bank))
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', cfg=cfg, out=out))
         save_half(StickersFluxPipeline(**pipe.components), out/'pipeline')
     return StickersFluxPipeline(**pipe.to('cpu').components)

@@ -49,12 +49,6 @@ class World:
         if strange: raise ValueError(f'{strange[0]!r} is no factor of the world {self.name}: it has '
                                      f'{", ".join(self.factors)}')
 
-    @property
-    def optional_factors(self)->tuple: # names of factors
-        "Factors with a value that has no map, as a scene may have no style: without is a value, too"
-        return tuple(dict.fromkeys(f for f,values in self.factors.items() for v in values
-                                   if (f, v) not in self.concepts and any(k==f for k,_ in self.concepts)))
-
     def __repr__(self):
         return (f'World {self.name}: {len(self.concepts)} concepts of {", ".join(self.factors)}; '
                 f'{self.pixels} x {self.pixels} pixels; splits {", ".join(self.splits)}')

@@ -32,10 +32,6 @@ class World:
     def __post_init__(self):
         ...
 
-    @property
-    def optional_factors(self) -> tuple:
-        ...
-
     def __repr__(self):
         ...
 
