@@ -24,11 +24,6 @@ sdxl_sizes = {
                   text_levels=(False,True,True), transformer_layers_per_block=1),
         vae=dict(block_out_channels=(16,32), norm_num_groups=8),
         text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5, pooled=160)),
-    'sdxl-low-text': dict( # text reaches the image in the four stacks of the papers and their neighbors alone
-        unet=dict(block_out_channels=(32,64,128), attention_head_dim=(1,2,4), norm_num_groups=8,
-                  text_levels=(False,False,True), transformer_layers_per_block=2),
-        vae=dict(block_out_channels=(16,32), norm_num_groups=8),
-        text=dict(width=96, layers=3, heads=3), text_2=dict(width=160, layers=3, heads=5, pooled=16)),
     'random-sdxl': dict(
         unet=dict(block_out_channels=(8,16,16), attention_head_dim=(1,1,2), norm_num_groups=4,
                   text_levels=(False,True,True), transformer_layers_per_block=1),
