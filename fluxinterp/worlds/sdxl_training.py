@@ -29,7 +29,8 @@ from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl
 from .muon import OrthogonalMomentum
 from .text_stacks import residual_dropout, shut_other_stacks
 from .sdxl_text import encode_captions, narrow_pooled, standardize_text, train_clips
-from .flux_distillation import forget_folders, right_pairs, scene_judge
+from fluxinterp.worlds.flux_distillation import (decoded_images, forget_folders, joined_pairs, right_pairs,
+    scene_judge)
 from fluxinterp.worlds.flux_training import (TinyConfig, fast_autocast, open_run, sample_grid, stored_latents,
     train_vae)
 from fluxinterp.worlds.training_tools import (plain_attention, step_generator, set_rate, TrainingStage,
@@ -254,10 +255,6 @@ def train_teacher(pipe,                 # SDXL pipeline, its U-Net is trained in
     _fit(pipe, name, total, examples, rate, cfg, out, device, four)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00031
-def _decoded(pipe, latents): # (n, 4, 32, 32) -> images, (n, 64, 64, 3) uint8
-    x = pipe.vae.decode(latents.float().to(pipe.vae.device)/pipe.vae.config.scaling_factor).sample
-    return ((x.clamp(-1, 1)+1)*127.5).round().byte().permute(0, 2, 3, 1).cpu()
-
 def _guided(teacher, cfg, device, ids, noise): # token ids and noise -> where the teacher ends
     text,pooled = encode_captions(teacher, caption_token_ids(ids, caption_tokens, start=True).to(device))
     with fast_autocast(device):
@@ -275,7 +272,7 @@ def _teach_pairs(teacher, bank, cfg, g, count, device): # -> ids, noise and x0 o
     draw = partial(_guided, teacher, cfg, device)
     x0 = draw(ids, noise)
     if cfg.tries:
-        judge = scene_judge(bank, partial(_decoded, teacher))
+        judge = scene_judge(bank, partial(decoded_images, teacher.vae))
         ids,noise,x0,_ = right_pairs(ids, noise, x0, draw, judge, cfg, g)
     return dict(ids=ids, noise=noise, x0=x0)
 
@@ -298,7 +295,7 @@ def draw_pairs(pipe,         # pipeline of the teacher
             g = step_generator(cfg, 'pairs', c)
             save_tensors(_teach_pairs(teacher, bank, cfg, g, count, device), file)
         parts.append(load_file(file))
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    return joined_pairs(parts)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #7123b8c2
 def train_student(pipe,       # pipeline of the teacher, which becomes the student's

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..core import default_device, parallel_map
 from ..safe_files import atomic_path, load_json, save_json
 from .flux import caption_tokens
-from .flux_distillation import draw_flux_pairs, save_half, train_flux_student
+from .flux_distillation import caption_rows, draw_flux_pairs, save_half, train_flux_student
 from .flux_training import (TinyConfig, fast_autocast, fit_flow,
     open_run, plateau_rate, random_captions, scene_examples, stored_latents, train_vae)
 from .sticker_reader import read_stickers, sticker_adherence
@@ -245,9 +245,8 @@ def _latents_of(pipe, bank, out, device, start): # latents of the bank; a new au
     return latents
 
 def _told_places(bank): # function: ids of captions -> ids with every place said
-    row_of = {row.tobytes(): k for k,row in enumerate(bank['ids'].flatten(0, 1).numpy())}
-    placed = bank['placed'].flatten(0, 1)
-    return lambda ids: torch.stack([placed[row_of[row.tobytes()]] for row in ids.numpy()])
+    rows_of,placed = caption_rows(bank),bank['placed'].flatten(0, 1)
+    return lambda ids: placed[rows_of(ids)]
 
 def _opened(start): # 'stickers-flux' or a folder -> the pipeline to go on from
     if start=='stickers-flux':
