@@ -163,6 +163,7 @@ surface |= {
         'run_files': ('run_status',),
         'run_monitor': ('RunMonitor',),
         'human_judge': ('HumanJudge',),
+        'explorer': ('Explorer',),
         'serving': ('serve_dashboard',),
     },
 }

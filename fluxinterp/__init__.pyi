@@ -226,4 +226,5 @@ from .dashboards.dictionary_compare import DictionaryCompare as DictionaryCompar
 from .dashboards.run_files import run_status as run_status
 from .dashboards.run_monitor import RunMonitor as RunMonitor
 from .dashboards.human_judge import HumanJudge as HumanJudge
+from .dashboards.explorer import Explorer as Explorer
 from .dashboards.serving import serve_dashboard as serve_dashboard

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['command_words', 'CommandGroup', 'number_ranges', 'step_numbers', 'count_or_auto', 'price_pair', 'part_of', 'one_of',
            'device_name', 'prompts_file', 'new_folder', 'new_file', 'place_of', 'only_site', 'run_loggers',
-           'say_trained', 'saved_at']
+           'say_trained', 'saved_at', 'some_explanations', 'status_counts']
 
 # %% ../nbs/88_commands.ipynb #cmd00004
 import os, re, sys
@@ -253,3 +253,18 @@ def saved_at(folder:Path, # folder of a dictionary
     "When a dictionary was saved"
     file = folder/'cfg.json'
     return file.stat().st_mtime_ns if file.is_file() else 0
+
+# %% ../nbs/88_commands.ipynb #82604700
+def some_explanations(table, # result of `explain`
+                      n:int=5, # number of explanations
+                     )->str:   # lines to read
+    "The first explanations that say something, and how many more there are"
+    said = table[table.status=='ok'].head(n)
+    lines = [f'  {f}: {" ".join(t.split())[:150]}' for f,t in said.text.items()]
+    more = int((table.status=='ok').sum())-len(said)
+    return '\n'.join(lines+[f'  and {more} more, in the atlas']*(more>0))
+
+def status_counts(table, # table with a column `status`
+                 )->str: # such as '12 ok, 1 failed'
+    "How often each status occurs"
+    return ', '.join(f'{n} {s}' for s,n in table.status.value_counts().items())

@@ -31,7 +31,7 @@ calls = {
     'fi.SAE.from_pretrained("release", "site")': 'fi.load_dictionary(name)', 'sae.from_pretrained("x")': 'fi.load_dictionary(name)', 'sae.cfg': '`config`', 'sae.d_sae': '`num_latents`', 'sae.d_in': '`width`', 'sae.save_model("x")': 'fi.save_dictionary',
     'sae.W_dec.shape': '2048', 'sae.nothing': "no attribute 'nothing'",
     'code.topk(5)': '`code.values.topk(k)`', 'code.numpy()': '`code.to_dense().numpy()`', 'rec[site].numpy()': '`record.x.numpy()`', 'rec[site].shape': '`record.x.shape`',
-    'fi.FeatureBrowser(pipe, sae)': 'an atlas is given as fi.Atlas(folder)', 'fi.SteeringStudio(pipe, "red")': 'an atlas is given as fi.Atlas(folder)', 'list(fi.TimestepViewer(pipe, "tiny-flux/double.1.image").dictionaries)': 'double.1.image',
+    'fi.FeatureBrowser(pipe, sae).atlas.num_features': '2048', 'fi.SteeringStudio(pipe, "red")': "no dictionary 'red'", 'list(fi.TimestepViewer(pipe, "tiny-flux/double.1.image").dictionaries)': 'double.1.image',
     'fi.build_atlas(sae, rec, "x", exmaples=3)': "did you mean 'examples'", 'fi.build_atlas(sae, rec, "x", pipe=pipe)': 'pictures of a store anew',
     'atlas.search("red", n=-1)': 'at least 0', 'atlas.examples(3, n=-2)': 'at least 0', 'len(atlas.search("red", n=0))': '0',
     'fi.record(pipe, ["\\ud800"], site)': 'prompt 0 is no valid text', 'fi.generate(pipe, ["a red star", "\\ud800"])': 'prompt 1 is no valid text', 'fi.Atlas(3)': 'by its folder or its packaged name',

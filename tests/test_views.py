@@ -37,7 +37,13 @@ makers = dict(
     LayerStepMatrix=lambda fi, p: fi.LayerStepMatrix(p['pipe'], prompt),
     DictionaryCompare=lambda fi, p: fi.DictionaryCompare(dict(SAE=p['sae'], PCA=fi.pca(p['rec'][site], 16)), p['rec']),
     RunMonitor=lambda fi, p: fi.RunMonitor(p['atlas'].path),
-    HumanJudge=lambda fi, p: fi.HumanJudge(p['atlas']))
+    HumanJudge=lambda fi, p: fi.HumanJudge(p['atlas']),
+    Explorer=lambda fi, p: opened(fi.Explorer(p['pipe'], p['atlas'])))
+
+def opened(explorer):
+    "With all tabs that record nothing of their own"
+    for tab in ('maps', 'place', 'steer'): explorer.tab = tab
+    return explorer
 
 @pytest.mark.parametrize('name', makers)
 def test_a_closed_view_is_freed(parts, name):

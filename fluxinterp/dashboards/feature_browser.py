@@ -10,29 +10,28 @@ import ipywidgets as widgets
 import numpy as np
 from fastcore.basics import patch
 
-from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError
 from ..dictionaries.dictionary import Dictionary
-from .live import atlas_dictionary, check_atlas_pipeline, example_prompt
+from .live import example_prompt
+from .view_arguments import atlas_parts
 from ..widgets.feature_sheet import FeatureSheet
 from ..widgets.feature_table import FeatureTable
 from .timestep_viewer import FeatureNames, TimestepViewer
 from ..widgets.base import Dashboard
 
 # %% ../../nbs/65_dashboards/20_feature_browser.ipynb #fbr00006
-def _prompt_viewer(atlas, pipe, dictionary, prompt): # raises `AtlasError`
-    check_atlas_pipeline(atlas, pipe)
-    d = atlas_dictionary(atlas, dictionary)
+def _prompt_viewer(atlas, parts, prompt): # raises `AtlasError`
+    (_,d), = parts.dictionaries.items()
     if d.signed:
         raise AtlasError('features of a signed dictionary are its two sides, of which a viewer shows '
                          'neither alone: leave pipe out, or use fi.TimestepViewer(pipe, dictionary)')
-    return TimestepViewer(pipe, {atlas.site: d}, prompt, 0, {atlas.site: atlas})
+    return TimestepViewer(parts.pipe, {atlas.site: d}, prompt, 0, {atlas.site: atlas})
 
 class FeatureBrowser(Dashboard):
     "List and sheet of an atlas's features: max-activating images, statistics, labels, search"
     viewer = None # of the prompt, where there is a pipeline
-    def __init__(self, atlas:Atlas,               # atlas, or the folder or name of one
-                 pipe=None,                       # pipeline, for maps on a prompt; None shows the atlas alone
+    def __init__(self, first,                     # atlas, its dictionary, or the packaged name of one
+                 second=None,                     # pipeline, for maps on a prompt; in any order, or None
                  dictionary:Dictionary|None=None, # the atlas's dictionary; None finds packaged ones
                  prompt:str=example_prompt,       # prompt to begin with, where there is a pipeline
                  feature:int|None=None,           # feature to begin with; None takes the first of the list
@@ -40,10 +39,10 @@ class FeatureBrowser(Dashboard):
                  lines:int=12,                    # lines of the list on the screen
                 ):
         super().__init__()
-        self.atlas = Atlas(atlas) if not isinstance(atlas, Atlas) else atlas
+        self.atlas,parts = atlas_parts(first, second, dictionary)
         if not len(self.atlas): raise AtlasError(f'{self.atlas.path} has no features')
         self._build_controls(lines, examples)
-        if pipe is not None: self.viewer = _prompt_viewer(self.atlas, pipe, dictionary, prompt)
+        if parts: self.viewer = _prompt_viewer(self.atlas, parts, prompt)
         self._layout()
         self._wire()
         if feature is not None: self.table.selected = self.atlas.check(feature)

@@ -4,10 +4,10 @@ __all__ = ['FeatureBrowser']
 import ipywidgets as widgets
 import numpy as np
 from fastcore.basics import patch
-from ..atlases.atlas import Atlas
 from ..atlases.annotations import AtlasError
 from ..dictionaries.dictionary import Dictionary
-from .live import atlas_dictionary, check_atlas_pipeline, example_prompt
+from .live import example_prompt
+from .view_arguments import atlas_parts
 from ..widgets.feature_sheet import FeatureSheet
 from ..widgets.feature_table import FeatureTable
 from .timestep_viewer import FeatureNames, TimestepViewer
@@ -22,7 +22,7 @@ class FeatureBrowser(Dashboard):
     sheet: Any
     table: Any
 
-    def __init__(self, atlas: Atlas, pipe=None, dictionary: Dictionary | None=None, prompt: str=example_prompt, feature: int | None=None, examples: int=10, lines: int=12):
+    def __init__(self, first, second=None, dictionary: Dictionary | None=None, prompt: str=example_prompt, feature: int | None=None, examples: int=10, lines: int=12):
         ...
 
     def reload(self):

@@ -7,7 +7,7 @@ __all__ = ['example_prompt', 'unread_text', 'token_texts', 'read_prompt', 'name_
            'check_atlas_pipeline', 'LiveRun', 'LiveView']
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #dra00003
-import inspect, threading
+import inspect, threading, weakref
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -182,10 +182,11 @@ class LiveView(WorkDashboard):
                  dictionaries,   # a dictionary, a list of some, or name -> dictionary
                  prompt:str,     # prompt to begin with
                  seed:int=0,     # seed of the initial noise
+                 leader=None,    # `LiveView` whose generation is shown; one of its own when None
                  **call,         # keyword arguments of `record`: num_inference_steps, height, ...
                 ):
         check_pipeline(pipe)
-        super().__init__(pipe)
+        super().__init__(pipe, leader)
         self.pipe,self.call = pipe,call
         self.dictionaries = name_dictionaries(dictionaries)
         model = describe(pipe).fingerprint
@@ -193,7 +194,14 @@ class LiveView(WorkDashboard):
         self.live_run,self.warning = None,''
         self._requested = None # prompt and seed under way
         self.showing = threading.RLock() # one generation is shown: the worker puts a new one, callbacks read
-        self._build_form(prompt, seed)
+        self._leader = weakref.ref(leader) if leader is not None else lambda: None # no part of this view
+        self.followers = []
+        if leader is None: self._build_form(prompt, seed)
+        else: self._follow(leader)
+
+    def _follow(self, leader): # its form is used
+        for name in ('prompt', 'seed', 'generate', 'form'): setattr(self, name, getattr(leader, name))
+        leader.followers.append(self)
 
     def _build_form(self, prompt, seed):
         long = widgets.Layout(flex='1 1 300px', min_width='260px')
@@ -224,17 +232,30 @@ def _show_run(self:LiveView, result): # of `_record`, in the thread -> message
     with self.showing:
         self.live_run,self.warning = result
         self.recorded()
+    for view in self.followers: view._show_run(result)
     return '; '.join(filter(None, ['generated', self.warning]))
 
 @patch
 def run(self:LiveView):
     "Generate and record the prompt, in a thread; a newer request replaces an older one"
+    if self.leader is not None: return self.leader.run()
     try: prompt = read_prompt(self.prompt.value)
     except ValueError as e: return self.refuse(str(e))
     requested = prompt,self.seed.value
     if self._requested==requested and self.worker.under_way('generating'): return
     self._requested = requested
     self.worker.request(lambda say: self._record(*requested), self._show_run, 'generating')
+
+@patch(as_prop=True)
+def leader(self:LiveView)->LiveView|None:
+    "The view whose generation is shown; None where it is this one's own"
+    return self._leader()
+
+@patch
+def start(self:LiveView):
+    "Generate the prompt a view begins with, or show what its leader has generated"
+    if self.leader is None: self.run()
+    elif self.leader.live_run is not None: self._show_run((self.leader.live_run, self.leader.warning))
 
 # %% ../../nbs/65_dashboards/00_live.ipynb #8af79780
 @patch(as_prop=True)

@@ -43,16 +43,17 @@ class PlaceFeatures(View):
 # %% ../../nbs/65_dashboards/10_prompt_inspector.ipynb #pin00007
 class PromptInspector(TimestepViewer):
     "Features that fire at a place of an image, at every denoising step"
-    def __init__(self, pipe,                # diffusers pipeline
-                 dictionaries,              # a dictionary, a list of some, or name -> dictionary
+    def __init__(self, first,               # pipeline, dictionary, atlas, or the packaged name of one
+                 second=None,               # another of these, or several dictionaries; the rest is found
                  prompt:str=example_prompt, # prompt to begin with
                  atlases:dict|None=None,    # name of a dictionary -> its atlas, for names and scales
                  seed:int=0,                # seed of the initial noise
                  size:int=240,              # width of a map on the screen, pixels
+                 leader=None,               # `LiveView` whose generation is shown; one of its own when None
                  **call,                    # keyword arguments of `record`: num_inference_steps, ...
                 ):
         self.here = PlaceFeatures(layout=widgets.Layout(flex='1 1 340px', min_width='300px'))
-        super().__init__(pipe, dictionaries, prompt, None, atlases, seed, size, **call)
+        super().__init__(first, second, prompt, None, atlases, seed, size, leader=leader, **call)
 
     def _layout(self, form):
         super()._layout(form)

@@ -30,7 +30,7 @@ class PromptInspector(TimestepViewer):
     children: Any
     here: Any
 
-    def __init__(self, pipe, dictionaries, prompt: str=example_prompt, atlases: dict | None=None, seed: int=0, size: int=240, **call):
+    def __init__(self, first, second=None, prompt: str=example_prompt, atlases: dict | None=None, seed: int=0, size: int=240, leader=None, **call):
         ...
 
     def recorded(self):

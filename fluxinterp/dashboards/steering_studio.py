@@ -12,10 +12,10 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from ..activations.batching import PromptBatches
-from ..atlases.atlas import Atlas
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
-from .live import LiveView, atlas_dictionary, check_atlas_pipeline, example_prompt
+from .live import LiveView, example_prompt
+from .view_arguments import view_parts
 from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
@@ -28,22 +28,22 @@ from ..widgets.base import image_memory_advice
 class SteeringStudio(LiveView):
     "Activation steering of one prompt with features of a dictionary, in regions painted on its image"
     shares = (0., .5, 1., 1.5, 2.) # of the recipe's strength, in a sweep
-    def __init__(self, atlas,                     # atlas (or its folder or name), or a dictionary alone
-                 pipe,                            # diffusers pipeline
+    def __init__(self, first,                     # pipeline, dictionary, atlas, or the packaged name of one
+                 second=None,                     # another of these, in any order; the rest is found
                  dictionary:Dictionary|None=None, # the atlas's dictionary; None finds packaged ones
                  prompt:str=example_prompt,       # prompt to begin with
                  features=(),                     # features to begin with
                  seed:int=0,                      # seed of the initial noise
                  size:int=280,                    # width of an image on the screen, pixels
+                 leader=None,                     # `LiveView` whose image is steered; None for one of its own
                  **call,                          # keyword arguments of the pipeline call: height, ...
                 ):
-        self.atlas = None
-        if isinstance(atlas, Dictionary): dictionary = atlas
-        else:
-            self.atlas = atlas if isinstance(atlas, Atlas) else Atlas(atlas)
-            check_atlas_pipeline(self.atlas, pipe)
-            dictionary = atlas_dictionary(self.atlas, dictionary)
-        super().__init__(pipe, {'features': dictionary}, prompt, seed, **call)
+        parts = view_parts(first, second, dictionary)
+        if len(parts.dictionaries)>1:
+            raise ValueError(f'{len(parts.dictionaries)} dictionaries: a studio is of one')
+        (name,dictionary), = parts.dictionaries.items()
+        self.atlas = parts.atlases.get(name)
+        super().__init__(parts.pipe, {'features': dictionary}, prompt, seed, leader, **call)
         self.dictionary = dictionary
         self.names = FeatureNames({'features': self.atlas} if self.atlas and not dictionary.signed else {})
         self.before,self.after = None,None # images without and with edits
@@ -54,7 +54,7 @@ class SteeringStudio(LiveView):
         self._layout()
         self._wire()
         for f in features: self.add_feature(str(f))
-        self.run()
+        self.start()
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #89c30511
 def _button(words, icon, tooltip):
@@ -87,7 +87,7 @@ def _build_controls(self:SteeringStudio, size):
 @patch
 def _layout(self:SteeringStudio):
     self.children = [
-        self.form, self.status,
+        *([self.form, self.status] if self.leader is None else []),
         _row(self.paint, self.images),
         _row(self.feature, self.add, self.live, self.steer, self.sweep),
         self.edits, self.strip,

@@ -5,10 +5,10 @@ import re
 import ipywidgets as widgets
 from fastcore.basics import patch
 from ..activations.batching import PromptBatches
-from ..atlases.atlas import Atlas
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
-from .live import LiveView, atlas_dictionary, check_atlas_pipeline, example_prompt
+from .live import LiveView, example_prompt
+from .view_arguments import view_parts
 from ..widgets.edit_controls import EditList, edit_row, new_row, row_edit
 from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
@@ -40,7 +40,7 @@ class SteeringStudio(LiveView):
     strip: Any
     sweep: Any
 
-    def __init__(self, atlas, pipe, dictionary: Dictionary | None=None, prompt: str=example_prompt, features=(), seed: int=0, size: int=280, **call):
+    def __init__(self, first, second=None, dictionary: Dictionary | None=None, prompt: str=example_prompt, features=(), seed: int=0, size: int=280, leader=None, **call):
         ...
 
     def add_feature(self, text: str):

@@ -12,21 +12,30 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from .live import LiveView, example_prompt
+from .view_arguments import view_parts
 from ..widgets.map_player import MapPlayer
 
 # %% ../../nbs/65_dashboards/05_timestep_viewer.ipynb #tsv00006
 def _typed(text): # parts of what was typed in a field
     return [p for p in re.split(r'[\s,;]+', text.strip()) if p]
 
+def _nothing_found(words): raise ValueError(f'no feature is found by {words!r}')
+
 def read_features(text:str,        # numbers as typed: '17, 20 3'
                   num_latents:int, # number of latents of the dictionary
                   most:int=8,      # number of features allowed
+                 atlas=None,      # `Atlas` in which words are looked up; only numbers can be typed when None
                  )->list:          # numbers, each once
-    "Feature numbers as typed; raises `ValueError` with what is wrong"
+    "Features as typed, by number or by words (three for each); raises `ValueError` with what is wrong"
     parts = _typed(text)
     if not all(re.fullmatch(r'\d+', p) for p in parts):
-        raise ValueError(f'{text!r}: write numbers of features, as 17, 20')
-    res = list(dict.fromkeys(int(p) for p in parts))
+        parts = [p.strip() for p in text.split(',') if p.strip()]
+    res = []
+    for p in parts:
+        if re.fullmatch(r'\d+', p): res.append(int(p))
+        elif atlas is None: raise ValueError(f'{text!r}: write numbers of features, as 17, 20')
+        else: res += atlas.search(p, 3).index.tolist() or _nothing_found(p)
+    res = list(dict.fromkeys(map(int, res)))
     if not res: raise ValueError('no feature: write a number, or choose one of the strongest')
     if len(res)>most: raise ValueError(f'{len(res)} features side by side: choose {most} at most')
     if max(res)>=num_latents:
@@ -69,32 +78,34 @@ class FeatureNames:
 # %% ../../nbs/65_dashboards/05_timestep_viewer.ipynb #e0c91a9d
 class TimestepViewer(LiveView):
     "Activation maps of features over the forming image of one prompt, step by step"
-    def __init__(self, pipe,                # diffusers pipeline
-                 dictionaries,              # a dictionary, a list of some, or name -> dictionary
+    def __init__(self, first,               # pipeline, dictionary, atlas, or the packaged name of one
+                 second=None,               # another of these, or several dictionaries; the rest is found
                  prompt:str=example_prompt, # prompt to begin with
                  features=None,             # a feature or several; None takes the strongest in the image
                  atlases:dict|None=None,    # name of a dictionary -> its atlas, for names and scales
                  seed:int=0,                # seed of the initial noise
                  size:int=240,              # width of a map on the screen, pixels
                  form:bool=True,            # fields for prompt, site and features, shown if True
+                 leader=None,               # `LiveView` whose generation is shown; one of its own when None
                  **call,                    # keyword arguments of `record`: num_inference_steps, ...
                 ):
-        super().__init__(pipe, dictionaries, prompt, seed, **call)
+        parts = view_parts(first, second, atlases=atlases)
+        super().__init__(parts.pipe, parts.dictionaries, prompt, seed, leader, **call)
         signed = {n for n,d in self.dictionaries.items() if d.signed}
-        self.names = FeatureNames({n: a for n,a in (atlases or {}).items() if n not in signed})
+        self.names = FeatureNames({n: a for n,a in parts.atlases.items() if n not in signed})
         self._filling = False # while fields are filled by the view itself
         self._build_controls(features, size)
         self._layout(form)
         self._wire()
-        self.run()
+        self.start()
 
     def _build_controls(self, features, size):
         some = [] if features is None else features
         some = [some] if isinstance(some, int) else list(some)
         medium = widgets.Layout(width='300px')
         self.site = widgets.Dropdown(options=list(self.dictionaries), description='Site', layout=medium)
-        self.features = widgets.Text(', '.join(map(str, some)), description='Features', placeholder='17, 20',
-                                     continuous_update=False, layout=medium)
+        self.features = widgets.Text(', '.join(map(str, some)), description='Features',
+                                     placeholder='17, 20, or words', continuous_update=False, layout=medium)
         self.top = widgets.Dropdown(options=[('generate first', None)], description='Strongest',
                                     tooltip='the most active in this image: added to the features',
                                     layout=widgets.Layout(width='420px'))
@@ -102,8 +113,9 @@ class TimestepViewer(LiveView):
 
     def _layout(self, form):
         wrap = widgets.Layout(flex_flow='row wrap')
-        fields = [self.form, widgets.HBox([self.site, self.features, self.top], layout=wrap)]
-        self.children = [*(fields if form else []), self.status, self.player]
+        fields = [widgets.HBox([self.site, self.features, self.top], layout=wrap)] if form else []
+        if self.leader is None: fields = [*([self.form] if form else []), *fields, self.status]
+        self.children = [*fields, self.player]
 
     def _wire(self):
         self.player.strongest = self._strongest_at
@@ -154,11 +166,21 @@ def show(self:TimestepViewer):
         if not self._filling and self.live_run is not None: self._show(self.site.value)
 
 @patch
+def _read_features(self:TimestepViewer, name): # those of the field; words become the numbers found by them
+    atlas = self.names.atlases.get(name)
+    features = read_features(self.features.value, self.dictionaries[name].num_latents, atlas=atlas)
+    if re.search(r'[^\d\s,;]', self.features.value):
+        self._filling = True
+        self.features.value = ', '.join(map(str, features))
+        self._filling = False
+    return features
+
+@patch
 def _show(self:TimestepViewer, name):
     try:
         if not self.features.value.strip() and not self.strongest(name, n=1):
             raise ValueError('no feature is active in this image')
-        features = read_features(self.features.value, self.dictionaries[name].num_latents)
+        features = self._read_features(name)
         largest = [self.names.largest(name, f) for f in features]
         titles = [self.names.full(name, f) for f in features]
         self.player.load([self.maps(name, f) for f in features], 0, largest, titles, self.words(name))

@@ -5,8 +5,9 @@ import re
 import ipywidgets as widgets
 from fastcore.basics import patch
 from .live import LiveView, example_prompt
+from .view_arguments import view_parts
 from ..widgets.map_player import MapPlayer
-def read_features(text: str, num_latents: int, most: int=8) -> list:
+def read_features(text: str, num_latents: int, most: int=8, atlas=None) -> list:
     ...
 class FeatureNames:
     atlases: Any
@@ -30,7 +31,7 @@ class TimestepViewer(LiveView):
     site: Any
     top: Any
 
-    def __init__(self, pipe, dictionaries, prompt: str=example_prompt, features=None, atlases: dict | None=None, seed: int=0, size: int=240, form: bool=True, **call):
+    def __init__(self, first, second=None, prompt: str=example_prompt, features=None, atlases: dict | None=None, seed: int=0, size: int=240, form: bool=True, leader=None, **call):
         ...
 
     def recorded(self):

@@ -186,8 +186,12 @@ class WorkDashboard(Dashboard):
 
     def __init__(self,
                  pipe=None, # a diffusers pipeline; None for work that needs none
+                 shares=None, # `WorkDashboard` whose worker and status line are used; own ones when None
                 ):
         super().__init__()
+        if shares is not None:
+            self.status,self.worker = shares.status,shares.worker
+            return
         self.status = StatusBar()
         self.worker = Worker(pipe, self.status.show)
         self.status.observe(lambda _: self.worker.cancel(), 'cancel')

@@ -45,7 +45,7 @@ class WorkDashboard(Dashboard):
     error: Any
     status: Any
 
-    def __init__(self, pipe=None):
+    def __init__(self, pipe=None, shares=None):
         ...
 
     def fail(self, why: str):

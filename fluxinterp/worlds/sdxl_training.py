@@ -27,7 +27,7 @@ from .scenes import make_scene
 from .flux import caption_tokens
 from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
 from .muon import OrthogonalMomentum
-from .text_stacks import residual_dropout, shut_other_stacks
+from .text_stacks import narrow_stacks, residual_dropout, stack_erasers
 from .sdxl_text import encode_captions, narrow_pooled, standardize_text, train_clips
 from fluxinterp.worlds.flux_distillation import (decoded_images, forget_folders, joined_pairs, right_pairs,
     scene_judge)
@@ -47,10 +47,11 @@ class SDXLConfig(TinyConfig):
     muon_lr:float=0.02         # learning rate of matrices and convolutions
     ema:float=0.99             # decay of the averaged weights; .999 lags behind in so few steps
     crops:float=0.05           # share of scenes shown shifted, with their crop as condition
-    four_stacks:bool=True      # whether text reaches the student through `four_stacks` alone
-    rerouted_steps:int=1500    # steps of that student on scenes, before it sees pairs
-    residual_drop:float=0.3    # share of images in which one of those stacks has only what it adds
-    distilled_rate:float=1.    # highest factor of the student's learning rates
+    routed:bool=True           # whether each stack of the student hears its own part, see `stack_hears`
+    rerouted_steps:int=1000    # steps of the student on scenes, before it sees pairs
+    matched:float=0.6          # share of what the teacher says in the targets of early steps
+    residual_drop:float=0.5    # share of images in which one of `four_stacks` has only what it adds
+    distilled_rate:float=0.6   # highest factor of the student's learning rates
     pairs:int=3072             # captions the teacher generates for its student
     teacher_steps:int=8        # denoising steps of the teacher's images
     guidance:float=2.          # guidance of the teacher's images
@@ -170,7 +171,25 @@ def _conditions(pipe, ids, untold, device): # token ids; captions left out, (n, 
     untold = untold.to(device) # as in SDXL, no caption is all zeros
     return text.masked_fill(untold[...,None], 0),pooled.masked_fill(untold, 0)
 
-def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device): # random numbers `g` of the step -> scalar
+def _predicted(pipe, net, x, t, ids, untold, sizes, device): # -> v of a U-Net, with the pipeline's text
+    text,pooled = _conditions(pipe, ids, untold, device) # not patched: the text encoders need their masks
+    with patch.object(F, 'scaled_dot_product_attention', plain_attention):
+        return net(x.to(memory_format=torch.channels_last), t, encoder_hidden_states=text,
+                   added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)),
+                   return_dict=False)[0]
+
+@torch.no_grad()
+def _matched(teacher, share, v, x, t, ids, untold, sizes, device): # -> `v`, early ones a teacher's in part
+    early = t.cpu()>=600
+    if teacher is None or not early.any():
+        return v
+    some = (a[early] for a in (x, t, ids, untold, sizes))
+    said = _predicted(teacher, teacher.unet, *some, device)
+    v = v.clone()
+    v[early] = torch.lerp(v[early], said.float(), share)
+    return v
+
+def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device, teacher=None): # -> scalar
     x0,noise,t,ids,crops = examples(g)
     x0 = x0.float().to(device)
     noise = noise.float().to(device)
@@ -180,22 +199,19 @@ def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device): # random numb
     sizes[:,2:4] = crops
     untold = torch.rand(len(x0), 1, generator=g)<cfg.drop_caption
     with fast_autocast(device):
-        text,pooled = _conditions(pipe, ids, untold, device) # not patched: the text encoders need their masks
-        dropped = residual_dropout(pipe.unet, drop, g)
-        with dropped, patch.object(F, 'scaled_dot_product_attention', plain_attention):
-            predicted = net(x.to(memory_format=torch.channels_last), t, encoder_hidden_states=text,
-                            added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes.to(device)),
-                            return_dict=False)[0]
+        v = _matched(teacher, cfg.matched, v, x, t, ids, untold, sizes, device)
+        with residual_dropout(pipe.unet, drop, g):
+            predicted = _predicted(pipe, net, x, t, ids, untold, sizes, device)
     weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
     return ((predicted.float()-v).square().mean(1)*weight).sum()/weight.sum()
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #3ae3e8cb
-def _fit(pipe, name, total, examples, rate, cfg, out, device, four=False):
+def _fit(pipe, name, total, examples, rate, cfg, out, device, erasers=None, teacher=None):
     "Train `pipe.unet`; afterwards it is the averaged one"
     net = pipe.unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    if four:
-        shut_other_stacks(net)
-    drop = cfg.residual_drop if four else 0.
+    if erasers:
+        narrow_stacks(net, erasers)
+    drop = cfg.residual_drop if erasers else 0.
     ema = build_sdxl(cfg.size).unet.to(device).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     opts = _optimizers(net, cfg)
@@ -211,13 +227,16 @@ def _fit(pipe, name, total, examples, rate, cfg, out, device, four=False):
             report(step)
         for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)):
             set_rate(o, lr*rate(step))
-        loss = _unet_loss(pipe, fast, examples, sigmas, cfg, drop, step_generator(cfg, name, step), device)
+        g = step_generator(cfg, name, step)
+        loss = _unet_loss(pipe, fast, examples, sigmas, cfg, drop, g, device, teacher)
         for o in opts:
             o.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.)
         for o in opts:
             o.step()
+        if erasers:
+            narrow_stacks(net, erasers)
         decay = min(cfg.ema, (1+step)/(10+step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1-decay)
@@ -232,12 +251,13 @@ def train_teacher(pipe,                 # SDXL pipeline, its U-Net is trained in
                   cfg,                  # `SDXLConfig`
                   out,                  # folder of the run
                   device,               # torch device
-                  name:str='denoiser',  # 'denoiser', or 'rerouted': text by four stacks alone
+                  name:str='denoiser',  # 'denoiser', or 'rerouted': the student, before it sees pairs
+                  erasers:dict|None=None, # what its stacks may not hear, as of `stack_erasers`
+                  teacher=None,         # pipeline that the targets come near, as far as `cfg.matched` says
                  )->None:
     "Train the U-Net on scenes and captions"
     n,w = bank['ids'].shape[:2]
-    four = name=='rerouted'
-    total = cfg.rerouted_steps if four else cfg.denoiser_steps
+    total = cfg.denoiser_steps if name=='denoiser' else cfg.rerouted_steps
     down = max(1, int(cfg.cooldown*total))
     def rate(step): # number of the step -> factor of the learning rates
         return min((step+1)/200, 1, max((total-step)/down, .01))
@@ -252,7 +272,7 @@ def train_teacher(pipe,                 # SDXL pipeline, its U-Net is trained in
             crops[k] = 2.*by
         noise = torch.randn(x0.shape, generator=g)
         return x0,noise,_timesteps(len(i), g),bank['ids'][i,j],crops
-    _fit(pipe, name, total, examples, rate, cfg, out, device, four)
+    _fit(pipe, name, total, examples, rate, cfg, out, device, erasers, teacher)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00031
 def _guided(teacher, cfg, device, ids, noise): # token ids and noise -> where the teacher ends
@@ -303,6 +323,7 @@ def train_student(pipe,       # pipeline of the teacher, which becomes the stude
                   cfg,        # `SDXLConfig`
                   out,        # folder of the run
                   device,     # torch device
+                  erasers:dict|None=None, # what its stacks may not hear, as of `stack_erasers`
                  )->None:
     "Train the U-Net to end where the teacher ended, from the same noise"
     n = len(pairs['ids'])
@@ -313,7 +334,7 @@ def train_student(pipe,       # pipeline of the teacher, which becomes the stude
         i = torch.randint(n, (cfg.batch_size,), generator=g)
         t = _timesteps(len(i), g, (.4, .25, .2, .15), .9)
         return pairs['x0'][i],pairs['noise'][i],t,pairs['ids'][i],torch.zeros(len(i), 2)
-    _fit(pipe, 'distilled', cfg.distilled_steps, examples, rate, cfg, out, device, cfg.four_stacks)
+    _fit(pipe, 'distilled', cfg.distilled_steps, examples, rate, cfg, out, device, erasers)
 
 # %% ../../nbs/10_worlds/25_sdxl_training.ipynb #sdt00033
 def _opened(start): # a name or a folder -> the pipeline to go on from, with its own words
@@ -374,8 +395,13 @@ def train_tiny_sdxl(out:str|Path,             # folder of the run; an interrupte
     pairs = draw_pairs(pipe, bank, cfg, out, device)
     if until=='pairs':
         return _finished(pipe)
-    if cfg.four_stacks:
+    erasers = None
+    if cfg.routed:
+        whole = plain_sdxl(pipe)
+        for part in ('unet', 'text_encoder_2'): # both change
+            setattr(whole, part, deepcopy(getattr(pipe, part)).requires_grad_(False))
         narrow_pooled(pipe, bank)
-        train_teacher(pipe, bank, latents, cfg, out, device, 'rerouted')
-    train_student(pipe, pairs, cfg, out, device)
+        erasers = stack_erasers(pipe, bank)
+        train_teacher(pipe, bank, latents, cfg, out, device, 'rerouted', erasers, whole)
+    train_student(pipe, pairs, cfg, out, device, erasers)
     return _finished(pipe, out/'pipeline')

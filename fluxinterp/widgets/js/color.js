@@ -149,12 +149,95 @@ const scaleBar = (low, high, name, alpha, signed) => {
   return make("span", { class: "flx-scale" }, show(low), c, show(high));
 };
 
-const lookControls = (look, scales, restyle) => {
-  // overlay, colors and scale; scales: [value, text] pairs
+const outlined = (values, rows, cols, least, zero) => {
+  // borders of the cells that reach `least`, in units of a cell
+  const path = new Path2D(),
+    on = (r, c) =>
+      r >= 0 && c >= 0 && r < rows && c < cols && Math.abs(values[r * cols + c] - zero) >= least;
+  const side = (x0, y0, x1, y1) => {
+    path.moveTo(x0, y0);
+    path.lineTo(x1, y1);
+  };
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < cols; c++) {
+      if (!on(r, c)) continue;
+      if (!on(r - 1, c)) side(c, r, c + 1, r);
+      if (!on(r + 1, c)) side(c, r + 1, c + 1, r + 1);
+      if (!on(r, c - 1)) side(c, r, c, r + 1);
+      if (!on(r, c + 1)) side(c + 1, r, c + 1, r + 1);
+    }
+  return path;
+};
+const outlines = (ctx, values, rows, cols, gain, signed) => {
+  // gain: the largest byte in full scales
+  const zero = signed ? 128 : 0,
+    most = signed ? 127 : 255,
+    unit = new DOMMatrix([ctx.canvas.width / cols, 0, 0, ctx.canvas.height / rows, 0, 0]);
+  if (!gain) return;
+  for (const [share, width] of [
+    [0.125, 0.8],
+    [0.5, 2],
+  ]) {
+    const path = new Path2D();
+    path.addPath(outlined(values, rows, cols, Math.max(1, (share * most) / gain), zero), unit);
+    for (const [more, color] of [
+      [1.4, "#000"],
+      [0, "#fff"],
+    ]) {
+      ctx.lineWidth = width + more;
+      ctx.strokeStyle = color;
+      ctx.stroke(path);
+    }
+  }
+};
+const remembered = {
+  // of all views in this browser; a page from a file may keep nothing
+  get(k) {
+    try {
+      return localStorage.getItem(k);
+    } catch {
+      return null;
+    }
+  },
+  set(k, v) {
+    try {
+      localStorage.setItem(k, v);
+    } catch {}
+  },
+};
+
+const mapStyles = [
+  ["outline", "outline"],
+  ["heat", "heat map"],
+];
+const lookControls = (look, scales, restyle, box) => {
+  // overlay, colors and scale; scales: [value, text] pairs; `box` takes the key
   const put = (k) => (v) => {
     look[k] = v;
     restyle();
   };
+  look.style = remembered.get("flx-maps") ?? look.style ?? "heat";
+  const style = choice({
+    label: "maps as",
+    options: mapStyles,
+    value: look.style,
+    onchange: (v) => {
+      remembered.set("flx-maps", v);
+      dispatchEvent(new CustomEvent("flx-maps", { detail: v }));
+    },
+  });
+  const restyled = (e) => {
+    style.select.value = e.detail;
+    put("style")(e.detail);
+  };
+  const bare = (e) => {
+    if (e.key !== "h" || e.target.matches("input, textarea, select")) return;
+    e.stopPropagation();
+    if (look.bare !== (e.type === "keydown")) put("bare")(e.type === "keydown");
+  };
+  addEventListener("flx-maps", restyled);
+  for (const k of ["keydown", "keyup"]) box.addEventListener(k, bare);
+
   const strength = slider({
       label: "overlay",
       max: 1,
@@ -174,6 +257,8 @@ const lookControls = (look, scales, restyle) => {
     strength: strength.el,
     colors: colors.el,
     scale: scale.el,
+    style: style.el,
+    done: () => removeEventListener("flx-maps", restyled),
     set() {
       strength.set(look.alpha);
       colors.select.value = look.colors;

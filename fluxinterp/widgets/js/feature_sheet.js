@@ -17,6 +17,7 @@ const render = ({ model, el }) => {
     gallery = make("div"),
     look = {
       alpha: 0.85,
+      style: "outline",
       colors: "inferno",
       scale: "feature",
       size: "144",
@@ -315,15 +316,19 @@ const render = ({ model, el }) => {
             )
           : maps.subarray(i * n, (i + 1) * n),
         peak = all ? steps.peaks[i] : e.peak;
-      tiles.draw(ctx, i, e.silent || !rows ? 0 : look.alpha);
-      if (!e.silent && rows) {
+      const plain = e.silent || !rows || look.bare,
+        gain = top(e) ? peak / top(e) : 0;
+      tiles.draw(ctx, i, plain || look.style === "outline" ? 0 : look.alpha);
+      if (plain) return;
+      if (look.style === "outline") outlines(ctx, at, rows, cols, gain, false);
+      else {
         c.off ||= document.createElement("canvas");
         cells(
           c.off,
           at,
           rows,
           cols,
-          palette(look.colors, top(e) ? peak / top(e) : 0, look.alpha, false),
+          palette(look.colors, gain, look.alpha, false),
         );
         lay(ctx, c.off, false);
       }
@@ -438,6 +443,7 @@ const render = ({ model, el }) => {
       ["picture", "each image's max"],
     ],
     paint,
+    box,
   );
 
   gallery.append(
@@ -446,6 +452,7 @@ const render = ({ model, el }) => {
       "div",
       { class: "flx-row" },
       time.el,
+      looks.style,
       looks.strength,
       looks.colors,
       looks.scale,
@@ -526,6 +533,7 @@ const render = ({ model, el }) => {
   const off = listen(model, { feature: draw, version: draw });
   return () => {
     off();
+    looks.done();
     box.done();
     tiles.close();
   };

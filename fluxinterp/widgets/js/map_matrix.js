@@ -26,6 +26,7 @@ const render = ({ model, el }) => {
       ["common", "one for all rows"],
     ],
     () => restyle(),
+    box,
   );
   const side = choice({
     label: "maps",
@@ -395,6 +396,7 @@ const render = ({ model, el }) => {
   load();
   return () => {
     off();
+    looks.done();
     box.done();
     sight.disconnect();
     cancelAnimationFrame(waits);

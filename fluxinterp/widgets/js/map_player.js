@@ -102,6 +102,7 @@ const render = ({ model, el }) => {
       fixed.hidden = look.scale !== "fixed";
       restyle();
     },
+    box,
   );
   fixed.hidden = look.scale !== "fixed";
   const shows = () => {
@@ -140,9 +141,13 @@ const render = ({ model, el }) => {
       p.f == null || (tiles.about.count === 1 && !get("levels").length)
         ? Math.min(s, Math.max(0, tiles.about.count - 1))
         : s,
-      p.f == null ? 0 : look.alpha,
+      p.f == null || look.bare || look.style === "outline" ? 0 : look.alpha,
     );
-    if (p.f != null) {
+    if (p.f == null || look.bare) return;
+    if (look.style === "outline") {
+      const gain = full(p.f) ? get("features")[p.f].peak / full(p.f) : 0;
+      outlines(ctx, slice(p.f, s), get("shape")[2], get("shape")[3], gain, get("signed"));
+    } else {
       cells(p.off, slice(p.f, s), get("shape")[2], get("shape")[3], p.dye);
       lay(ctx, p.off, look.smooth);
     }
@@ -249,7 +254,7 @@ const render = ({ model, el }) => {
 
   const tell = () => {
     if (!at || !panels.length) {
-      says.textContent = "Point at a map, or use its arrow keys, for a token's value.";
+      says.textContent = "Click a place, or point at it, for a token's value; or use a map's arrow keys.";
       return;
     }
     const [r, c] = at,
@@ -366,14 +371,15 @@ const render = ({ model, el }) => {
       tabindex: f == null ? null : 0,
       style: `width: ${w}px; height: ${h}px`,
     });
-    if (f != null) {
+    if (!words().length) {
+      p.canvas.classList.add("flx-crosshair");
       p.canvas.addEventListener("pointermove", (e) => point(...place(e, p.canvas)));
       p.canvas.addEventListener("click", (e) => {
         point(...place(e, p.canvas));
         choose();
       });
-      p.canvas.addEventListener("keydown", keys);
     }
+    if (f != null) p.canvas.addEventListener("keydown", keys);
     const small = S > 8 ? 34 : S > 4 ? 48 : Math.floor((size - 8 * S) / Math.max(1, S));
     if (S > 1)
       p.strip = Array.from({ length: S }, (_, s) =>
@@ -412,7 +418,7 @@ const render = ({ model, el }) => {
     step = step < 0 ? S - 1 : Math.min(step, S - 1);
     time.set(step, Math.max(0, S - 1));
     box.classList.toggle("flx-one", S < 2);
-    at = null;
+    at = kept();
     panels = F
       ? [...(tiles.about.count ? [null] : []), ...Array.from({ length: F }, (_, f) => f)].map(panel)
       : [];
@@ -430,11 +436,17 @@ const render = ({ model, el }) => {
     cancelAnimationFrame(due);
     due = requestAnimationFrame(build);
   };
+  const kept = () => {
+    // the chosen token, where the grid has it
+    const { row, col } = get("cell"),
+      [, , R, C] = get("shape");
+    return row < R && col < C ? [row, col] : null;
+  };
   const controls = make(
     "div",
     {},
     make("div", { class: "flx-row" }, play, time.el, looks.strength),
-    make("div", { class: "flx-row" }, looks.colors, looks.scale, fixed, smooth.el),
+    make("div", { class: "flx-row" }, looks.style, looks.colors, looks.scale, fixed, smooth.el),
   );
   box.append(stage, controls, says);
   const off = listen(model, {
@@ -444,6 +456,10 @@ const render = ({ model, el }) => {
     words: soon,
     empty: soon,
     pictures: load,
+    cell: () => {
+      const [r, c] = kept() ?? [-1, -1];
+      point(r, c);
+    },
     ...follow(model, look, Object.keys(look), shows),
     step: () => {
       step = get("step");
@@ -456,6 +472,7 @@ const render = ({ model, el }) => {
     clearTimeout(waiting);
     cancelAnimationFrame(due);
     off();
+    looks.done();
     box.done();
     done();
   };

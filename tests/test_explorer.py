@@ -1,0 +1,78 @@
+"The explorer in JupyterLab, in Chromium: from a place in the picture to an image steered with what fires there"
+import ast, re
+
+import pytest
+from playwright.sync_api import expect
+
+from browser import check_view, kernel_value, lab_theme, notebook, open_notebook, open_page
+
+pytestmark = pytest.mark.browser
+
+setup = "import warnings; warnings.filterwarnings('ignore')\nimport fluxinterp as fi"
+cell = "explorer = fi.Explorer('tiny-flux/double.1.image', feature=17)\nexplorer.add_class('try-explorer')\nexplorer"
+
+@pytest.fixture(scope='module')
+def page(browser, lab):
+    "JupyterLab with one explorer; the tests of this file go through it in order"
+    name = notebook(lab.folder, 'explorer.ipynb', setup, cell)
+    with open_page(browser, height=1400) as page:
+        open_notebook(page, lab, name)
+        page.wait_for_selector('.try-explorer .flx-explorer-bar')
+        rest(page)
+        yield page
+
+def view(page): return page.locator('.try-explorer').first
+def rest(page): kernel_value(page, 'explorer.worker.wait(90)')
+def tab(page, name): return view(page).get_by_role('tab', name=name, exact=True)
+def says(page, expression): return ast.literal_eval(kernel_value(page, expression))
+
+def test_from_the_star_to_a_steered_image(page):
+    "In four actions, none of them a number"
+    tab(page, 'Place').click()
+    picture = view(page).locator('.flx-player canvas').first
+    expect(picture).to_be_visible()
+    rest(page)
+    picture.click(position=dict(x=190, y=120)) # the star, in 240 pixels
+    expect(view(page).get_by_text(re.compile('Features at row'))).to_be_visible()
+    view(page).locator('.flx-fires').first.click()
+    expect(view(page).locator('.flx-explorer-bar b')).to_have_text(re.compile(r'feature \d+'))
+    view(page).get_by_role('button', name='steer', exact=True).click()
+    expect(view(page).locator('.flx-pictures canvas').nth(2)).to_be_visible() # before, after, difference
+    rest(page)
+    chosen,rows,peak = says(page, '[explorer.feature, [r["feature"] for r in explorer.views["steer"].edits.rows], explorer.views["steer"].images.difference_peak]')
+    assert rows==[chosen] and peak>0
+
+def test_the_place_is_marked_on_every_picture(page):
+    tab(page, 'Maps').click()
+    expect(view(page).locator('.flx-player:visible')).to_have_count(1)
+    expect(view(page).locator('.flx-player:visible .flx-says')).to_contain_text('row')
+    where = says(page, '[explorer.views[k].player.cell for k in ("maps", "place")]')
+    assert where[0]==where[1] and where[0]['col']>8
+
+def test_keys_open_tabs_and_go_back(page):
+    tab(page, 'Maps').focus()
+    page.keyboard.press('1')
+    expect(tab(page, 'Features')).to_have_attribute('aria-selected', 'true')
+    page.keyboard.press('u')
+    expect(tab(page, 'Maps')).to_have_attribute('aria-selected', 'true')
+    tab(page, 'Maps').press('ArrowRight')
+    expect(tab(page, 'Place')).to_be_focused()
+    before = says(page, 'explorer.feature')
+    page.keyboard.press('j')
+    expect(view(page).locator('.flx-explorer-bar b')).not_to_have_text(re.compile(rf'feature {before}\b'))
+    view(page).get_by_label('Prompt', exact=True).focus()
+    page.keyboard.press('1') # typed in a field it is a digit
+    expect(tab(page, 'Place')).to_have_attribute('aria-selected', 'true')
+
+def test_a_caption_is_drawn_for_all_tabs(page):
+    view(page).locator('.flx-caption').first.click()
+    rest(page)
+    captions = says(page, '[explorer.bar.captions[0], *{v.caption for k,v in explorer.views.items() if k in ("maps", "place", "steer")}]')
+    assert captions[0]==captions[1] and len(captions)==2
+
+@pytest.mark.parametrize('dark', [True, False])
+def test_bar_at_three_widths(page, dark):
+    lab_theme(page, dark)
+    for width in (800, 1280, 1920):
+        page.set_viewport_size(dict(width=width, height=1200))
+        check_view(page, '.try-explorer .flx-explorer-bar', f'explorer-{width}-{"dark" if dark else "light"}', width==1280)
