@@ -275,12 +275,12 @@ def test_thousand_moves(shown):
     v = values()
     with shown(player(v, values(9., seed=2))) as page:
         page.evaluate('''async () => { let x = 1; const random = (n) => (x = (x * 48271) % 2147483647) % n, fire = (e, v, kind) => { e.value = v; e.dispatchEvent(new Event(kind, { bubbles: true })); };
-          const [step, alpha] = document.querySelectorAll("input[type=range]"), [colors, scale] = document.querySelectorAll("select");
+          const [step, alpha] = document.querySelectorAll("input[type=range]"), [style, colors, scale] = document.querySelectorAll("select");
           for (let i = 0; i < 1000; i++) {
             fire(step, random(4), "input");
-            if (i % 10 === 0) { fire(alpha, random(21) / 20, "input"); fire(colors, ["inferno", "viridis", "cividis"][random(3)], "change"); fire(scale, ["feature", "picture", "fixed"][random(3)], "change"); }
+            if (i % 10 === 0) { fire(alpha, random(21) / 20, "input"); fire(style, ["outline", "heat"][random(2)], "change"); fire(colors, ["inferno", "viridis", "cividis"][random(3)], "change"); fire(scale, ["feature", "picture", "fixed"][random(3)], "change"); }
             if (i % 100 === 0) await new Promise(requestAnimationFrame); }
-          fire(step, 3, "input"); fire(alpha, .85, "input"); fire(colors, "viridis", "change"); fire(scale, "feature", "change"); }''')
+          fire(step, 3, "input"); fire(alpha, .85, "input"); fire(style, "heat", "change"); fire(colors, "viridis", "change"); fire(scale, "feature", "change"); }''')
         want = np.asarray(overlay(picture(3), v[3], 3., .85, 3, cmap='viridis')).astype(int)
         assert np.abs(pixels(canvases(page).first)[...,:3]-want).mean()<2
         expect(note(page)).to_have_text(re.compile(f'^largest here {digits(v[3].max()):g}'))

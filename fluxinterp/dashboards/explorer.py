@@ -6,6 +6,7 @@
 __all__ = ['explorer_tabs', 'Explorer']
 
 # %% ../../nbs/65_dashboards/60_explorer.ipynb #0831c57d
+import re
 from functools import partial
 
 import ipywidgets as widgets
@@ -36,7 +37,9 @@ def _captions(pipe): # to begin with: those of a bundled model's own world
     name = getattr(pipe, 'known_as', '')
     if not name: return ['a photo of a cat on a sofa', 'a red car in the snow', 'an oil painting of a harbor',
                          'a bowl of fruit on a table', 'a city at night in the rain']
-    return as_world('stickers' if 'stickers' in name else None).scene_prompts(5, 'test')
+    some = as_world('stickers' if 'stickers' in name else None).scene_prompts(40, 'test')
+    placed = [c for c in some if re.search(r'\b(left|right|top|bottom|center)\b', c)]
+    return placed[:5]
 
 class Explorer(LiveView):
     "All views of a dictionary's features as tabs of one, with one image and one chosen feature"
