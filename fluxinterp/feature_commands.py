@@ -16,8 +16,17 @@ import typer
 from .commands import device_name, new_file, new_folder, one_of, only_site, place_of, saved_at
 
 # %% ../nbs/89_feature_commands.ipynb #a5b6d2d0
-_device_help = 'cuda, mps or cpu; default: CUDA, then MPS, then CPU'
-_splits = one_of('train', 'validation', 'test', 'all')
+# what several of these commands take
+_of_store = typer.Argument(callback=place_of('store'), help='folder or URL of a store')
+_of_split = typer.Option(callback=one_of('train', 'validation', 'test', 'all'),
+                         help='prompts: train, validation, test, or all')
+_of_device = typer.Option(callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')
+_of_dictionary = typer.Argument(callback=place_of('dictionary'),
+                                help='packaged name or folder of a dictionary or an atlas')
+_of_feature = typer.Argument(help='number of a feature, or words to find one by')
+_of_prompt = typer.Argument(help='what to generate')
+_of_pipeline = typer.Option(callback=place_of('pipeline'),
+                            help='pipeline it is of: not needed for what is packaged')
 
 def _store_data(store, site): # folder or URL, name of a site or '' -> activations of one site
     from fluxinterp.activations.store import Store
@@ -27,12 +36,9 @@ def _store_data(store, site): # folder or URL, name of a site or '' -> activatio
 def evaluate_command(
     dictionary:Annotated[str, typer.Argument( # folder, packaged name, or hub id of a dictionary
         callback=place_of('dictionary'), help='folder, packaged name, or hub id of a dictionary')],
-    store:Annotated[str, typer.Argument( # folder or URL of a store
-        callback=place_of('store'), help='folder or URL of a store')],
-    split:Annotated[str, typer.Option( # prompts that are measured
-        callback=_splits, help='prompts: train, validation, test, or all')]='test',
-    device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
-        callback=device_name, help=_device_help)]='',
+    store:Annotated[str, _of_store], # folder or URL of a store
+    split:Annotated[str, _of_split]='test', # prompts that are measured
+    device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
    ):
     "Measure a dictionary on held-out activations of a store: FVU, L0, dead latents, by step."
     from fluxinterp.core import default_device
@@ -43,8 +49,7 @@ def evaluate_command(
     typer.echo(repr(evaluate(d, data, split=None if split=='all' else split)))
 
 def itda_command(
-    store:Annotated[str, typer.Argument( # folder or URL of a store
-        callback=place_of('store'), help='folder or URL of a store')],
+    store:Annotated[str, _of_store], # folder or URL of a store
     out:Annotated[Path, typer.Argument( # folder of the dictionary
         callback=new_folder, help='folder of the dictionary; the same command again continues')],
     site:Annotated[str, typer.Option( # site that is read
@@ -55,8 +60,7 @@ def itda_command(
     tokens:Annotated[int, typer.Option( # tokens of the store to see
         min=0, help='tokens to see; all when 0')]=0,
     again:Annotated[bool, typer.Option('--again', help='replace what is there')]=False, # a new run
-    device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
-        callback=device_name, help=_device_help)]='',
+    device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
    ):
     "Grow an ITDA, whose atoms are activations of the store, in one pass; interrupted, run it again."
     from fluxinterp.core import default_device
@@ -77,12 +81,10 @@ def _nearest(a, b, seed=0): # -> median cosine of the nearest direction, and of 
     return [float((given@w.T).amax(1).median()) for w in (other, random)]
 
 def compare_command(
-    store:Annotated[str, typer.Argument( # folder or URL of a store
-        callback=place_of('store'), help='folder or URL of a store')],
+    store:Annotated[str, _of_store], # folder or URL of a store
     dictionaries:Annotated[list[str], typer.Argument( # folders, packaged names, or hub ids
         help='two or more dictionaries of one site: folders, packaged names, or hub ids')],
-    split:Annotated[str, typer.Option( # prompts that are measured
-        callback=_splits, help='prompts: train, validation, test, or all')]='test',
+    split:Annotated[str, _of_split]='test', # prompts that are measured
    ):
     "Put dictionaries of one site side by side: what they explain, and how near their features are."
     for name in dictionaries:
@@ -113,30 +115,21 @@ def _parts(dictionary, pipeline, device): # -> `ViewParts` of one dictionary
     return parts
 
 def _feature_number(parts, text): # number or words -> number, and what to call it
-    from fluxinterp.dashboards.timestep_viewer import FeatureNames
+    from fluxinterp.dashboards.timestep_viewer import FeatureNames, read_feature
     (name,d), = parts.dictionaries.items()
     atlas = parts.atlases.get(name)
-    if re.fullmatch(r'\d+', text): f = int(text)
-    elif atlas is None: raise ValueError(f'{text!r} is no number; words are looked up in an atlas: give one')
-    else: f = atlas.find(text)
-    if f>=d.num_latents: raise ValueError(f'feature {f} of {d.num_latents}: choose 0 to {d.num_latents-1}')
+    f = read_feature(text, d.num_latents, atlas)
     return f,FeatureNames({name: atlas} if atlas else {}).full(name, f)
-
-_of_dictionary = typer.Argument(help='packaged name or folder of a dictionary or an atlas')
-_of_feature = typer.Argument(help='number of a feature, or words to find one by')
-_of_pipeline = typer.Option(callback=place_of('pipeline'),
-                            help='pipeline it is of: not needed for what is packaged')
 
 def map_command(
     dictionary:Annotated[str, _of_dictionary], # packaged name or folder of a dictionary or an atlas
     feature:Annotated[str, _of_feature],       # number of a feature, or words to find one by
-    prompt:Annotated[str, typer.Argument(help='what to generate')], # prompt of the image
+    prompt:Annotated[str, _of_prompt],         # prompt of the image
     out:Annotated[Path, typer.Option( # file of the image
         callback=new_file, help='image to write')]=Path('map.png'),
     pipeline:Annotated[str, _of_pipeline]='', # pipeline it is of; found for what is packaged
     seed:Annotated[int, typer.Option(min=0)]=0, # seed of the initial noise
-    device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
-        callback=device_name, help=_device_help)]='',
+    device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
    ):
     "Draw where and when a feature fires in one image, at every denoising step."
     from fluxinterp.features.feature_maps import activation_map
@@ -159,7 +152,7 @@ def _region(text): # 'top,left,bottom,right' in fractions -> `Box`, or None
 def steer_command(
     dictionary:Annotated[str, _of_dictionary], # packaged name or folder of a dictionary or an atlas
     feature:Annotated[str, _of_feature],       # number of a feature, or words to find one by
-    prompt:Annotated[str, typer.Argument(help='what to generate')], # prompt of the image
+    prompt:Annotated[str, _of_prompt],         # prompt of the image
     strength:Annotated[float, typer.Option( # amount added; the largest of its atlas when 0
         help='how much is added; 0 for the largest activation in its atlas')]=0.,
     region:Annotated[str, typer.Option( # part of the image that is changed
@@ -168,8 +161,7 @@ def steer_command(
         callback=new_file, help='image to write: without and with it')]=Path('steered.png'),
     pipeline:Annotated[str, _of_pipeline]='', # pipeline it is of; found for what is packaged
     seed:Annotated[int, typer.Option(min=0)]=0, # seed of the initial noise
-    device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
-        callback=device_name, help=_device_help)]='',
+    device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
    ):
     "Generate an image without and with a feature turned up, from the same noise."
     from fluxinterp.overlays import image_grid

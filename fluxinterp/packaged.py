@@ -55,8 +55,6 @@ tiny_recipes = { # pipeline -> name of the dictionary -> how it is made of its s
     },
 }
 
-_own_worlds = {'stickers-flux': 'stickers'} # pipeline -> name of the world it draws; others draw scenes
-
 def _made(recipe, data, progress): # dictionary of some activations
     if isinstance(recipe, SAEConfig): return train(recipe, data, progress=progress)
     if isinstance(recipe, ITDAConfig): return fit_itda(recipe, data, progress=progress)
@@ -72,10 +70,11 @@ def train_tiny_dictionaries(out:str|Path,            # folder; each dictionary g
     "Train the dictionaries that are packaged with a tiny pipeline, of all sites in one recording"
     recipes = tiny_recipes[pipeline] if recipes is None else recipes
     sites = list(dict.fromkeys(name.partition('-')[0] for name in recipes))
-    world = as_world(world or _own_worlds.get(pipeline))
+    pipe = load_pipeline(pipeline)
+    world = as_world(world or pipe.world)
     captions = world.scene_prompts(num_prompts or tiny_prompts[pipeline])
-    rec = record(load_pipeline(pipeline), captions, sites, num_inference_steps=4,
-                 batch_size=32, dtype=torch.bfloat16, progress=progress)
+    rec = record(pipe, captions, sites, num_inference_steps=4, batch_size=32,
+                 dtype=torch.bfloat16, progress=progress)
     made = {name: _made(recipe, rec[name.partition('-')[0]], progress) for name,recipe in recipes.items()}
     for name,dictionary in made.items(): save_dictionary(dictionary, Path(out)/pipeline/name, torch.float16)
     return made
@@ -123,7 +122,7 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
     "Build the atlases of packaged dictionaries, explained by the words of their prompts"
     for pipeline in dict.fromkeys(n.partition('/')[0] for n in names):
         pipe = load_pipeline(pipeline)
-        mine = as_world(world or _own_worlds.get(pipeline))
+        mine = as_world(world or pipe.world)
         here = {n: load_dictionary(f'{dictionaries}/{n}' if dictionaries else n)
                 for n in names if n.startswith(f'{pipeline}/')}
         sites = list(dict.fromkeys(d.meta.site for d in here.values()))

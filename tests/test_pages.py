@@ -285,6 +285,23 @@ def test_thousand_moves(shown):
         assert np.abs(pixels(canvases(page).first)[...,:3]-want).mean()<2
         expect(note(page)).to_have_text(re.compile(f'^largest here {digits(v[3].max()):g}'))
 
+def test_outlines_leave_the_colors(shown):
+    "The image in its own colors but at the borders of strong cells; bare while h is held"
+    v = np.zeros((4, 16, 16), np.float32)
+    v[3,4:8,4:8] = 3.
+    with shown(player(v)) as page:
+        page.evaluate('() => { const e = document.querySelector("select"); e.value = "outline"; e.dispatchEvent(new Event("change", { bubbles: true })); }')
+        page.evaluate('() => { const e = document.querySelector("input[type=range]"); e.value = 3; e.dispatchEvent(new Event("input", { bubbles: true })); }')
+        plain = np.asarray(picture(3).resize((192, 192))).astype(int)
+        drawn = pixels(canvases(page).first)[...,:3]
+        changed = np.abs(drawn-plain).max(-1)>40
+        assert changed[47:50,50:94].any(0).all() and not changed[54:90,54:90].any() and not changed[110:,110:].any()
+        canvases(page).first.focus()
+        page.keyboard.down('h')
+        assert not (np.abs(pixels(canvases(page).first)[...,:3]-plain).max(-1)>40).any()
+        page.keyboard.up('h')
+        assert (np.abs(pixels(canvases(page).first)[...,:3]-drawn).max(-1)<=1).all()
+
 def test_answers_without_a_kernel(shown):
     "A page has the answers it was given, and says so where it has none"
     class Kept(MapPlayer):

@@ -24,6 +24,7 @@ from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
+from ..models.description import describe
 from ..widgets.explorer_bar import ExplorerBar
 from ..worlds.world import as_world
 
@@ -33,18 +34,27 @@ explorer_tabs = dict(cards='Features', maps='Maps', place='Place', steer='Steer'
 _actions = [['cards', 'card'], ['maps', 'maps'], ['steer', 'steer'], ['layers', 'layers']]
 _hint = 'New here? Choose a caption, open Place and click an object; then take what fires there to Steer.'
 
+_any_captions = ('a photo of a cat on a sofa', 'a red car in the snow', 'an oil painting of a harbor',
+                 'a bowl of fruit on a table', 'a city at night in the rain')
+
 def _captions(pipe): # to begin with: those of a bundled model's own world
-    name = getattr(pipe, 'known_as', '')
-    if not name: return ['a photo of a cat on a sofa', 'a red car in the snow', 'an oil painting of a harbor',
-                         'a bowl of fruit on a table', 'a city at night in the rain']
-    some = as_world('stickers' if 'stickers' in name else None).scene_prompts(40, 'test')
+    world = getattr(pipe, 'world', '')
+    if not world: return list(_any_captions)
+    some = as_world(world).scene_prompts(40, 'test')
     placed = [c for c in some if re.search(r'\b(left|right|top|bottom|center)\b', c)]
     return placed[:5]
 
+# %% ../../nbs/65_dashboards/60_explorer.ipynb #0c7d1218
 class Explorer(LiveView):
     "All views of a dictionary's features as tabs of one, with one image and one chosen feature"
     feature = traitlets.Int(-1) # the one that is chosen; -1 for none
     tab = traitlets.Unicode('') # name of the open tab, one of `explorer_tabs`
+
+    @traitlets.validate('tab')
+    def _known_tab(self, proposal):
+        if proposal['value'] in self._panels: return proposal['value']
+        raise ValueError(f'no tab {proposal["value"]!r}: choose from {", ".join(self._panels)}')
+
     def __init__(self, first,               # pipeline, dictionary, atlas, or the packaged name of one
                  second=None,               # another of these; what is missing is found
                  prompt:str=example_prompt, # prompt to begin with
@@ -77,7 +87,8 @@ class Explorer(LiveView):
         self.add_class('flx-explorer')
 
     def _wire(self):
-        traitlets.link((self, 'tab'), (self.bar, 'tab'))
+        self.observe(lambda c: self.bar.set_trait('tab', c['new']), 'tab')
+        self.bar.observe(lambda c: self.set_trait('tab', c['new']), 'tab')
         traitlets.link((self, 'feature'), (self.bar, 'feature'))
         self.observe(self._opened, 'tab')
         self.observe(self._chosen, 'feature')
@@ -113,7 +124,6 @@ def back(self:Explorer):
 @patch
 def _opened(self:Explorer, change): # a tab
     tab = change['new']
-    if tab not in self._panels: raise ValueError(f'no tab {tab!r}: choose from {", ".join(self._panels)}')
     self._remember(tab=change['old'])
     if tab not in self.views:
         self.views[tab] = getattr(self, f'_make_{tab}')()
@@ -197,10 +207,10 @@ def _make_layers(self:Explorer):
     return widgets.VBox([LayerStepMatrix(self.pipe, self.prompt.value, seed=self.seed.value, **self.call)])
 
 @patch
-def _packaged(self:Explorer): # dictionaries of the same pipeline, with this one in the place of its own
-    pipeline = getattr(self.pipe, 'known_as', '').split()[0] if hasattr(self.pipe, 'known_as') else ''
-    names = [n for n in packaged_dictionaries() if n.startswith(f'{pipeline}/')] if pipeline else []
-    return {n: load_dictionary(n) for n in names}
+def _packaged(self:Explorer): # name -> dictionary of the same model
+    known,model = getattr(self.pipe, 'known_as', ''),describe(self.pipe).fingerprint
+    found = {n: load_dictionary(n) for n in packaged_dictionaries() if n.startswith(f'{known}/')}
+    return {n: d for n,d in found.items() if d.meta.model==model}
 
 @patch
 def _family(self:Explorer, feature, say): # in the thread: its members at other sites

@@ -17,11 +17,13 @@ from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
+from ..models.description import describe
 from ..widgets.explorer_bar import ExplorerBar
 from ..worlds.world import as_world
 explorer_tabs = dict(cards='Features', maps='Maps', place='Place', steer='Steer', layers='Layers', compare='Compare')
 _actions = [['cards', 'card'], ['maps', 'maps'], ['steer', 'steer'], ['layers', 'layers']]
 _hint = 'New here? Choose a caption, open Place and click an object; then take what fires there to Steer.'
+_any_captions = ('a photo of a cat on a sofa', 'a red car in the snow', 'an oil painting of a harbor', 'a bowl of fruit on a table', 'a city at night in the rain')
 class Explorer(LiveView):
     feature = traitlets.Int(-1)
     tab = traitlets.Unicode('')

@@ -6,8 +6,6 @@
 __all__ = ['SteeringStudio']
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #ste00003
-import re
-
 import ipywidgets as widgets
 from fastcore.basics import patch
 
@@ -21,7 +19,7 @@ from ..steering.interventions import steer
 from ..widgets.region_brush import RegionBrush
 from ..widgets.image_strip import ImageStrip
 from ..steering.recipes import load_recipe, recipe_json, save_recipe
-from .timestep_viewer import FeatureNames
+from .timestep_viewer import FeatureNames, read_feature
 from ..widgets.base import image_memory_advice
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #ste00006
@@ -106,25 +104,12 @@ def _wire(self:SteeringStudio):
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #b42065a8
 @patch
-def _find_feature(self:SteeringStudio, text): # raises `ValueError` with what is wrong
-    text,latents = text.strip(),self.dictionary.num_latents
-    if not text: raise ValueError('no feature: write a number, or words')
-    if re.fullmatch(r'\d+', text): f = int(text)
-    elif self.atlas is None or self.dictionary.signed:
-        raise ValueError(f'{text!r} is no number; words are looked up in an atlas, and there is none')
-    else:
-        found = self.atlas.search(text, n=1)
-        if not len(found): raise ValueError(f'no feature is found by {text!r}')
-        f = int(found.index[0])
-    if not f<latents: raise ValueError(f'feature {f} of {latents}: choose 0 to {latents-1}')
-    return f
-
-@patch
 def add_feature(self:SteeringStudio,
-                text:str, # number of a feature, or words that `atlas.search` finds it by
+                text:str, # number of a feature, or words that `atlas.find` finds it by
                ):
     "Add an edit of a feature: everywhere, or in the painted region where there is one"
-    try: f = self._find_feature(text)
+    atlas = None if self.dictionary.signed else self.atlas
+    try: f = read_feature(text, self.dictionary.num_latents, atlas)
     except ValueError as e:
         self.edits.error = str(e)
         return

@@ -23,7 +23,7 @@ from ..models.pipelines import bundled_pipelines, load_pipeline
 # %% ../../nbs/65_dashboards/02_view_arguments.ipynb #23671111
 class ViewParts(NamedTuple):
     "What a view is of"
-    pipe:object        # diffusers pipeline; None where there is none
+    pipe:object        # diffusers pipeline
     dictionaries:dict  # name, that of its site unless another was given -> dictionary
     atlases:dict       # name of a dictionary -> its atlas, for those that have one
 

@@ -101,6 +101,7 @@ class TinyFluxPipeline(FluxPipeline):
     "A `FluxPipeline` called with tiny-flux's defaults: 64 x 64, 4 steps, guidance 0, 32 text tokens"
     known_as = 'tiny-flux' # in warnings
     words = scenes.words   # vocabulary
+    world = 'scenes'       # name of the world it draws
 
     @torch.no_grad()
     def __call__(self,

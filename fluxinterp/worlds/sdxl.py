@@ -76,6 +76,7 @@ def build_sdxl(name:str='random-sdxl',      # a key of `sdxl_sizes`
 class TinySDXLPipeline(StableDiffusionXLPipeline):
     "A `StableDiffusionXLPipeline` called with tiny-sdxl-turbo's defaults: 64 x 64, 4 steps, guidance 0"
     known_as = 'tiny-sdxl-turbo' # in warnings
+    world = 'scenes'             # name of the world it draws
     @torch.no_grad()
     def __call__(self,
                  prompt:str|list|None=None,       # one or several prompts

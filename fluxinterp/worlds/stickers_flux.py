@@ -23,6 +23,7 @@ class StickersFluxPipeline(TinyFluxPipeline):
     "A `FluxPipeline` called with stickers-flux's defaults: 96 x 96, 4 steps, guidance 0, 32 text tokens"
     known_as = 'stickers-flux' # in warnings
     words = sticker_words      # vocabulary
+    world = 'stickers'         # name of the world it draws
 
     @torch.no_grad()
     def __call__(self,
