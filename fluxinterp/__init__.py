@@ -100,6 +100,7 @@ surface |= {
         'feature_scanner': ('scan_contrast', 'scan_region', 'scan_steps', 'scan_top', 'scan_words'),
         'feature_matches': ('match_features',),
         'across_layers': ('feature_family',),
+        'layouts': ('feature_layout',),
         'atom_origins': ('atom_patches', 'verify_origins'),
     },
     'evaluation': {

@@ -120,6 +120,7 @@ from .features.feature_scanner import scan_top as scan_top
 from .features.feature_scanner import scan_words as scan_words
 from .features.feature_matches import match_features as match_features
 from .features.across_layers import feature_family as feature_family
+from .features.layouts import feature_layout as feature_layout
 from .features.atom_origins import atom_patches as atom_patches
 from .features.atom_origins import verify_origins as verify_origins
 

@@ -369,8 +369,8 @@ def dashboard_command(
     port:Annotated[int, typer.Option( # port on this machine; 0 for any that is free
         min=0, max=65535, help='port on this machine; 0 for any that is free')]=8866,
     view:Annotated[str, typer.Option( # what is served
-        callback=one_of('browser', 'steering', 'steps', 'prompt', 'monitor'),
-        help='browser, steering, steps, prompt or monitor')]='browser',
+        callback=one_of('browser', 'steering', 'steps', 'prompt', 'explorer', 'monitor'),
+        help='browser, steering, steps, prompt, explorer (all of these as tabs) or monitor')]='browser',
     dictionary:Annotated[str, typer.Option( # dictionary of the atlas
         callback=place_of('dictionary'),
         help='dictionary of the atlas, for views that generate images: folder or hub id; not needed '

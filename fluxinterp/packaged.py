@@ -44,10 +44,10 @@ tiny_recipes = { # pipeline -> name of the dictionary -> how it is made of its s
         'single.1.image-256': _small(),
     },
     'tiny-sdxl-turbo': {
-        'up.1.0': _small(num_latents=512, k=8, dead_after=20_000),
-        'up.1.0-256': _small(k=8),
-        'up.1.1': _small(num_latents=512, k=8, dead_after=20_000),
-        'up.1.1-256': _small(k=8),
+        'down.2.1': _small(num_latents=512, k=8, dead_after=20_000),
+        'down.2.1-256': _small(k=8),
+        'up.0.1': _small(num_latents=512, k=8, dead_after=20_000),
+        'up.0.1-256': _small(k=8),
     },
     'stickers-flux': {
         'double.1.image': SAEConfig(),
@@ -82,7 +82,7 @@ def train_tiny_dictionaries(out:str|Path,            # folder; each dictionary g
 # %% ../nbs/90_packaged.ipynb #ico00012
 tiny_atlases = ('tiny-flux/double.1.image', 'tiny-flux/double.1.image-256',
                 'tiny-flux/double.1.image-256-without-noise', 'tiny-flux/single.1.image-256',
-                'tiny-sdxl-turbo/up.1.0-256', 'tiny-sdxl-turbo/up.1.1-256',
+                'tiny-sdxl-turbo/down.2.1-256', 'tiny-sdxl-turbo/up.0.1-256',
                 'stickers-flux/double.1.image-512')
 
 def _label_sure(atlas, world, least=.9): # features on one known map in both halves get its name

@@ -1,4 +1,6 @@
 "An edit at every site of the bundled models, ended well, by an error and by Ctrl-C: it acts, and nothing of it is left behind"
+import re
+
 import pytest
 import torch
 
@@ -25,11 +27,12 @@ def test_every_site(model):
     state,last = state_of(pipe),[m for n,m in denoiser_of(pipe).named_modules() if n in ('proj_out', 'conv_out')][0]
     sites = list_sites(pipe)
     assert len(sites)>30
+    last_text = max((s.name for s in sites if re.fullmatch(r'single\.\d+\.text', s.name)), default=None)
     for s in sites:
         d = LinearDictionary(torch.randn(2, s.width, generator=torch.Generator().manual_seed(0)), torch.zeros(s.width), 2)
         edit = fi.Add(d, 0, strength=3., site=s.name)
         with fi.steer(pipe, [edit]): moved = draw(pipe)
-        if not s.name.startswith('single.3.text'): # nothing reads the text after the last block
+        if not last_text or not s.name.startswith(last_text): # nothing reads the text after the last block
             assert not torch.equal(moved, clean), f'{s.name}: the edit did nothing'
         for error in (RuntimeError, KeyboardInterrupt):
             def fail(module, args, output): raise error

@@ -70,6 +70,61 @@ def test_a_caption_is_drawn_for_all_tabs(page):
     captions = says(page, '[explorer.bar.captions[0], *{v.caption for k,v in explorer.views.items() if k in ("maps", "place", "steer")}]')
     assert captions[0]==captions[1] and len(captions)==2
 
+def search(page, words):
+    "Two actions: open the list, and look for some words in it"
+    tab(page, 'Features').click()
+    field = view(page).get_by_label('Search', exact=True)
+    field.fill(words)
+    field.press('Enter')
+    first = says(page, f'int(explorer.atlas.search({words!r}).index[0])')
+    expect(view(page).locator('.flx-explorer-bar b')).to_have_text(re.compile(rf'feature {first}\b'))
+    return first
+
+def test_find_red_and_watch_it_form(page):
+    "In three actions"
+    red = search(page, 'red')
+    view(page).get_by_role('button', name='maps', exact=True).click()
+    rest(page)
+    assert says(page, '[f["id"] for f in explorer.views["maps"].player.features]')==[red]
+    view(page).locator('.flx-player:visible').get_by_role('button', name='play').click()
+    expect(view(page).locator('.flx-player:visible').get_by_role('button', name='pause')).to_be_visible()
+
+def test_layers_that_see_stripes(page):
+    "In three actions"
+    search(page, 'striped')
+    view(page).get_by_role('button', name='layers', exact=True).click()
+    matrix = view(page).locator('.flx-matrix:visible')
+    expect(matrix).not_to_contain_text('double.0.image', timeout=90_000) # the sites without a packaged dictionary
+    expect(matrix).to_contain_text('double.1.image')
+    expect(matrix).to_contain_text('single.1.image')
+
+def test_all_features_at_once(page):
+    tab(page, 'All at once').click()
+    rest(page)
+    points = view(page).get_by_role('application')
+    expect(points).to_be_visible()
+    at = says(page, '__import__("numpy").frombuffer(explorer.views["all"].children[0].positions, "<u2").reshape(-1, 2)[5].tolist()')
+    box = points.bounding_box()
+    x,y = (box[k]+(8+v/65535*504)*box['width']/520 for k,v in zip('xy', at))
+    page.mouse.click(x, y)
+    chosen = says(page, 'explorer.feature')
+    expect(view(page).locator('.flx-explorer-bar b')).to_have_text(re.compile(rf'feature {chosen}\b'))
+    page.mouse.move(x-60, y-60)
+    page.mouse.down()
+    for dx,dy in ((60, -60), (60, 60), (-60, 60), (-60, -60)): page.mouse.move(x+dx, y+dy, steps=4)
+    page.mouse.up()
+    around = says(page, 'explorer.views["all"].children[0].chosen')
+    assert chosen in around and len(around)<2048
+    view(page).locator('.flx-lassoed button').first.click()
+    assert says(page, 'explorer.feature')==around[0]
+    points.focus()
+    page.keyboard.press('ArrowRight')
+    page.keyboard.press('ArrowRight')
+    page.keyboard.press('Enter')
+    assert says(page, 'explorer.feature')!=around[0]
+    view(page).get_by_label('color', exact=True).select_option(index=1)
+    check_view(page, '.try-explorer .flx-scatter', 'explorer-all', True)
+
 @pytest.mark.parametrize('dark', [True, False])
 def test_bar_at_three_widths(page, dark):
     lab_theme(page, dark)

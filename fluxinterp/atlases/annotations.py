@@ -388,6 +388,7 @@ def find_images(text:AtlasText, # file of the atlas
 
 def find_features(text:AtlasText, # file of the atlas
                   words:list,     # words to look for, stemmed
+                  label_only:bool=False, # whether labels alone are searched
                  )->Counter:      # feature -> number of the words its label and explanations have
     "Features whose label or explanation has a word, those with the most first"
     found = {}
@@ -396,7 +397,7 @@ def find_features(text:AtlasText, # file of the atlas
                  f"where explanation_words match ? and e.text not in ({', '.join('?'*len(nothing_said))})")
     for w in words:
         hits = text.rows(labeled, (f'"{w}"',))
-        hits += text.rows(explained, (f'"{w}"', *nothing_said))
+        if not label_only: hits += text.rows(explained, (f'"{w}"', *nothing_said))
         for f, in hits:
             found.setdefault(f, set()).add(w)
     return Counter({f: len(w) for f,w in sorted(found.items(), key=lambda p: (-len(p[1]), p[0]))})

@@ -382,7 +382,7 @@ def search(self:Atlas,
            query:str,     # words to look for
            n:int=20,      # features at most
            pooled:bool=False, # whether images count by means over 3 x 3 tokens, not by peaks
-          )->pd.DataFrame: # a line per feature: label, explanation, rates, z, words
+          )->pd.DataFrame: # a line per feature: label, explanation, rates, score, z, rise, words
     "Features that have to do with some words, the best first; raises `ValueError` without a word"
     n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
@@ -394,10 +394,10 @@ def search(self:Atlas,
 def find(self:Atlas,
          query:str,    # words to look for
         )->int:        # number of the feature
-    "The feature for some words: of the five found first the one that fires in most images"
-    found = self.search(query, 5)
+    "The feature for some words: the first that `search` finds"
+    found = self.search(query, 1)
     if found.empty: raise ValueError(f'no feature has to do with {query!r}: see atlas.search for other words')
-    return int(found.image_rate.idxmax())
+    return int(found.index[0])
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #afc00002
 @patch

@@ -204,6 +204,7 @@ def _check_labels(labels, atlas): # (concept, image, token)
         raise ValueError(f'labels of {tuple(labels.shape[1:])} images x tokens, in an atlas of '
                          f'{len(atlas.pictures)} x {tokens}')
 
+# %% ../../nbs/55_explaining/10_explainers.ipynb #4d4170d5
 class LabelMaps(Explainer):
     "The known map a feature lies on, by AUROC over tokens"
     name = 'maps'
@@ -224,9 +225,10 @@ class LabelMaps(Explainer):
     def scores(self,
                atlas,       # the atlas
                f,           # number of the feature
-              )->np.ndarray: # (concept,) AUROC, NaN where there are no positives or no negatives
+              )->np.ndarray: # (concept,) AUROC, NaN where there are no positives, no negatives, or no images
         "How well a feature's activation tells each concept from others of its kind"
         shown = {e.picture: e for kind in ('peak', 'sample') for e in atlas.examples(f, kind, self.half)}
+        if not shown: return np.full(len(self.labels), np.nan)
         inactive = atlas.non_activating_images(f, len(shown), self.half)
         maps = [e.values.max(0).reshape(-1) for e in shown.values()]
         maps += [np.zeros(self.labels.shape[2], np.float32)]*len(inactive)

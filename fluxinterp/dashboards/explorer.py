@@ -10,6 +10,7 @@ import re
 from functools import partial
 
 import ipywidgets as widgets
+import numpy as np
 import traitlets
 from fastcore.basics import patch
 
@@ -24,13 +25,15 @@ from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
+from ..features.layouts import feature_layout
 from ..models.description import describe
 from ..widgets.explorer_bar import ExplorerBar
+from ..widgets.feature_scatter import FeatureScatter
 from ..worlds.world import as_world
 
 # %% ../../nbs/65_dashboards/60_explorer.ipynb #39ca4ad4
 explorer_tabs = dict(cards='Features', maps='Maps', place='Place', steer='Steer', layers='Layers',
-                     compare='Compare')
+                     compare='Compare', all='All at once')
 _actions = [['cards', 'card'], ['maps', 'maps'], ['steer', 'steer'], ['layers', 'layers']]
 _hint = 'New here? Choose a caption, open Place and click an object; then take what fires there to Steer.'
 
@@ -144,6 +147,7 @@ def _show_feature(self:Explorer, tab): # the chosen one, in a tab that is there
     if self.feature<0: return
     view = self.views[tab]
     if tab=='cards': view.table.selected = self.feature
+    elif tab=='all' and view.children: view.children[0].selected = self.feature
     elif tab in ('maps', 'place'): view.features.value = str(self.feature)
 
 @patch
@@ -253,6 +257,36 @@ def _make_compare(self:Explorer):
     self.worker.request(work, shown, 'comparing')
     return box
 
+# %% ../../nbs/65_dashboards/60_explorer.ipynb #5fa8b87b
+_named = 8192 # features of which the points carry names
+
+def _measures(atlas, dictionary): # title -> a number for each feature
+    if atlas is None:
+        return {'length of the write direction': dictionary.write_directions.detach().norm(dim=1).cpu()}
+    t = atlas.table(None)
+    rate = t.image_rate.where(t.image_rate>0)
+    return {'noise level where most active': t.noise_level, 'images it fires in, log10': np.log10(rate),
+            'largest activation': t.largest}
+
+@patch
+def _make_all(self:Explorer):
+    box = widgets.VBox()
+    def work(say): # function for messages
+        "Lay out the features"
+        say(f'laying out {self.dictionary.num_latents} features')
+        return feature_layout(self.dictionary)
+    def shown(places): # (features, 2)
+        "Put the points into the tab"
+        view,n = FeatureScatter(),len(places)
+        names = [self.names.full(self.name, f) for f in range(n)] if n<=_named else []
+        view.load(places, _measures(self.atlas, self.dictionary), names)
+        view.selected = self.feature
+        view.observe(lambda c: c['new']>=0 and self.set_trait('feature', c['new']), 'selected')
+        box.children = [view]
+        return f'{n} features'
+    self.worker.request(work, shown, 'layout')
+    return box
+
 # %% ../../nbs/65_dashboards/60_explorer.ipynb #a02a56ff
 @patch(as_prop=True)
 def alt(self:Explorer)->str:
@@ -263,4 +297,5 @@ def alt(self:Explorer)->str:
 def static(self:Explorer):
     "The open tab, as an image that stays"
     view = self.views.get(self.tab)
+    if self.tab=='all' and view.children: view = view.children[0]
     return view.static() if hasattr(view, 'static') else None

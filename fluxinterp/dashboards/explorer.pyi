@@ -4,6 +4,7 @@ __all__ = ['explorer_tabs', 'Explorer']
 import re
 from functools import partial
 import ipywidgets as widgets
+import numpy as np
 import traitlets
 from fastcore.basics import patch
 from ..activations.recording import record
@@ -17,10 +18,12 @@ from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
+from ..features.layouts import feature_layout
 from ..models.description import describe
 from ..widgets.explorer_bar import ExplorerBar
+from ..widgets.feature_scatter import FeatureScatter
 from ..worlds.world import as_world
-explorer_tabs = dict(cards='Features', maps='Maps', place='Place', steer='Steer', layers='Layers', compare='Compare')
+explorer_tabs = dict(cards='Features', maps='Maps', place='Place', steer='Steer', layers='Layers', compare='Compare', all='All at once')
 _actions = [['cards', 'card'], ['maps', 'maps'], ['steer', 'steer'], ['layers', 'layers']]
 _hint = 'New here? Choose a caption, open Place and click an object; then take what fires there to Steer.'
 _any_captions = ('a photo of a cat on a sofa', 'a red car in the snow', 'an oil painting of a harbor', 'a bowl of fruit on a table', 'a city at night in the rain')
@@ -59,3 +62,4 @@ class Explorer(LiveView):
 
     def static(self):
         ...
+_named = 8192

@@ -39,6 +39,7 @@ dashboard_views = dict(
     steering=DashboardView('fi.SteeringStudio(atlas, pipe, dictionary)', 'needed'),
     steps=DashboardView(f'fi.TimestepViewer{_live}', 'needed'),
     prompt=DashboardView(f'fi.PromptInspector{_live}', 'needed'),
+    explorer=DashboardView('fi.Explorer(pipe, [dictionary, atlas])', 'needed'),
     monitor=DashboardView('fi.RunMonitor(atlas)', 'unused', False))
 
 class DashboardError(ValueError):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['flux_stages', 'guided_latents', 'joined_pairs', 'right_pairs', 'draw_flux_pairs', 'train_flux_student',
-           'caption_rows', 'decoded_images', 'scene_judge', 'copy_weights', 'forget_folders', 'save_half',
-           'train_tiny_flux']
+           'caption_rows', 'decoded_images', 'scene_judge', 'told_places', 'copy_weights', 'forget_folders',
+           'save_half', 'train_tiny_flux']
 
 # %% ../../nbs/10_worlds/17_flux_distillation.ipynb #fdi00004
 from copy import deepcopy
@@ -23,8 +23,9 @@ from .flux import TinyFluxPipeline, build_flux, caption_tokens, flux_sizes, load
 from .flux_training import (TinyConfig, draw_levels, fast_autocast, fit_flow, image_ids, open_run,
     near_objects, plateau_rate, sample_grid, scene_examples, stored_latents, train_text, train_vae)
 from .reader import read_images, said_and_shown
-from .scenes import object_factors, relations
-from .training_tools import caption_token_ids, factor_values, step_generator
+from fluxinterp.worlds.scenes import (inverse_relation, object_factors, place_phrases, relations,
+    split_of)
+from .training_tools import caption_token_ids, factor_values, step_generator, word_ids
 
 # %% ../../nbs/10_worlds/17_flux_distillation.ipynb #fdi00006
 @torch.no_grad()
@@ -176,6 +177,68 @@ def scene_judge(bank:dict, # training data, as of `make_bank`
         return torch.tensor(right),near_objects(images)
     return judge
 
+# %% ../../nbs/10_worlds/17_flux_distillation.ipynb #329079be
+_place,_relation = object_factors.index('place'),len(object_factors) # columns of what is told
+_usual_places = ('center', 'left', 'right') # of objects whose place is not said, in this order
+# relation -> places of the first object and of the second
+_usual_layouts = {'left of': ('left', 'right'), 'above': ('top', 'bottom'),
+                  'upper left of': ('left', 'bottom'), 'upper right of': ('right', 'bottom')}
+_usual_layouts |= {inverse_relation(r): places[::-1] for r,places in _usual_layouts.items()}
+
+def _held_out(objects, world): # all that is said of a caption -> whether no train scene has it
+    said = _said(objects, world)
+    things = [dict(texture='plain')|o for o in said['objects']]
+    if 'background' not in said or any(set(o)!=set(object_factors) for o in things):
+        return False # not all factors are said: no combination
+    return split_of(things, said['background'], said['style'])!='train'
+
+def _usual(objects, mentioned): # what is said of two objects, their numbers in the caption's order -> places
+    first = mentioned[0]
+    relation = relations[objects[first,_relation]-1] if objects[first,_relation] else ''
+    if relation in _usual_layouts:
+        return dict(zip(mentioned, _usual_layouts[relation]))
+    outer = [k for k in mentioned if relation and relations[objects[k,_relation]-1]=='around']
+    values = ('', *factor_values['place'])
+    taken,res = {values[v] for v in objects[:,_place].tolist()},{}
+    for k in outer or mentioned:
+        if not objects[k,_place]:
+            res[k] = next(p for p in _usual_places if p not in taken)
+            taken.add(res[k])
+    return res
+
+# %% ../../nbs/10_worlds/17_flux_distillation.ipynb #9871a48f
+def _with_places(words, owners, objects): # of one caption -> words and what is said, with every place
+    objects,owners = objects.clone(),owners.tolist()[:len(words)]
+    mentioned = [k for k in dict.fromkeys(owners) if k>=0]
+    usual = _usual(objects, mentioned)
+    name = relations[objects[mentioned[0],_relation]-1]
+    pieces = [[w] for w in words] # each may grow or go
+    if objects[mentioned[0],_relation] and name in _usual_layouts: # its words are of no object
+        phrase = [word_ids[w] for w in name.split()]
+        at = next(i for i in range(len(words)) if words[i:i+len(phrase)]==phrase and owners[i]<0)
+        pieces[at:at+len(phrase)] = [[word_ids['and']], *([] for _ in phrase[1:])]
+        objects[:,_relation] = 0
+    for k,place in usual.items():
+        objects[k,_place] = 1+factor_values['place'].index(place)
+        last = max(i for i,o in enumerate(owners) if o==k)
+        pieces[last] = [*pieces[last], *(word_ids[w] for w in place_phrases[place].split())]
+    return [w for piece in pieces for w in piece],objects
+
+def told_places(bank:dict, # training data, as of `make_bank`
+               ):          # function: token ids, (n, words) -> those for the teacher, (n, longest)
+    "Captions with the usual place said of every object whose place is not; others as they are"
+    rows_of = caption_rows(bank)
+    ids,owners,objects,world = (bank[k].flatten(0, 1) for k in ('ids', 'owners', 'told', 'world'))
+    def told(some): # token ids, (n, words)
+        "What the teacher is told"
+        res = []
+        for row in rows_of(some):
+            given = ids[row][ids[row]>0].tolist()
+            words,said = _with_places(given, owners[row], objects[row])
+            res.append(torch.tensor(given if _held_out(said, world[row]) else words, dtype=some.dtype))
+        return torch.nn.utils.rnn.pad_sequence(res, batch_first=True)
+    return told
+
 # %% ../../nbs/10_worlds/17_flux_distillation.ipynb #fdi00013
 def _grown(new, old): # states of the larger and of the smaller network -> the old values where they fit
     state = {}
@@ -260,7 +323,7 @@ def train_tiny_flux(out:str|Path,             # folder of the run; an interrupte
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'teacher')
     if until=='distilled':
         judge = scene_judge(bank, partial(_decoded, pipe))
-        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out, judge)
+        pairs = draw_flux_pairs(pipe.to(device), examples, cfg, out, judge, told_places(bank))
         train_flux_student(pipe, pairs, cfg, out, device, partial(_look, name='distilled', out=out))
         save_half(TinyFluxPipeline(**pipe.to('cpu').components), out/'pipeline')
     return TinyFluxPipeline(**pipe.components)

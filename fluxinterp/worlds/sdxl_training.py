@@ -27,10 +27,10 @@ from .scenes import make_scene
 from .flux import caption_tokens
 from .sdxl import TinySDXLPipeline, build_sdxl, load_tiny_sdxl, plain_sdxl, sdxl_sizes
 from .muon import OrthogonalMomentum
-from .text_stacks import narrow_stacks, residual_dropout, stack_erasers
+from .text_stacks import narrow_stacks, open_attention, stack_erasers
 from .sdxl_text import encode_captions, narrow_pooled, standardize_text, train_clips
 from fluxinterp.worlds.flux_distillation import (decoded_images, forget_folders, joined_pairs, right_pairs,
-    scene_judge)
+    scene_judge, told_places)
 from fluxinterp.worlds.flux_training import (TinyConfig, fast_autocast, open_run, sample_grid, stored_latents,
     train_vae)
 from fluxinterp.worlds.training_tools import (plain_attention, step_generator, set_rate, TrainingStage,
@@ -50,7 +50,6 @@ class SDXLConfig(TinyConfig):
     routed:bool=True           # whether each stack of the student hears its own part, see `stack_hears`
     rerouted_steps:int=1000    # steps of the student on scenes, before it sees pairs
     matched:float=0.6          # share of what the teacher says in the targets of early steps
-    residual_drop:float=0.5    # share of images in which one of `four_stacks` has only what it adds
     distilled_rate:float=0.6   # highest factor of the student's learning rates
     pairs:int=3072             # captions the teacher generates for its student
     teacher_steps:int=8        # denoising steps of the teacher's images
@@ -189,7 +188,7 @@ def _matched(teacher, share, v, x, t, ids, untold, sizes, device): # -> `v`, ear
     v[early] = torch.lerp(v[early], said.float(), share)
     return v
 
-def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device, teacher=None): # -> scalar
+def _unet_loss(pipe, net, examples, sigmas, cfg, g, device, teacher=None): # -> scalar
     x0,noise,t,ids,crops = examples(g)
     x0 = x0.float().to(device)
     noise = noise.float().to(device)
@@ -200,8 +199,7 @@ def _unet_loss(pipe, net, examples, sigmas, cfg, drop, g, device, teacher=None):
     untold = torch.rand(len(x0), 1, generator=g)<cfg.drop_caption
     with fast_autocast(device):
         v = _matched(teacher, cfg.matched, v, x, t, ids, untold, sizes, device)
-        with residual_dropout(pipe.unet, drop, g):
-            predicted = _predicted(pipe, net, x, t, ids, untold, sizes, device)
+        predicted = _predicted(pipe, net, x, t, ids, untold, sizes, device)
     weight = torch.where(near_object_latents(x0), cfg.object_weight, 1.)
     return ((predicted.float()-v).square().mean(1)*weight).sum()/weight.sum()
 
@@ -211,7 +209,6 @@ def _fit(pipe, name, total, examples, rate, cfg, out, device, erasers=None, teac
     net = pipe.unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     if erasers:
         narrow_stacks(net, erasers)
-    drop = cfg.residual_drop if erasers else 0.
     ema = build_sdxl(cfg.size).unet.to(device).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     opts = _optimizers(net, cfg)
@@ -228,7 +225,7 @@ def _fit(pipe, name, total, examples, rate, cfg, out, device, erasers=None, teac
         for o,lr in zip(opts, (cfg.muon_lr, cfg.adam_lr)):
             set_rate(o, lr*rate(step))
         g = step_generator(cfg, name, step)
-        loss = _unet_loss(pipe, fast, examples, sigmas, cfg, drop, g, device, teacher)
+        loss = _unet_loss(pipe, fast, examples, sigmas, cfg, g, device, teacher)
         for o in opts:
             o.zero_grad()
         loss.backward()
@@ -283,16 +280,13 @@ def _guided(teacher, cfg, device, ids, noise): # token ids and noise -> where th
                      output_type='latent').images
     return x0.bfloat16().cpu()
 
-def _teach_pairs(teacher, bank, cfg, g, count, device): # -> ids, noise and x0 of `count` captions at most
+def _teach_pairs(draw, judge, bank, cfg, g, count, size): # -> ids, noise and x0 of `count` captions at most
     n,w = bank['ids'].shape[:2]
     i = torch.randint(n, (count,), generator=g)
     ids = bank['ids'][i,torch.randint(w, (count,), generator=g)]
-    side = teacher.unet.config.sample_size
-    noise = torch.randn(count, teacher.unet.config.in_channels, side, side, generator=g).bfloat16()
-    draw = partial(_guided, teacher, cfg, device)
+    noise = torch.randn(count, *size, generator=g).bfloat16()
     x0 = draw(ids, noise)
     if cfg.tries:
-        judge = scene_judge(bank, partial(decoded_images, teacher.vae))
         ids,noise,x0,_ = right_pairs(ids, noise, x0, draw, judge, cfg, g)
     return dict(ids=ids, noise=noise, x0=x0)
 
@@ -307,13 +301,21 @@ def draw_pairs(pipe,         # pipeline of the teacher
     "Distillation pairs: noise, captions, and the teacher's latents with guidance; files that exist are kept"
     teacher = plain_sdxl(pipe, TinySDXLPipeline).to(device)
     teacher.set_progress_bar_config(disable=True)
+    told,judge = told_places(bank),scene_judge(bank, partial(decoded_images, teacher.vae))
+    def draw(ids,   # token ids of captions, (n, words)
+             noise, # initial noise, (n, channels, 32, 32)
+            ):
+        "Where the teacher ends from some noise, told every place"
+        return _guided(teacher, cfg, device, told(ids), noise)
+    net = teacher.unet.config
+    shape = net.in_channels,net.sample_size,net.sample_size
     parts = []
     for c in tqdm(range(-(-cfg.pairs//size)), desc='pairs'):
         file = Path(out)/'pairs'/f'{c:04d}.safetensors'
         if not file.exists():
             count = min(size, cfg.pairs-c*size)
             g = step_generator(cfg, 'pairs', c)
-            save_tensors(_teach_pairs(teacher, bank, cfg, g, count, device), file)
+            save_tensors(_teach_pairs(draw, judge, bank, cfg, g, count, shape), file)
         parts.append(load_file(file))
     return joined_pairs(parts)
 
@@ -402,6 +404,7 @@ def train_tiny_sdxl(out:str|Path,             # folder of the run; an interrupte
             setattr(whole, part, deepcopy(getattr(pipe, part)).requires_grad_(False))
         narrow_pooled(pipe, bank)
         erasers = stack_erasers(pipe, bank)
+        open_attention(pipe.unet)
         train_teacher(pipe, bank, latents, cfg, out, device, 'rerouted', erasers, whole)
     train_student(pipe, pairs, cfg, out, device, erasers)
     return _finished(pipe, out/'pipeline')
