@@ -53,6 +53,10 @@ def beyond_chance(num_features:int, # number of features
     "A z-score that none of so many features reaches by chance, in 95 % of the cases"
     return NormalDist().inv_cdf(1-.05/num_features)
 
+def _least(z): # of all features, for a word; a few images show no more than a tendency
+    least = beyond_chance(len(z))
+    return least if (z>least).any() else 2.
+
 def features_by_words(atlas,           # `Atlas`
                       words:list,      # words to look for, from `annotations.search_words`
                       n:int,           # features at most
@@ -63,16 +67,16 @@ def features_by_words(atlas,           # `Atlas`
     images = [np.isin(np.arange(len(explaining)), find_images(atlas.text, w)) for w in words]
     masks = np.stack([explaining, *(explaining&has for has in images)])
     lifts = word_lifts(words, masks, *peak_sums(atlas, masks, pooled))
-    least = beyond_chance(atlas.num_features)
+    goes = {w: z>_least(z) for w,(z,_) in lifts.items()} # word -> features that go with it
     sums = np.zeros((3, atlas.num_features)) # score, z and rise, over the words that go with a feature
-    for z,rise in lifts.values():
-        sums += np.where(z>least, [z*rise, z, rise], 0)
+    for w,(z,rise) in lifts.items():
+        sums += np.where(goes[w], [z*rise, z, rise], 0)
     hits,labels = np.zeros((2, atlas.num_features), int) # words in explanations and label, and in the label
     for found,label_only in ((hits, False), (labels, True)):
         for f,k in find_features(atlas.text, words, label_only).items():
             found[f] = k
     order = np.lexsort((-hits, -sums[0], -labels)) # by label, score, what is said; then by number
     order = [f for f in order if hits[f] or sums[0,f]>0][:n]
-    found = [' '.join(w for w,(z,_) in lifts.items() if z[f]>least) for f in order]
+    found = [' '.join(w for w in lifts if goes[w][f]) for f in order]
     columns = dict(zip(('score', 'z', 'rise'), sums[:,order]))
     return pd.DataFrame(columns|dict(words=found), pd.Index(order, name='feature', dtype=int))
