@@ -113,7 +113,7 @@ def test_all_features_at_once(page):
     page.mouse.down()
     for dx,dy in ((60, -60), (60, 60), (-60, 60), (-60, -60)): page.mouse.move(x+dx, y+dy, steps=4)
     page.mouse.up()
-    around = says(page, 'explorer.views["all"].children[0].chosen')
+    around = says(page, 'explorer.views["all"].children[0].lasso')
     assert chosen in around and len(around)<2048
     view(page).locator('.flx-lassoed button').first.click()
     assert says(page, 'explorer.feature')==around[0]

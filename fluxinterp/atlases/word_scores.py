@@ -76,7 +76,7 @@ def features_by_words(atlas,           # `Atlas`
         for f,k in find_features(atlas.text, words, label_only).items():
             found[f] = k
     order = np.lexsort((-hits, -sums[0], -labels)) # by label, score, what is said; then by number
-    order = [f for f in order if hits[f] or sums[0,f]>0][:n]
+    order = order[(hits[order]>0)|(sums[0,order]>0)][:n]
     found = [' '.join(w for w in lifts if goes[w][f]) for f in order]
     columns = dict(zip(('score', 'z', 'rise'), sums[:,order]))
     return pd.DataFrame(columns|dict(words=found), pd.Index(order, name='feature', dtype=int))

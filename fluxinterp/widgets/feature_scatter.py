@@ -20,10 +20,10 @@ class FeatureScatter(View):
     _css = page_style+css_text('feature_scatter')
     positions = traitlets.Bytes(b'').tag(sync=True) # uint16, x and y of each feature; 65535 is the far side
     values = traitlets.Bytes(b'').tag(sync=True)    # a byte for each feature, by measure; 255 is the high end
-    measures = traitlets.List([]).tag(sync=True)    # (name, title, low end, high end) of each
+    measures = traitlets.List([]).tag(sync=True)    # (title, low end, high end) of each
     names = traitlets.List([]).tag(sync=True)       # what features are called; empty: numbers
     selected = traitlets.Int(-1).tag(sync=True)     # number of the feature that was clicked; -1 for none
-    chosen = traitlets.List([]).tag(sync=True)      # numbers of the features that were drawn around
+    lasso = traitlets.List([]).tag(sync=True)       # numbers of the features that were drawn around
     title = traitlets.Unicode('all features').tag(sync=True)
     shown = None # positions and measures as numbers, for a still
 
@@ -40,13 +40,13 @@ class FeatureScatter(View):
             v = np.asarray(v, np.float64)
             low,high = (float(f(v)) if np.isfinite(v).any() else 0. for f in (np.nanmin, np.nanmax))
             parts.append(np.nan_to_num(255*(v-low)/max(high-low, 1e-12)).round().astype(np.uint8).tobytes())
-            ends.append([title, title, low, high])
+            ends.append([title, low, high])
         self.shown = p,measures
         with self.hold_sync():
             self.values = b''.join(parts)
             self.measures = ends
             self.names = list(names)
-            self.chosen = []
+            self.lasso = []
             self.positions = (p*65535).round().astype('<u2').tobytes()
 
     @property

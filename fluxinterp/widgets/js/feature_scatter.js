@@ -55,7 +55,7 @@ const render = ({ model, el }) => {
     ctx.fillStyle = "#222";
     ctx.fillRect(0, 0, side, side);
     if (picture) ctx.drawImage(picture, 0, 0);
-    for (const i of model.get("chosen")) ring(i, "#fff8", 4);
+    for (const i of model.get("lasso")) ring(i, "#fff8", 4);
     ring(model.get("selected"), "#ff5", 7);
     ring(at, "#fff", 6);
     if (line.length > 1) {
@@ -113,7 +113,7 @@ const render = ({ model, el }) => {
     return found;
   };
   const drawList = () => {
-    const some = model.get("chosen"),
+    const some = model.get("lasso"),
       shown = some.slice(0, 60);
     list.replaceChildren(
       ...(some.length
@@ -144,7 +144,7 @@ const render = ({ model, el }) => {
     const [x, y] = line[0] ?? where(e),
       [x2, y2] = where(e),
       dragged = line.some(([a, b]) => Math.hypot(a - x, b - y) > 8);
-    if (dragged) set("chosen", inside());
+    if (dragged) set("lasso", inside());
     else if ((at = near(x2, y2)) >= 0) set("selected", at);
     line = [];
     tell();
@@ -171,7 +171,7 @@ const render = ({ model, el }) => {
     draw();
   });
   const measured = () => {
-    const [, , low, high] = model.get("measures")[measure] ?? ["", "", 0, 1];
+    const [, low, high] = model.get("measures")[measure] ?? ["", 0, 1];
     scale.replaceChildren(scaleBar(low, high, "viridis", 1, false));
     points();
     draw();
@@ -181,9 +181,9 @@ const render = ({ model, el }) => {
     measure = 0;
     const colored = choice({
       label: "color",
-      options: model.get("measures").map(([k, title]) => [k, title]),
+      options: model.get("measures").map(([title], k) => [k, title]),
       onchange: (k) => {
-        measure = model.get("measures").findIndex(([m]) => m === k);
+        measure = +k;
         measured();
       },
     });
@@ -194,7 +194,7 @@ const render = ({ model, el }) => {
   };
   box.append(bar, canvas, says, list);
   load();
-  const off = listen(model, { positions: load, selected: draw, chosen: drawList });
+  const off = listen(model, { positions: load, selected: draw, lasso: drawList });
   return () => {
     off();
     box.done();
