@@ -93,6 +93,7 @@ def joined_processes(device:str='', # 'cuda', 'cpu', ...; chosen for this machin
         return
     if device.type=='cuda':
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    import torch.distributed.nn.functional # its defaults keep hold of a group that is there when it is loaded
     torch.distributed.init_process_group('nccl' if device.type=='cuda' else 'gloo')
     try:
         yield device,torch.distributed.get_rank()==0
