@@ -11,7 +11,7 @@ from fluxinterp.training.training_run import TrainingRun
 
 here = Path(__file__).parent
 WORKER = '''
-import sys, torch
+import sys, time, torch
 from pathlib import Path
 from fluxinterp.dictionaries.sae import SAEConfig
 from fluxinterp.training.sae_training import train
@@ -25,8 +25,14 @@ configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(em
 JOINED = '''
 from fluxinterp.training.training_run import joined_processes
 with joined_processes('cpu'): train(configs, x, out=sys.argv[1], progress=False, shard_latents=bool(int(sys.argv[2])))
-names = [task.read_text() for task in Path('/proc/self/task').glob('*/comm')]
-assert names and not any('gloo' in name for name in names), names # a thread left over can abort the process as it ends
+def name_of(thread):
+    try: return (thread/'comm').read_text()
+    except OSError: return '' # it ended just now
+for _ in range(100): # one that has ended can be listed a moment longer
+    left = [t for t in map(name_of, Path('/proc/self/task').glob('*')) if 'gloo' in t]
+    if not left: break
+    time.sleep(.05)
+assert not left, left # a thread left over can abort the process as it ends
 '''
 
 def run(code, *args, **env):
