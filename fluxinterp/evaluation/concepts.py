@@ -30,12 +30,14 @@ def coverage_labels(maps:np.ndarray,    # share of each token that shows each co
                     world:World|str|None=None, # world with these concepts; the tiny world when None
                    )->np.ndarray:       # int8, (concept, image, token): 1 positive, 0 negative, -1 left out
     "Which tokens show each concept, and which are its negatives: those of its kind; all for a kind ''"
-    if names is None: names = as_world(world).concepts
+    optional = () # kinds of which an image may show nothing: all tokens are negatives
+    if names is None: names,optional = as_world(world).concepts,as_world(world).optional_factors
     if len(names)!=len(maps):
         raise ValueError(f'{len(names)} names for maps of {len(maps)} concepts: give names= or world=')
     covered = {'': np.ones(maps.shape[1:], bool)} # kind -> tokens covered by anything of it
     for kind in {kind for kind,_ in names if kind}:
-        covered[kind] = maps[[j for j,(k,_) in enumerate(names) if k==kind]].sum(0)>=.5
+        of_kind = maps[[j for j,(k,_) in enumerate(names) if k==kind]]
+        covered[kind] = (of_kind.sum(0)>=.5)|(kind in optional)
     labels = np.full(maps.shape, -1, np.int8)
     for i,(kind,_) in enumerate(names):
         labels[i][covered[kind]&(maps[i]<=.05)] = 0
@@ -158,8 +160,8 @@ def labeled_activations(recording:Recording, # activations of images whose maps 
     maps = np.asarray(maps, np.float32)
     _check_labeled(r, maps)
     if names is None and world is None: raise ValueError('give the names= of the concepts, or their world=')
+    labels = coverage_labels(maps.reshape(len(maps), len(r), -1), names, world)
     names = list(as_world(world).concepts if names is None else names)
-    labels = coverage_labels(maps.reshape(len(maps), len(r), -1), names)
     return SceneActivations(list(r.rows.caption), recording, labels, names, world)
 
 def _one_step(record, i):

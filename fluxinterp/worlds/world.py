@@ -49,6 +49,13 @@ class World:
         if strange: raise ValueError(f'{strange[0]!r} is no factor of the world {self.name}: it has '
                                      f'{", ".join(self.factors)}')
 
+    @property
+    def optional_factors(self)->tuple: # names of factors
+        "Factors with a value that has no map, as a scene may have no style: without is a value, too"
+        shown = {f for f,_ in self.concepts}
+        return tuple(f for f,values in self.factors.items()
+                     if f in shown and any((f, v) not in self.concepts for v in values))
+
     def __repr__(self):
         return (f'World {self.name}: {len(self.concepts)} concepts of {", ".join(self.factors)}; '
                 f'{self.pixels} x {self.pixels} pixels; splits {", ".join(self.splits)}')

@@ -32,6 +32,10 @@ class World:
     def __post_init__(self):
         ...
 
+    @property
+    def optional_factors(self) -> tuple:
+        ...
+
     def __repr__(self):
         ...
 
