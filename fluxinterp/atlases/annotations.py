@@ -269,7 +269,7 @@ def kept_notes(text:AtlasText, # file of the atlas
 
 # %% ../../nbs/50_atlases/05_annotations.ipynb #wgb00012
 # what explainers say of a feature they find nothing in
-nothing_said = ('no word of the captions', 'no known map', 'nothing in particular')
+nothing_said = ('no word of the captions', 'no known map', 'nothing in particular', 'not the initial noise')
 effect_explainer = 'effect' # its words are what a feature does to images, not what it fires on
 statuses = ('ok', 'dead', 'too_few', 'refused', 'parse_error', 'error')
 unfinished = ('parse_error', 'error') # statuses that the next run asks again

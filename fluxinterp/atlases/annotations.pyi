@@ -59,7 +59,7 @@ def only_features(features) -> str:
     ...
 def kept_notes(text: AtlasText) -> pd.DataFrame:
     ...
-nothing_said = ('no word of the captions', 'no known map', 'nothing in particular')
+nothing_said = ('no word of the captions', 'no known map', 'nothing in particular', 'not the initial noise')
 effect_explainer = 'effect'
 statuses = ('ok', 'dead', 'too_few', 'refused', 'parse_error', 'error')
 unfinished = ('parse_error', 'error')

@@ -21,6 +21,7 @@ def said_of_features(text:AtlasText,     # annotations of an atlas
     labels = text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
     last = text.frame('select feature, text as explanation from explanations where '
                       f"status='ok' and explainer!='{effect_explainer}'{only} order by id desc")
+    last = last.iloc[last.explanation.isin(nothing_said).argsort(kind='stable')] # what says something first
     does = text.frame("select feature, text as does from explanations where status='ok' and "
                       f"explainer='{effect_explainer}'{only}").set_index('feature')
     frame = pd.DataFrame(index=index).join(labels)

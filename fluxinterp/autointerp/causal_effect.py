@@ -58,7 +58,7 @@ class CausalEffect(Explainer):
                  dictionary:Dictionary, # dictionary of the atlas
                  judge=None,            # function of images -> `Judgement`; the world's reader when None
                  n:int=8,               # images per feature
-                 strength:float=1.5,    # factor on the feature's largest activation
+                 strength:float=1.,     # factor on the feature's largest activation
                  least:float=.5,        # smallest lift that counts, a share of the images
                  seed:int=300,          # seed of the initial noise and of the random directions
                  world:World|str|None=None, # world whose reader judges; the tiny world when None

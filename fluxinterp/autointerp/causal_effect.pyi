@@ -32,7 +32,7 @@ class CausalEffect(Explainer):
     settings: Any
     strength: Any
 
-    def __init__(self, pipe, dictionary: Dictionary, judge=None, n: int=8, strength: float=1.5, least: float=0.5, seed: int=300, world: World | str | None=None, **call):
+    def __init__(self, pipe, dictionary: Dictionary, judge=None, n: int=8, strength: float=1.0, least: float=0.5, seed: int=300, world: World | str | None=None, **call):
         ...
 
     def images(self, atlas, f: int) -> tuple:

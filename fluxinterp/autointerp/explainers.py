@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from scipy.stats import hypergeom
 from tqdm.auto import tqdm
 
 from fluxinterp.atlases.annotations import (add_explanations, detail_field, read_detail, search_words,
@@ -134,12 +135,14 @@ class PromptStatistics(Explainer):
                  least_lift:float=.1,      # lower bound, in deviations, below which a word says nothing
                  stop:tuple=_stop_words,   # words that are not looked at
                  words:int=2000,           # number of words looked at, the most frequent
+                 least_ratio:float=2.,     # factor by which a word must be more frequent where a rare feature fires
                 ):
         self.most,self.confidence,self.least_lift = most,confidence,least_lift
         self.stop,self.words = set(stop),words
+        self.least_ratio = least_ratio
         stop_hash = crc32(' '.join(sorted(stop)).encode())
-        self.settings = (f'{most} words, confidence {confidence}, lift {least_lift}, of {words}, '
-                         f'stop {stop_hash:08x}')
+        self.settings = (f'{most} words, confidence {confidence}, lift {least_lift}, ratio {least_ratio}, '
+                         f'of {words}, stop {stop_hash:08x}')
 
     def vocabulary(self,
                    captions, # texts
@@ -175,18 +178,34 @@ class PromptStatistics(Explainer):
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #wgg00005
 @patch
+def _most_lifted(self:PromptStatistics, fires, has, low): # index of a word, or None
+    i = int(low.argmax())
+    return i if low[i]>self.least_lift else None
+
+@patch
+def _most_enriched(self:PromptStatistics, fires, has, low): # of a feature that fires in few images
+    with_word,both = has.sum(0),has[fires].sum(0)
+    often = both*len(fires)>=self.least_ratio*fires.sum()*with_word
+    allowed = often&(both>=5)&np.isfinite(low)
+    if not allowed.any(): return None
+    by_chance = np.where(allowed, hypergeom.sf(both-1, len(fires), with_word, fires.sum()), 1.)
+    i = int(by_chance.argmin())
+    return i if by_chance[i]*has.shape[1]<1-self.confidence else None
+
+@patch
 def _say(self:PromptStatistics, peaks, has, words, lift, low, z): # status, text, detail of one feature
-    found,inside = [],np.ones(len(has), bool)
-    while len(found)<self.most:
-        i = int(low.argmax())
-        if low[i]<=self.least_lift: break
-        found.append(dict(word=words[i], lift=round(float(lift[i]), 3), low=round(float(low[i]), 3),
-                          pictures=int((has[:,i]&inside).sum())))
-        inside &= has[:,i]
-        if inside.sum()<20: break
-        lift,low = (t[:,0] for t in _lift(peaks[inside], has[inside], z))
-    if not found: return 'ok','no word of the captions',dict(words=[])
-    return 'ok',' '.join(w['word'] for w in found),dict(words=found)
+    for best in (self._most_lifted, self._most_enriched):
+        found,inside,numbers = [],np.ones(len(has), bool),(lift, low)
+        while len(found)<self.most:
+            i = best(peaks[inside,0]>0, has[inside], numbers[1])
+            if i is None: break
+            found.append(dict(word=words[i], lift=round(float(numbers[0][i]), 3),
+                              low=round(float(numbers[1][i]), 3), pictures=int((has[:,i]&inside).sum())))
+            inside &= has[:,i]
+            if inside.sum()<20: break
+            numbers = [t[:,0] for t in _lift(peaks[inside], has[inside], z)]
+        if found: return 'ok',' '.join(w['word'] for w in found),dict(words=found)
+    return 'ok','no word of the captions',dict(words=[])
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #exp00014
 def read_labels(atlas:Atlas,   # atlas of a bundled model, with thumbnails

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from scipy.stats import hypergeom
 from tqdm.auto import tqdm
 from fluxinterp.atlases.annotations import add_explanations, detail_field, read_detail, search_words, unfinished
 from ..atlases.atlas import Atlas
@@ -33,12 +34,13 @@ class PromptStatistics(Explainer):
     name = 'prompts'
     confidence: Any
     least_lift: Any
+    least_ratio: Any
     most: Any
     settings: Any
     stop: Any
     words: Any
 
-    def __init__(self, most: int=3, confidence: float=0.99, least_lift: float=0.1, stop: tuple=_stop_words, words: int=2000):
+    def __init__(self, most: int=3, confidence: float=0.99, least_lift: float=0.1, stop: tuple=_stop_words, words: int=2000, least_ratio: float=2.0):
         ...
 
     def vocabulary(self, captions) -> tuple:
