@@ -137,6 +137,7 @@ surface |= {
         'atlas': ('Atlas',),
         'atlas_building': ('build_atlas',),
         'image_search': ('search_by_image',),
+        'word_edits': ('feature_to_steer', 'steerable', 'usable_strength', 'word_edit'),
     },
     'autointerp': {
         'endpoint': ('Endpoint',),
@@ -146,6 +147,7 @@ surface |= {
         'vision_explainer': ('LocalModel', 'VisionExplainer'),
         'causal_explainer': ('CausalImages',),
         'causal_effect': ('CausalEffect',),
+        'noise_readout': ('NoisePrediction', 'NoiseReadout'),
         'scorers': ('Detection', 'Intruder', 'Localization'),
         'fuzzing': ('Fuzzing',),
         'embedding_scorer': ('Embedding', 'PromptEmbedder', 'ReaderEmbedder'),

@@ -19,10 +19,16 @@ from .worlds.world import World, as_world
 
 # %% ../nbs/91_demo.ipynb #2b35375d
 _style = (
-    'body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}'
-    'img{max-width:100%;image-rendering:pixelated}figure{margin:1rem 0}figcaption{color:#666;font-size:.9em}'
-    'table{border-collapse:collapse;font-size:.9em}'
-    'td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}')
+    ':root{color-scheme:light dark}'
+    'body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;'
+    'background:light-dark(#fff,#161616);color:light-dark(#222,#ddd)}'
+    'img{max-width:100%;image-rendering:pixelated;background:#fff}figure{margin:1rem 0}'
+    'figcaption{color:light-dark(#666,#aaa);font-size:.9em}'
+    'iframe{width:100%;border:1px solid light-dark(#ddd,#444);border-radius:4px}'
+    'table{border-collapse:collapse;font-size:.9em;display:block;overflow-x:auto}'
+    'td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid light-dark(#ddd,#444)}'
+    'dt{font-weight:600}dd{margin:0 0 .4rem 1.5rem}'
+    'pre{padding:.6rem;background:light-dark(#f4f4f4,#222);overflow-x:auto}')
 _page = ('<!doctype html><html lang="en"><meta charset="utf-8">'
          '<meta name="viewport" content="width=device-width"><title>{title}</title><style>{style}</style>'
          '<h1>{title}</h1>{parts}</html>')
@@ -73,6 +79,29 @@ class Report:
         data = base64.b64encode(path.read_bytes()).decode()
         tag = f'<img src="data:image/png;base64,{data}" alt="{html.escape(caption or name)}">'
         self.parts.append(f'<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+    def embed(self,
+              page:str,       # HTML of a page that needs nothing else
+              caption:str='', # text below it
+              height:int=520, # of its frame, pixels
+             )->None:
+        "Add a page that can be played with"
+        tag = (f'<iframe srcdoc="{html.escape(page)}" height="{height}" loading="lazy" '
+               f'title="{html.escape(caption)}"></iframe>')
+        self.parts.append(f'<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+    def glossary(self,
+                 words:dict, # word -> what it means, plain text
+                )->None:
+        "Add words and what they mean"
+        items = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k,v in words.items())
+        self.parts.append(f'<dl>{items}</dl>')
+
+    def commands(self,
+                 s:str, # lines for a shell
+                )->None:
+        "Add commands to type"
+        self.parts.append(f'<pre>{html.escape(s)}</pre>')
 
     def write(self)->Path: # the page
         "Write `report.html`"
@@ -226,6 +255,18 @@ def _maps(run, pick): # two captions with the concept, one without
                      f'Where and when feature {pick.feature} is active, over the predicted image of each '
                      f'step: two captions with {pick.value}, one without.')
 
+def _player(run, pick): # a page in the report: steps, scale and maps by the reader's own hand
+    from fluxinterp.dashboards.timestep_viewer import TimestepViewer
+    scenes = run.world.make_scenes(400, 'test', 70_000, drop=0.)
+    caption = _captions_with(pick.factor, pick.value, scenes, 1)[0]
+    view = TimestepViewer(run.pipe, run.sae, caption, int(pick.feature), seed=run.seed, form=False)
+    try:
+        view.wait()
+        view.to_html(run.report.out/'player.html')
+    finally: view.close()
+    page = (run.report.out/'player.html').read_text(encoding='utf-8')
+    run.report.embed(page, f'Feature {pick.feature} while "{caption}" is drawn: move through the steps.')
+
 def _turned(run, pick): # added where the object is, beside a random direction as long; and taken away
     from fluxinterp.steering.edits import Ablate
     from fluxinterp.steering.generation import generate
@@ -264,10 +305,33 @@ def _story_chapter(run):
             f'code, reaches {best:.2f}.')
     run.report.text(text)
     print(text)
-    _maps(run, pick)
+    if pick.auroc>=.8:
+        _maps(run, pick)
+        _player(run, pick)
+    else: run.report.text('That is too little for a map to show anything, so none is drawn.')
     _show_table(run, scores.to_frame().T, 2)
     run.report.text('And what it does: the feature is added to pictures of something else.')
     _turned(run, pick)
+
+# %% ../nbs/91_demo.ipynb #39287f7c
+_words = {
+    'feature': 'a direction in the activations, learnt by a dictionary (here an SAE); it is active or 0 in each '
+               'token',
+    'code, pre_acts': 'what fires (the sparse activations), and what the encoder computes before it decides',
+    'AUROC': 'how well a number tells two kinds of tokens apart: .5 is chance, 1 is always right',
+    'decodable': 'a concept that a linear probe, which may use all directions, finds with an AUROC of .9',
+    'FVU, L0, dead': 'share of the variance left unexplained; active features per token; share that never fires',
+    'said and shown': 'share of what captions say that the reader, a classifier of this world, sees in the image',
+}
+_commands = (
+    'fluxinterp dashboard tiny-flux/double.1.image --view explorer   # look through the packaged features\n'
+    'fluxinterp steer tiny-flux/double.1.image red "a white star"    # turn one up\n'
+    'fluxinterp harvest --help                                       # activations of your own checkpoint')
+
+def _end_chapter(run):
+    run.report.heading('6. Words, and how to go on')
+    run.report.glossary(_words)
+    run.report.commands(_commands)
 
 # %% ../nbs/91_demo.ipynb #0d80b9c6
 def run_demo(out:str|Path='demo',       # folder for the report and its images
@@ -315,6 +379,7 @@ def run_demo(out:str|Path='demo',       # folder for the report and its images
     _adherence_chapter(run)
 
     run.say(7, 'write the report')
+    _end_chapter(run)
     report.text(f'{time.time()-start:.0f} seconds, peak memory {peak_memory():.1f} GiB.')
     path = report.write()
     print(f'Done in {time.time()-start:.0f} s with a peak of {peak_memory():.1f} GiB. Open {path.resolve()}')

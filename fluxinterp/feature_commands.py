@@ -8,6 +8,7 @@ __all__ = ['evaluate_command', 'itda_command', 'compare_command', 'map_command',
 
 # %% ../nbs/89_feature_commands.ipynb #f6cbdead
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -114,12 +115,11 @@ def _parts(dictionary, pipeline, device): # -> `ViewParts` of one dictionary
     parts.pipe.to(default_device(device or None))
     return parts
 
-def _feature_number(parts, text): # number or words -> number, and what to call it
-    from fluxinterp.dashboards.timestep_viewer import FeatureNames, read_feature
+def _named(parts): # dictionary, its atlas or None, function of a feature -> what to call it
+    from fluxinterp.dashboards.timestep_viewer import FeatureNames
     (name,d), = parts.dictionaries.items()
     atlas = parts.atlases.get(name)
-    f = read_feature(text, d.num_latents, atlas)
-    return f,FeatureNames({name: atlas} if atlas else {}).full(name, f)
+    return d,atlas,partial(FeatureNames({name: atlas} if atlas else {}).full, name)
 
 def map_command(
     dictionary:Annotated[str, _of_dictionary], # packaged name or folder of a dictionary or an atlas
@@ -132,13 +132,14 @@ def map_command(
     device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
    ):
     "Draw where and when a feature fires in one image, at every denoising step."
+    from fluxinterp.dashboards.timestep_viewer import read_feature
     from fluxinterp.features.feature_maps import activation_map
     parts = _parts(dictionary, pipeline, device)
-    f,name = _feature_number(parts, feature)
-    (d,) = parts.dictionaries.values()
+    d,atlas,named = _named(parts)
+    f = read_feature(feature, d.num_latents, atlas)
     maps = activation_map(parts.pipe, d, f, prompt, seed)
     maps.figure().savefig(out, dpi=150, bbox_inches='tight')
-    typer.echo(f'{out}: {name}, largest {float(maps.values.max()):.2f}')
+    typer.echo(f'{out}: {named(f)}, largest {float(maps.values.max()):.2f}')
 
 # %% ../nbs/89_feature_commands.ipynb #b2c4a8de
 def _region(text): # 'top,left,bottom,right' in fractions -> `Box`, or None
@@ -153,8 +154,8 @@ def steer_command(
     dictionary:Annotated[str, _of_dictionary], # packaged name or folder of a dictionary or an atlas
     feature:Annotated[str, _of_feature],       # number of a feature, or words to find one by
     prompt:Annotated[str, _of_prompt],         # prompt of the image
-    strength:Annotated[float, typer.Option( # amount added; the largest of its atlas when 0
-        help='how much is added; 0 for the largest activation in its atlas')]=0.,
+    strength:Annotated[float, typer.Option( # amount added; what the atlas knows to be usable when 0
+        help='how much is added; 0 for what its atlas knows to be usable, else its largest activation')]=0.,
     region:Annotated[str, typer.Option( # part of the image that is changed
         help='top,left,bottom,right in fractions of the image, e.g. 0,0.5,1,1; everywhere by default')]='',
     out:Annotated[Path, typer.Option( # file of both images
@@ -165,17 +166,22 @@ def steer_command(
    ):
     "Generate an image without and with a feature turned up, from the same noise."
     from fluxinterp.overlays import image_grid
+    from fluxinterp.atlases.annotations import search_words
+    from fluxinterp.atlases.word_edits import feature_to_steer, usable_strength
+    from fluxinterp.dashboards.timestep_viewer import read_feature
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import generate
     box = _region(region)
     parts = _parts(dictionary, pipeline, device)
-    f,name = _feature_number(parts, feature)
-    (d,),atlas = parts.dictionaries.values(),next(iter(parts.atlases.values()), None)
+    d,atlas,named = _named(parts)
     if not strength and atlas is None: raise ValueError('no atlas says how strong: give --strength')
-    amount = strength or float(atlas.array('largest')[f])
+    words = atlas is not None and not feature.strip().isdigit() and search_words(feature)
+    f,note = feature_to_steer(atlas, feature) if words else (read_feature(feature, d.num_latents, atlas), '')
+    amount = strength or usable_strength(atlas, f, feature if words else '')
     pair = generate(parts.pipe, prompt, Add(d, f, strength=amount, region=box), seed=seed)
     image_grid([pair.originals[0], pair.images[0]], 2).save(out)
-    typer.echo(f'{out}: {name}, {amount:.2f} added')
+    if note: typer.echo(note, err=True)
+    typer.echo(f'{out}: {named(f)}, {amount:.2f} added')
 
 # %% ../nbs/89_feature_commands.ipynb #e305e6eb
 def page_command(

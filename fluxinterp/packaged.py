@@ -8,6 +8,7 @@ __all__ = ['tiny_prompts', 'tiny_recipes', 'tiny_atlases', 'atlas_prompts', 'tra
 
 # %% ../nbs/90_packaged.ipynb #2dadaf28
 import shutil
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +88,7 @@ tiny_atlases = ('tiny-flux/double.1.image', 'tiny-flux/double.1.image-256',
                 'tiny-flux/double.1.image-256-without-noise', 'tiny-flux/single.1.image-256',
                 'tiny-sdxl-turbo/down.2.1-256', 'tiny-sdxl-turbo/up.0.1-256',
                 'stickers-flux/double.1.image-512')
-atlas_prompts = {'tiny-flux': 320, 'tiny-sdxl-turbo': 1280, 'stickers-flux': 1200} # captions of an atlas
+atlas_prompts = {'tiny-flux': 320, 'tiny-sdxl-turbo': 1920, 'stickers-flux': 1200} # captions of an atlas
 
 def _label_sure(atlas, world, least=.9): # features on one known map in both halves get its name
     labels = read_labels(atlas, world=world)
@@ -109,10 +110,13 @@ def _annotate(atlas, noise, world, progress): # labels, scores, features that re
     known = said.index[said.text=='initial noise'].tolist()
     if known: score(atlas, NoisePrediction(readout), 'noise', known, progress=progress)
 
-def _add_effects(atlas, pipe, dictionary, world, progress): # icons, and what labeled features do
-    add_icons(atlas, pipe, dictionary, progress=progress)
-    labeled = atlas.table().query('label.notna()').index.tolist()
-    explain(atlas, CausalEffect(pipe, dictionary, world=world), labeled, progress=progress)
+def _add_effects(atlas, pipe, dictionary, world, progress): # of labeled features, the first for each concept
+    chosen = atlas.table().query('label.notna()').index.tolist()
+    factors = Counter(factor for factor,_ in world.concepts)
+    for factor,word in world.concepts:
+        if factors[factor]<100: chosen += atlas.search(word, 3).index.tolist()
+    chosen = list(dict.fromkeys(int(f) for f in chosen))
+    explain(atlas, CausalEffect(pipe, dictionary, world=world), chosen, progress=progress)
 
 def _as_one_file(atlas, verdicts): # no journal beside the annotations, and nothing that only building needs
     if not verdicts:
@@ -130,7 +134,7 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
                        num_prompts:int|None=None, # captions of train scenes; those of `atlas_prompts` when None
                        examples:int=3,           # number of examples of each kind, in each half
                        annotated:int=2048,       # latents up to which labels and scores are added
-                       icons:int=512,            # latents up to which icons, effects and verdicts are added
+                       icons:int=512,            # latents up to which icons and verdicts are added
                        progress:bool=True,       # progress bars, shown if True
                        world:World|str|None=None, # world of the pipelines; the own of each when None
                        dictionaries:str|Path|None=None, # folder of dictionaries; packaged ones when None
@@ -149,8 +153,10 @@ def build_tiny_atlases(out:str|Path,             # folder to write to; each atla
             atlas = build_atlas(dictionary, rec, Path(out)/name, examples=examples, progress=progress)
             explain(atlas, PromptStatistics(), progress=progress)
             latents,noise = dictionary.num_latents,rec[dictionary.meta.site].noise
-            if latents<=annotated: _annotate(atlas, noise, mine, progress)
-            if latents<=min(annotated, icons): _add_effects(atlas, pipe, dictionary, mine, progress)
+            if latents<=annotated:
+                _annotate(atlas, noise, mine, progress)
+                _add_effects(atlas, pipe, dictionary, mine, progress)
+            if latents<=min(annotated, icons): add_icons(atlas, pipe, dictionary, progress=progress)
             _as_one_file(atlas, latents<=icons)
 
 def remake_packaged(out:str|Path,       # folder: `dictionaries` and `atlases` are made in it

@@ -8,24 +8,25 @@ __all__ = ['said_of_features', 'feature_names']
 # %% ../../nbs/50_atlases/06_feature_text.ipynb #fte00004
 import pandas as pd
 
-from fluxinterp.atlases.annotations import (AtlasText, effect_explainer, kept_notes, nothing_said,
-    only_features, same_concept)
+from .annotations import (AtlasText, detail_field, effect_explainer, kept_notes,
+    nothing_said, only_features, same_concept)
 
 # %% ../../nbs/50_atlases/06_feature_text.ipynb #fte00006
 def said_of_features(text:AtlasText,     # annotations of an atlas
                      index:pd.Index,     # numbers of features, one line each
                      features:list|None, # the same numbers where some were asked for; all when None
-                    )->pd.DataFrame:     # label, explanation, does, agree, note, flagged; indexed by feature
-    "What is said of features: label, last explanation, what they do, whether both agree, note"
+                    )->pd.DataFrame:     # label, explanation, does, strength, agree, note, flagged; by feature
+    "What is said of features: label, last explanation, what they do and how strongly turned up, note"
     only = only_features(features)
     labels = text.frame(f'select feature, label from labels where 1{only}').set_index('feature')
     last = text.frame('select feature, text as explanation from explanations where '
                       f"status='ok' and explainer!='{effect_explainer}'{only} order by id desc")
     last = last.iloc[last.explanation.isin(nothing_said).argsort(kind='stable')] # what says something first
-    does = text.frame("select feature, text as does from explanations where status='ok' and "
-                      f"explainer='{effect_explainer}'{only}").set_index('feature')
+    does = text.frame(f"select feature, text as does, {detail_field.format('strength')} as strength from "
+                      f"explanations where status='ok' and explainer='{effect_explainer}'{only}")
+    does['strength'] = does.strength.where(~does.does.isin(nothing_said)).astype(float)
     frame = pd.DataFrame(index=index).join(labels)
-    frame = frame.join(last.drop_duplicates('feature').set_index('feature')).join(does)
+    frame = frame.join(last.drop_duplicates('feature').set_index('feature')).join(does.set_index('feature'))
     frame = frame.assign(agree=[same_concept(*pair) for pair in zip(frame.explanation, frame.does)])
     frame = frame.astype(dict(agree=object)).join(kept_notes(text))
     return frame.assign(flagged=frame.flagged.eq(True))

@@ -10,6 +10,8 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from ..activations.batching import PromptBatches
+from ..atlases.annotations import search_words
+from ..atlases.word_edits import feature_to_steer, usable_strength
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
 from .live import LiveView, example_prompt
@@ -104,19 +106,26 @@ def _wire(self:SteeringStudio):
 
 # %% ../../nbs/65_dashboards/15_steering_studio.ipynb #b42065a8
 @patch
-def add_feature(self:SteeringStudio,
-                text:str, # number of a feature, or words that `atlas.find` finds it by
-               ):
-    "Add an edit of a feature: everywhere, or in the painted region where there is one"
+def _meant(self:SteeringStudio, text): # the feature, what is to be said of it
     atlas = None if self.dictionary.signed else self.atlas
-    try: f = read_feature(text, self.dictionary.num_latents, atlas)
+    if atlas is None or text.strip().isdigit() or not search_words(text):
+        return read_feature(text, self.dictionary.num_latents, atlas),''
+    return feature_to_steer(atlas, text)
+
+@patch
+def add_feature(self:SteeringStudio,
+                text:str, # number of a feature, or words for what it brings, or at least fires on
+               ):
+    "Add an edit of a feature at its usable strength: everywhere, or in the painted region where there is one"
+    try: f,self.edits.error = self._meant(text)
     except ValueError as e:
         self.edits.error = str(e)
         return
-    self.edits.error = ''
     where = 'painted' if self.paint.region is not None else 'all'
     row = new_row(f, self.names.full('features', f), self.names.largest('features', f),
                   steps=self.edits.steps, where=where)
+    if self.atlas is not None and not self.dictionary.signed:
+        row['amount'] = usable_strength(self.atlas, f, '' if text.strip().isdigit() else text)
     self.edits.rows = [*self.edits.rows, row]
 
 @patch

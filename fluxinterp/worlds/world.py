@@ -107,6 +107,16 @@ def read_images(self:World,
     return self.reader(images)
 
 @patch
+def object_mask(self:World,
+                reading,        # reading of an image, see `read_images`
+                least:float=.5, # share of a cell that objects cover
+               )->np.ndarray:   # (rows, cols) bool
+    "Where a reading sees any object, whatever it is"
+    covered = [sum(reading.maps[i] for i,(factor,_) in enumerate(self.concepts) if factor==f)
+               for f in self.object_factors if any(factor==f for factor,_ in self.concepts)]
+    return np.max(covered, 0)>least
+
+@patch
 def prompt_adherence(self:World,
                      saids:list,     # what each caption names, as `said` of a scene
                      readings:list,  # a reading of each image

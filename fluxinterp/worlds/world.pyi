@@ -51,6 +51,9 @@ class World:
     def read_images(self, images: list) -> list:
         ...
 
+    def object_mask(self, reading, least: float=0.5) -> np.ndarray:
+        ...
+
     def prompt_adherence(self, saids: list, readings: list) -> pd.Series:
         ...
 scenes_world = World('scenes', scenes.factors, scenes.make_scene, scenes.object_factors, scenes.concepts, scenes.splits, scenes.pixels, scenes.words, 'tiny-flux', split_of=scenes.split_of, redraw=redrawn_scenes.redrawn_scene, reader=reader.read_images, adherence=reader.prompt_adherence)
