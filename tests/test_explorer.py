@@ -98,6 +98,37 @@ def test_layers_that_see_stripes(page):
     expect(matrix).to_contain_text('double.1.image')
     expect(matrix).to_contain_text('single.1.image')
 
+def test_sae_itda_and_neurons_beside_each_other(page):
+    "In one action: the coordinates of the stream are its neurons"
+    tab(page, 'Compare').click()
+    rest(page)
+    expect(view(page).locator('.flx-matches:visible')).to_be_visible(timeout=90_000)
+    names = says(page, 'list(explorer.views["compare"].children[0].dictionaries)')
+    assert names[:2]==['tiny-flux/double.1.image', 'tiny-flux/double.1.image-itda']
+    assert any('coordinates' in n for n in names)
+
+def test_paint_turn_up_save_and_reload(page, lab):
+    "In four actions after the feature is found: take it to the studio, paint, save, load"
+    search(page, 'yellow')
+    view(page).get_by_role('button', name='steer', exact=True).click()
+    rest(page)
+    brush = view(page).locator('.flx-brush:visible')
+    box = brush.bounding_box()
+    page.mouse.move(box['x']+40, box['y']+90)
+    page.mouse.down()
+    page.mouse.move(box['x']+90, box['y']+120, steps=6)
+    page.mouse.up()
+    rest(page)
+    studio = 'explorer.views["steer"]'
+    assert says(page, f'float({studio}.paint.region.sum())')>0
+    view(page).get_by_role('button', name='Save', exact=True).click()
+    expect(view(page).get_by_text(re.compile('written'))).to_be_visible()
+    recipe = says(page, f'{studio}.recipe.value')
+    says(page, f'[setattr({studio}.edits, "rows", []), {studio}.wait(60)]')
+    view(page).get_by_role('button', name='Load', exact=True).click()
+    rest(page)
+    assert says(page, f'{studio}.recipe.value')==recipe and 'Add' in recipe
+
 def test_all_features_at_once(page):
     tab(page, 'All at once').click()
     rest(page)

@@ -246,10 +246,10 @@ def _make_compare(self:Explorer):
     def work(say): # function for messages
         "Record captions, and compare what is packaged of their site"
         own = getattr(self.dictionary, 'source', '') or 'this one'
-        others = {n: d for n,d in self._packaged().items() if d.meta.site==site and n!=own}
-        some = {own: self.dictionary}|others
+        others = {n: d for n,d in self._packaged().items()
+                  if d.meta.site==site and type(d) is not type(self.dictionary)}
         rec = record(self.pipe, _captions(self.pipe), [site], images=True, progress=False, **self.call)
-        return DictionaryCompare(dict(list(some.items())[:4]), rec)
+        return DictionaryCompare({own: self.dictionary, **dict(list(others.items())[:2])}, rec)
     def shown(view): # a `DictionaryCompare`
         "Put the comparison into the tab"
         box.children = [view]
