@@ -17,6 +17,7 @@ from ..steering.edits import Add
 
 # %% ../../nbs/50_atlases/30_word_edits.ipynb #wed00005
 _near = 10 # hits of a search that count as features that fire on the words
+_most = .6 # share of the held-out images in which a feature must bring a concept to be known for it
 
 def _effects(atlas): # a line for each concept that a feature brings
     rows = atlas.text.rows("select feature, detail from explanations where status='ok' and explainer=?",
@@ -25,20 +26,20 @@ def _effects(atlas): # a line for each concept that a feature brings
     for f,detail in rows:
         read = read_detail(detail, f'{effect_explainer} on feature {f} in {atlas.path}')
         found += [dict(feature=f, where=read.get('where'), **b) for b in read.get('brings', ())]
-    columns = ['feature', 'where', 'factor', 'word', 'gain', 'lift', 'strength']
+    columns = ['feature', 'where', 'factor', 'word', 'gain', 'lift', 'held', 'strength']
     return pd.DataFrame(found, columns=columns).set_index('feature')
 
 def steerable(atlas:Atlas, # atlas that knows what features do
               query:str,   # words that say what shall come
-             )->pd.DataFrame: # a line per feature: word, where, strength, gain, lift, explanation, largest
+             )->pd.DataFrame: # a line per feature: word, where, strength, gain, lift, held, explanation, largest
     "Features known to bring what some words say: first those that fire on it, then by their lift"
     words,effects = set(search_words(query)),_effects(atlas)
     effects = effects[[set(search_words(w))<=words for w in effects.word]].sort_values('lift', ascending=False)
-    effects = effects[~effects.index.duplicated()]
+    effects = effects[~effects.index.duplicated()&(effects.held>=_most)]
     fires = effects.index.isin(atlas.search(query, _near).index)
     effects = effects.iloc[(~fires).argsort(kind='stable')]
     said = atlas.table(effects.index.tolist())[['explanation', 'largest']]
-    return effects[['word', 'where', 'strength', 'gain', 'lift']].join(said)
+    return effects[['word', 'where', 'strength', 'gain', 'lift', 'held']].join(said)
 
 def feature_to_steer(atlas:Atlas, # atlas that knows what features do
                      query:str,   # words that say what shall come

@@ -113,14 +113,15 @@ class CausalEffect(Explainer):
         return images
 
     def images(self,
-               atlas,    # atlas whose explaining half gives the captions
+               atlas,    # atlas whose captions are drawn
                f:int,    # number of the feature
                strength:float=1., # factor on the feature's largest activation
                where:str='everywhere', # one of `effect_places`
+               half:str='explain', # half of the prompts that gives the captions
               )->tuple:  # images as they are, with the feature on, with a random direction instead
         "Images of captions in which a feature is silent, from the same noise three times"
         d,n = self.dictionary,self.dictionary.num_latents
-        pictures = atlas.non_activating_images(f, self.n, 'explain')
+        pictures = atlas.non_activating_images(f, self.n, half)
         if not pictures: return [],[],[]
         size = strength*float(atlas.array('largest')[f])
         w = d.write_directions[f%n].detach().float().cpu() # in raw space, not of length 1
@@ -132,6 +133,15 @@ class CausalEffect(Explainer):
         return self._without(atlas, pictures),*(self._with(atlas, pictures, e, where) for e in edits)
 
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00018
+@patch
+def _check_held(self:CausalEffect, atlas, f, where, brings): # adds the gains in the scoring half
+    largest = float(atlas.array('largest')[f])
+    for size in {b['strength'] for b in brings}:
+        before,on,_ = self.images(atlas, f, size/largest, where, 'score')
+        held = gains(self.judge(before).labels, self.judge(on).labels) if before else {}
+        for b in brings:
+            if b['strength']==size: b['held'] = held.get((b['factor'], b['word']), 0.)
+
 @patch
 def _tried(self:CausalEffect, atlas, f, where): # what it brings, detail; None where it is silent in no image
     best,by_chance = {},0. # (factor, word) -> what is kept of it, at the strength of its largest lift
@@ -145,6 +155,7 @@ def _tried(self:CausalEffect, atlas, f, where): # what it brings, detail; None w
             if best.get((factor, word), {}).get('lift', 0.)>=lift: continue
             best[factor,word] = dict(factor=factor, word=word, gain=gain, lift=lift, strength=size)
     brings = sorted(best.values(), key=lambda b: -b['lift'])
+    self._check_held(atlas, f, where, brings)
     return dict(n=len(before), where=where, by_chance=by_chance, brings=brings,
                 strength=brings[0]['strength'] if brings else None)
 
