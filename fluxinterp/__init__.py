@@ -28,7 +28,7 @@ wings = {
 # wing -> module -> names at the top level
 surface = {
     '': {
-        'overlays': ('image_bytes', 'image_grid', 'map_figure', 'overlay', 'pool_map'),
+        'overlays': ('image_bytes', 'image_grid', 'map_figure', 'outline', 'overlay', 'pool_map'),
         'demo': ('run_demo',),
     },
     'worlds': {

@@ -4,6 +4,7 @@ __version__: str
 from .overlays import image_bytes as image_bytes
 from .overlays import image_grid as image_grid
 from .overlays import map_figure as map_figure
+from .overlays import outline as outline
 from .overlays import overlay as overlay
 from .overlays import pool_map as pool_map
 from .demo import run_demo as run_demo

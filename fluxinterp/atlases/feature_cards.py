@@ -18,7 +18,7 @@ from PIL import Image
 from ..activations.token_pooling import neighborhood_mean
 from .annotations import shown_images
 from .atlas_files import open_thumbnail
-from ..overlays import image_bytes, image_grid, overlay
+from ..overlays import image_bytes, image_grid, outline, overlay
 
 # %% ../../nbs/50_atlases/12_feature_cards.ipynb #atl00006
 @dataclass
@@ -43,11 +43,12 @@ class Example:
                 vmax:float|None=None, # activation drawn at full strength; the map's largest when None
                 step:int|None=None,   # index of the step; the largest over all steps when None
                 scale:int=1,          # pixels per pixel of the thumbnail
+                heat:bool=False,      # draw the map in colors over a gray image; outlines on the colored one without
                )->Image.Image:
         "The map over the image"
         v = self.values.max(0) if step is None else self.values[step]
         image = self.image or Image.new('RGB', (8*v.shape[1], 8*v.shape[0]), '#888')
-        return overlay(image, v, vmax, scale=scale)
+        return (overlay if heat else outline)(image, v, vmax, scale=scale)
 
 # %% ../../nbs/50_atlases/12_feature_cards.ipynb #atl00020
 def _img(image, alt):

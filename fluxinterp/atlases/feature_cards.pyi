@@ -11,7 +11,7 @@ from PIL import Image
 from ..activations.token_pooling import neighborhood_mean
 from .annotations import shown_images
 from .atlas_files import open_thumbnail
-from ..overlays import image_bytes, image_grid, overlay
+from ..overlays import image_bytes, image_grid, outline, overlay
 @dataclass
 class Example:
     feature: int
@@ -27,7 +27,7 @@ class Example:
     def pooled(self) -> float:
         ...
 
-    def overlay(self, vmax: float | None=None, step: int | None=None, scale: int=1) -> Image.Image:
+    def overlay(self, vmax: float | None=None, step: int | None=None, scale: int=1, heat: bool=False) -> Image.Image:
         ...
 @dataclass
 class FeatureCard:

@@ -53,7 +53,8 @@ class FeatureSheet(View):
         own = [self.feature] if self.feature>=0 else []
         features = dict.fromkeys([*own, *self.features_kept])
         judged = [('evidence', dict(feature=f, explainer=e['explainer'], scorer=s['scorer']))
-                  for f in features for e in self.answer_card(f)[0]['explanations'] for s in e['scores']]
+                  for f in features for e in self.answer_card(f)[0]['explanations']
+                  for s in e['scores'] if s['judged']]
         plain = []
         for f in features:
             plain.append(('card', dict(feature=f)))
@@ -92,7 +93,8 @@ def _explanations(text, f): # annotations of an atlas, a feature -> explanations
     for r in q('scores').itertuples():
         detail = read_detail(r.detail, f'{r.scorer} on feature {f}') or {}
         numbers = {k: detail.get(k) for k in ('low', 'high', 'n', 'chance', 'shuffled')}
-        score = dict(scorer=r.scorer, status=r.status, value=r.value, **numbers)
+        judged = text.rows('select count(*) from verdicts where score=?', (r.id,))[0][0]
+        score = dict(scorer=r.scorer, status=r.status, value=r.value, judged=judged, **numbers)
         scores.setdefault(r.explainer, []).append(score)
     return [dict(explainer=r.explainer, does=r.explainer==effect_explainer, status=r.status, text=r.text,
                  detail=_detail(read_detail(r.detail, f'{r.explainer} on feature {f}')),

@@ -205,7 +205,7 @@ const render = ({ model, el }) => {
                   "div",
                   {},
                   s.status === "ok" ? scoreText(s) : `${s.scorer}: ${s.status}`,
-                  evidence(e, s),
+                  s.judged ? evidence(e, s) : null,
                 ),
               ),
             ),
