@@ -137,7 +137,6 @@ surface |= {
         'atlas': ('Atlas',),
         'atlas_building': ('build_atlas',),
         'image_search': ('search_by_image',),
-        'word_edits': ('feature_to_steer', 'steerable', 'usable_strength', 'word_edit'),
     },
     'autointerp': {
         'endpoint': ('Endpoint',),
@@ -147,6 +146,7 @@ surface |= {
         'vision_explainer': ('LocalModel', 'VisionExplainer'),
         'causal_explainer': ('CausalImages',),
         'causal_effect': ('CausalEffect',),
+        'word_edits': ('feature_to_steer', 'steerable', 'usable_strength', 'word_edit'),
         'noise_readout': ('NoisePrediction', 'NoiseReadout'),
         'scorers': ('Detection', 'Intruder', 'Localization'),
         'fuzzing': ('Fuzzing',),

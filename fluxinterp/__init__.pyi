@@ -189,10 +189,6 @@ from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
 from .atlases.atlas_building import build_atlas as build_atlas
 from .atlases.image_search import search_by_image as search_by_image
-from .atlases.word_edits import feature_to_steer as feature_to_steer
-from .atlases.word_edits import steerable as steerable
-from .atlases.word_edits import usable_strength as usable_strength
-from .atlases.word_edits import word_edit as word_edit
 
 from .autointerp.endpoint import Endpoint as Endpoint
 from .autointerp.judges import ModelVerdicts as ModelVerdicts
@@ -207,6 +203,10 @@ from .autointerp.vision_explainer import LocalModel as LocalModel
 from .autointerp.vision_explainer import VisionExplainer as VisionExplainer
 from .autointerp.causal_explainer import CausalImages as CausalImages
 from .autointerp.causal_effect import CausalEffect as CausalEffect
+from .autointerp.word_edits import feature_to_steer as feature_to_steer
+from .autointerp.word_edits import steerable as steerable
+from .autointerp.word_edits import usable_strength as usable_strength
+from .autointerp.word_edits import word_edit as word_edit
 from .autointerp.noise_readout import NoisePrediction as NoisePrediction
 from .autointerp.noise_readout import NoiseReadout as NoiseReadout
 from .autointerp.scorers import Detection as Detection

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .core import peak_memory, user_path
 from .safe_files import atomic_path
@@ -80,35 +81,39 @@ class Report:
         tag = f'<img src="data:image/png;base64,{data}" alt="{html.escape(caption or name)}">'
         self.parts.append(f'<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>')
 
-    def embed(self,
-              page:str,       # HTML of a page that needs nothing else
-              caption:str='', # text below it
-              height:int=520, # of its frame, pixels
-             )->None:
-        "Add a page that can be played with"
-        tag = (f'<iframe srcdoc="{html.escape(page)}" height="{height}" loading="lazy" '
-               f'title="{html.escape(caption)}"></iframe>')
-        self.parts.append(f'<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>')
-
-    def glossary(self,
-                 words:dict, # word -> what it means, plain text
-                )->None:
-        "Add words and what they mean"
-        items = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k,v in words.items())
-        self.parts.append(f'<dl>{items}</dl>')
-
-    def commands(self,
-                 s:str, # lines for a shell
-                )->None:
-        "Add commands to type"
-        self.parts.append(f'<pre>{html.escape(s)}</pre>')
-
     def write(self)->Path: # the page
         "Write `report.html`"
         page = _page.format(title=html.escape(self.title), style=_style, parts=''.join(self.parts))
         with atomic_path(self.out/'report.html') as p:
             p.write_text(page, encoding='utf-8')
         return self.out/'report.html'
+
+# %% ../nbs/91_demo.ipynb #dem00300
+@patch
+def embed(self:Report,
+          page:str,       # HTML of a page that needs nothing else
+          caption:str='', # text below it
+          height:int=520, # height of its frame, pixels
+         )->None:
+    "Add a page that can be played with"
+    tag = (f'<iframe srcdoc="{html.escape(page)}" height="{height}" loading="lazy" '
+           f'title="{html.escape(caption)}"></iframe>')
+    self.parts.append(f'<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+@patch
+def glossary(self:Report,
+             words:dict, # word -> what it means, plain text
+            )->None:
+    "Add words and what they mean"
+    items = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k,v in words.items())
+    self.parts.append(f'<dl>{items}</dl>')
+
+@patch
+def commands(self:Report,
+             s:str, # lines for a shell
+            )->None:
+    "Add commands to type"
+    self.parts.append(f'<pre>{html.escape(s)}</pre>')
 
 # %% ../nbs/91_demo.ipynb #663048dd
 @dataclass
@@ -267,6 +272,7 @@ def _player(run, pick): # a page in the report: steps, scale and maps by the rea
     page = (run.report.out/'player.html').read_text(encoding='utf-8')
     run.report.embed(page, f'Feature {pick.feature} while "{caption}" is drawn: move through the steps.')
 
+# %% ../nbs/91_demo.ipynb #dem00301
 def _turned(run, pick): # added where the object is, beside a random direction as long; and taken away
     from fluxinterp.steering.edits import Ablate
     from fluxinterp.steering.generation import generate
@@ -315,13 +321,12 @@ def _story_chapter(run):
 
 # %% ../nbs/91_demo.ipynb #39287f7c
 _words = {
-    'feature': 'a direction in the activations, learnt by a dictionary (here an SAE); it is active or 0 in each '
-               'token',
+    'feature': 'a direction in the activations, learnt by a dictionary (here an SAE); active or 0 in a token',
     'code, pre_acts': 'what fires (the sparse activations), and what the encoder computes before it decides',
     'AUROC': 'how well a number tells two kinds of tokens apart: .5 is chance, 1 is always right',
     'decodable': 'a concept that a linear probe, which may use all directions, finds with an AUROC of .9',
-    'FVU, L0, dead': 'share of the variance left unexplained; active features per token; share that never fires',
-    'said and shown': 'share of what captions say that the reader, a classifier of this world, sees in the image',
+    'FVU, L0, dead': 'variance left unexplained, as a share; active features per token; share never active',
+    'said and shown': 'share of what captions say that the reader, a classifier of this world, sees',
 }
 _commands = (
     'fluxinterp dashboard tiny-flux/double.1.image --view explorer   # look through the packaged features\n'

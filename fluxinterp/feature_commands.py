@@ -167,7 +167,7 @@ def steer_command(
     "Generate an image without and with a feature turned up, from the same noise."
     from fluxinterp.overlays import image_grid
     from fluxinterp.atlases.annotations import search_words
-    from fluxinterp.atlases.word_edits import feature_to_steer, usable_strength
+    from fluxinterp.autointerp.word_edits import feature_to_steer, usable_strength
     from fluxinterp.dashboards.timestep_viewer import read_feature
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import generate

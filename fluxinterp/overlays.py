@@ -48,7 +48,7 @@ def overlay(image:Image.Image,     # image below the map
 # %% ../nbs/01_overlays.ipynb #fa6f4002
 outline_shares = {.125: 1, .5: 2} # share of the full scale -> width of its line, pixels
 
-def _borders(on, cell): # cells, bool; size of a cell -> lines between those that are on and those that are not
+def _borders(on, cell): # cells, bool; size of a cell -> lines between cells that are on and others
     w,h = cell
     padded = np.pad(on, 1)
     for r,c in np.argwhere(padded[1:]!=padded[:-1]): # above and below
@@ -144,6 +144,7 @@ def _wrapped(caption, width=18, lines=5): # the first lines of a caption, for th
         line = f'{line} {word}'.strip()
     return '\n'.join([*done, line][:lines])
 
+# %% ../nbs/01_overlays.ipynb #mapscale1
 def _add_scale(fig, axs, vmax, signed): # a bar of the colors that `overlay` draws, on a middle gray
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize

@@ -131,7 +131,7 @@ def _as_one_file(atlas, verdicts): # no journal beside the annotations, and noth
 # %% ../nbs/90_packaged.ipynb #pkd00031
 def build_tiny_atlases(out:str|Path,             # folder to write to; each atlas goes to `out/<its name>`
                        names:tuple=tiny_atlases, # names of packaged dictionaries
-                       num_prompts:int|None=None, # captions of train scenes; those of `atlas_prompts` when None
+                       num_prompts:int|None=None, # captions of train scenes; from `atlas_prompts` when None
                        examples:int=3,           # number of examples of each kind, in each half
                        annotated:int=2048,       # latents up to which labels and scores are added
                        icons:int=512,            # latents up to which icons and verdicts are added

@@ -43,7 +43,7 @@ class Example:
                 vmax:float|None=None, # activation drawn at full strength; the map's largest when None
                 step:int|None=None,   # index of the step; the largest over all steps when None
                 scale:int=1,          # pixels per pixel of the thumbnail
-                heat:bool=False,      # draw the map in colors over a gray image; outlines on the colored one without
+                heat:bool=False,      # whether the map is drawn in colors over a gray image, not as outlines
                )->Image.Image:
         "The map over the image"
         v = self.values.max(0) if step is None else self.values[step]

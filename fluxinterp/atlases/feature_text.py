@@ -15,7 +15,7 @@ from .annotations import (AtlasText, detail_field, effect_explainer, kept_notes,
 def said_of_features(text:AtlasText,     # annotations of an atlas
                      index:pd.Index,     # numbers of features, one line each
                      features:list|None, # the same numbers where some were asked for; all when None
-                    )->pd.DataFrame:     # label, explanation, does, strength, agree, note, flagged; by feature
+                    )->pd.DataFrame:     # a line per feature: label, explanation, does, strength, agree, ...
     "What is said of features: label, last explanation, what they do and how strongly turned up, note"
     only = only_features(features)
     labels = text.frame(f'select feature, label from labels where 1{only}').set_index('feature')

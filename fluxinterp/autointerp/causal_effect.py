@@ -56,7 +56,7 @@ def _check_where(where, world): # places; raises `ValueError` for what cannot be
     strange = [w for w in where if w not in effect_places]
     if strange: raise ValueError(f'{strange[0]!r} is no place: choose from {effect_places}')
     if 'objects' in where and world is None:
-        raise ValueError("where='objects' needs to see objects, which a world's reader does: leave out judge=")
+        raise ValueError("where='objects' needs a world's reader, which sees objects: leave out judge=")
     return tuple(where)
 
 class CausalEffect(Explainer):
@@ -68,7 +68,7 @@ class CausalEffect(Explainer):
                  judge=None,            # function of images -> `Judgement`; the world's reader when None
                  n:int=6,               # images per feature
                  strengths:tuple=(.5, 1.), # factors on the feature's largest activation, in the order tried
-                 where:tuple|None=None, # of `effect_places`, in the order tried; what the judge can see when None
+                 where:tuple|None=None, # places of `effect_places`, in the order tried; all when None
                  least:float=.5,        # smallest lift that counts, a share of the images
                  seed:int=300,          # seed of the initial noise and of the random directions
                  world:World|str|None=None, # world whose reader judges; the tiny world when None
@@ -83,7 +83,8 @@ class CausalEffect(Explainer):
         self.least,self.seed = least,seed
         self.call,self._clean = call,{} # (image number, caption) -> image without an edit
         settings = sorted((k, str(v)) for k,v in call.items())
-        self.settings = f'{n} images, strengths {self.strengths}, {self.where}, lift {least}, seed {seed}, {settings}'
+        self.settings = (f'{n} images, strengths {self.strengths}, {self.where}, lift {least}, seed {seed}, '
+                         f'{settings}')
         if world is not None: self.settings += f', world {as_world(world).name}'
 
     def _generate(self, captions, noise): # noise: a number of the initial noise for each
@@ -97,40 +98,44 @@ class CausalEffect(Explainer):
         if new: self._clean |= zip(new, self._generate([c for _,c in new], [p for p,_ in new]))
         return [self._clean[k] for k in keys]
 
-    def _masks(self, atlas, pictures): # where objects are in each image
-        readings = self.world.read_images(self._without(atlas, pictures))
-        masks = torch.from_numpy(np.stack([self.world.object_mask(r) for r in readings])).float()[:,None]
-        return (adaptive_avg_pool2d(masks, atlas.grid_shape)[:,0]>.5).numpy()
+# %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00200
+@patch
+def _masks(self:CausalEffect, atlas, pictures): # where objects are in each image
+    readings = self.world.read_images(self._without(atlas, pictures))
+    masks = torch.from_numpy(np.stack([self.world.object_mask(r) for r in readings])).float()[:,None]
+    return (adaptive_avg_pool2d(masks, atlas.grid_shape)[:,0]>.5).numpy()
 
-    def _with(self, atlas, pictures, edit, where):
-        if where=='everywhere':
-            with steer(self.pipe, [edit]):
-                return self._generate([atlas.pictures.caption[p] for p in pictures], pictures)
-        images = []
-        for p,mask in zip(pictures, self._masks(atlas, pictures)):
-            with steer(self.pipe, [replace(edit, region=mask)]):
-                images += self._generate([atlas.pictures.caption[p]], [p])
-        return images
+@patch
+def _with(self:CausalEffect, atlas, pictures, edit, where):
+    if where=='everywhere':
+        with steer(self.pipe, [edit]):
+            return self._generate([atlas.pictures.caption[p] for p in pictures], pictures)
+    images = []
+    for p,mask in zip(pictures, self._masks(atlas, pictures)):
+        with steer(self.pipe, [replace(edit, region=mask)]):
+            images += self._generate([atlas.pictures.caption[p]], [p])
+    return images
 
-    def images(self,
-               atlas,    # atlas whose captions are drawn
-               f:int,    # number of the feature
-               strength:float=1., # factor on the feature's largest activation
-               where:str='everywhere', # one of `effect_places`
-               half:str='explain', # half of the prompts that gives the captions
-              )->tuple:  # images as they are, with the feature on, with a random direction instead
-        "Images of captions in which a feature is silent, from the same noise three times"
-        d,n = self.dictionary,self.dictionary.num_latents
-        pictures = atlas.non_activating_images(f, self.n, half)
-        if not pictures: return [],[],[]
-        size = strength*float(atlas.array('largest')[f])
-        w = d.write_directions[f%n].detach().float().cpu() # in raw space, not of length 1
-        other = torch.randn(len(w), generator=torch.Generator().manual_seed(self.seed*100_003+f))
-        random = LinearDictionary((other*w.norm()/other.norm())[None], torch.zeros(len(w)), 1)
-        random.meta = d.meta
-        random = random.to(d.device)
-        edits = Add(d, f%n, strength=-size if f>=n else size),Add(random, 0, strength=size)
-        return self._without(atlas, pictures),*(self._with(atlas, pictures, e, where) for e in edits)
+@patch
+def images(self:CausalEffect,
+           atlas,    # atlas whose captions are drawn
+           f:int,    # number of the feature
+           strength:float=1., # factor on the feature's largest activation
+           where:str='everywhere', # one of `effect_places`
+           half:str='explain', # half of the prompts that gives the captions
+          )->tuple:  # images as they are, with the feature on, with a random direction instead
+    "Images of captions in which a feature is silent, from the same noise three times"
+    d,n = self.dictionary,self.dictionary.num_latents
+    pictures = atlas.non_activating_images(f, self.n, half)
+    if not pictures: return [],[],[]
+    size = strength*float(atlas.array('largest')[f])
+    w = d.write_directions[f%n].detach().float().cpu() # in raw space, not of length 1
+    other = torch.randn(len(w), generator=torch.Generator().manual_seed(self.seed*100_003+f))
+    random = LinearDictionary((other*w.norm()/other.norm())[None], torch.zeros(len(w)), 1)
+    random.meta = d.meta
+    random = random.to(d.device)
+    edits = Add(d, f%n, strength=-size if f>=n else size),Add(random, 0, strength=size)
+    return self._without(atlas, pictures),*(self._with(atlas, pictures, e, where) for e in edits)
 
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00018
 @patch
@@ -146,8 +151,9 @@ def _check_held(self:CausalEffect, atlas, f, where, brings): # adds the gains in
 def _tried(self:CausalEffect, atlas, f, where): # what it brings, detail; None where it is silent in no image
     best,by_chance = {},0. # (factor, word) -> what is kept of it, at the strength of its largest lift
     for strength in self.strengths:
-        before,on,other = (self.judge(i).labels if i else None for i in self.images(atlas, f, strength, where))
-        if before is None: return None
+        made = self.images(atlas, f, strength, where)
+        if not made[0]: return None
+        before,on,other = (self.judge(images).labels for images in made)
         random = gains(before, other)
         by_chance = max([by_chance, *random.values()])
         size = round(strength*float(atlas.array('largest')[f]), 4)

@@ -135,7 +135,7 @@ class PromptStatistics(Explainer):
                  least_lift:float=.1,      # lower bound, in deviations, below which a word says nothing
                  stop:tuple=_stop_words,   # words that are not looked at
                  words:int=2000,           # number of words looked at, the most frequent
-                 least_ratio:float=2.,     # factor by which a word must be more frequent where a rare feature fires
+                 least_ratio:float=2.,     # how much more frequent a word must be where a rare feature fires
                 ):
         self.most,self.confidence,self.least_lift = most,confidence,least_lift
         self.stop,self.words = set(stop),words

@@ -5,7 +5,7 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 from ..activations.batching import PromptBatches
 from ..atlases.annotations import search_words
-from ..atlases.word_edits import feature_to_steer, usable_strength
+from ..autointerp.word_edits import feature_to_steer, usable_strength
 from ..core import error_text
 from ..dictionaries.dictionary import Dictionary
 from .live import LiveView, example_prompt
