@@ -53,6 +53,8 @@ def beyond_chance(num_features:int, # number of features
     "A z-score that none of so many features reaches by chance, in 95 % of the cases"
     return NormalDist().inv_cdf(1-.05/num_features)
 
+_least_share = .05 # share of the first feature's score below which a feature is left out
+
 def _least(z): # of all features, for a word; a few images show no more than a tendency
     least = beyond_chance(len(z))
     return least if (z>least).any() else 2.
@@ -76,7 +78,7 @@ def features_by_words(atlas,           # `Atlas`
         for f,k in find_features(atlas.text, words, label_only).items():
             found[f] = k
     order = np.lexsort((-hits, -sums[0], -labels)) # by label, score, what is said; then by number
-    order = order[(hits[order]>0)|(sums[0,order]>0)][:n]
+    order = order[(hits[order]>0)|(sums[0,order]>_least_share*sums[0].max())][:n]
     found = [' '.join(w for w in lifts if goes[w][f]) for f in order]
     columns = dict(zip(('score', 'z', 'rise'), sums[:,order]))
     return pd.DataFrame(columns|dict(words=found), pd.Index(order, name='feature', dtype=int))
