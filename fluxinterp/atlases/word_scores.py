@@ -78,7 +78,8 @@ def features_by_words(atlas,           # `Atlas`
         for f,k in find_features(atlas.text, words, label_only).items():
             found[f] = k
     order = np.lexsort((-hits, -sums[0], -labels)) # by label, score, what is said; then by number
-    order = order[(hits[order]>0)|(sums[0,order]>_least_share*sums[0].max())][:n]
+    weak = (sums[0]>0)&(sums[0]<_least_share*sums[0].max())&(labels==0)
+    order = order[((hits[order]>0)|(sums[0,order]>0))&~weak[order]][:n]
     found = [' '.join(w for w in lifts if goes[w][f]) for f in order]
     columns = dict(zip(('score', 'z', 'rise'), sums[:,order]))
     return pd.DataFrame(columns|dict(words=found), pd.Index(order, name='feature', dtype=int))
