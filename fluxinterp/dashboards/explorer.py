@@ -59,7 +59,7 @@ class Explorer(LiveView):
         raise ValueError(f'no tab {proposal["value"]!r}: choose from {", ".join(self._panels)}')
 
     def __init__(self, first,               # pipeline, dictionary, atlas, or the packaged name of one
-                 second=None,               # another of these; what is missing is found
+                 second=None,               # another of these, or a list of them; what is missing is found
                  prompt:str=example_prompt, # prompt to begin with
                  feature:int|None=None,     # feature to begin with; None for none
                  tab:str='cards',           # tab to begin with, one of `explorer_tabs`
