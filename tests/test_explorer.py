@@ -65,7 +65,9 @@ def test_keys_open_tabs_and_go_back(page):
     expect(tab(page, 'Place')).to_have_attribute('aria-selected', 'true')
 
 def test_a_caption_is_drawn_for_all_tabs(page):
-    view(page).locator('.flx-caption').first.click()
+    caption = view(page).locator('.flx-caption').first
+    caption.click()
+    expect(view(page).get_by_label('Prompt', exact=True)).to_have_value(caption.inner_text()) # the kernel has it
     rest(page)
     captions = says(page, '[explorer.bar.captions[0], *{v.caption for k,v in explorer.views.items() if k in ("maps", "place", "steer")}]')
     assert captions[0]==captions[1] and len(captions)==2
@@ -121,11 +123,11 @@ def test_paint_turn_up_save_and_reload(page, lab):
     rest(page)
     studio = 'explorer.views["steer"]'
     assert says(page, f'float({studio}.paint.region.sum())')>0
-    view(page).get_by_role('button', name='Save', exact=True).click()
+    view(page).locator('button:visible', has_text='Save').click()
     expect(view(page).get_by_text(re.compile('written'))).to_be_visible()
     recipe = says(page, f'{studio}.recipe.value')
     says(page, f'[setattr({studio}.edits, "rows", []), {studio}.wait(60)]')
-    view(page).get_by_role('button', name='Load', exact=True).click()
+    view(page).locator('button:visible', has_text='Load').click()
     rest(page)
     assert says(page, f'{studio}.recipe.value')==recipe and 'Add' in recipe
 

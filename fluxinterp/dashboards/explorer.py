@@ -23,6 +23,7 @@ from .prompt_inspector import PromptInspector
 from .steering_studio import SteeringStudio
 from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
+from ..dictionaries.baselines import LinearDictionary
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
 from ..features.layouts import feature_layout
@@ -247,9 +248,9 @@ def _make_compare(self:Explorer):
         "Record captions, and compare what is packaged of their site"
         own = getattr(self.dictionary, 'source', '') or 'this one'
         others = {n: d for n,d in self._packaged().items()
-                  if d.meta.site==site and type(d) is not type(self.dictionary)}
+                  if d.meta.site==site and type(d) not in (type(self.dictionary), LinearDictionary)}
         rec = record(self.pipe, _captions(self.pipe), [site], images=True, progress=False, **self.call)
-        return DictionaryCompare({own: self.dictionary, **dict(list(others.items())[:2])}, rec)
+        return DictionaryCompare({own: self.dictionary, **others}, rec) # which adds controls
     def shown(view): # a `DictionaryCompare`
         "Put the comparison into the tab"
         box.children = [view]

@@ -16,6 +16,7 @@ from .prompt_inspector import PromptInspector
 from .steering_studio import SteeringStudio
 from .timestep_viewer import FeatureNames, TimestepViewer
 from .view_arguments import view_parts
+from ..dictionaries.baselines import LinearDictionary
 from ..dictionaries.hub import load_dictionary, packaged_dictionaries
 from ..features.across_layers import feature_family
 from ..features.layouts import feature_layout
