@@ -51,7 +51,9 @@ def _is_complete(out, plan): # whether the planned atlas is finished; raises whe
             raise AtlasError(f'{out} holds an atlas made otherwise: {", ".join(differ)} differ. Choose '
                              'another folder')
         return name=='atlas.json'
-    if out.is_dir() and any(out.iterdir()):
+    there = [p.name for p in out.iterdir()] if out.is_dir() else []
+    if 'plan.json' in there: return _is_complete(out, plan) # another process has just begun
+    if any(not name.startswith('.plan.json.') for name in there): # or is writing its plan
         raise AtlasError(f'{out} is no atlas and not empty: choose another folder')
     return False
 
