@@ -135,7 +135,7 @@ def test_all_features_at_once(page):
     tab(page, 'All at once').click()
     rest(page)
     points = view(page).get_by_role('application')
-    expect(points).to_be_visible()
+    expect(points).to_be_visible(timeout=90_000)
     at = says(page, '__import__("numpy").frombuffer(explorer.views["all"].children[0].positions, "<u2").reshape(-1, 2)[5].tolist()')
     box = points.bounding_box()
     x,y = (box[k]+(8+v/65535*504)*box['width']/520 for k,v in zip('xy', at))
