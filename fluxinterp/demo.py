@@ -216,8 +216,7 @@ def _captions_without(factor, value, scenes, n): # of scenes with one object
 def _object_masks(run, captions): # where any object is, as the reader sees it, one mask per caption
     from fluxinterp.steering.generation import generate
     images = [generate(run.pipe, [c], seed=run.seed+i).images[0] for i,c in enumerate(captions)]
-    colored = [i for i,(f,_) in enumerate(run.world.concepts) if f=='color'] # together: where any object is
-    return [r.maps[colored].sum(0)>.5 for r in run.world.read_images(images)]
+    return [run.world.object_mask(r) for r in run.world.read_images(images)]
 
 def _largest(run, feature): # largest activation on held-out prompts
     return max(float(code.latent(feature).max()) for code in run.sae.code_tiles(run.held.x))

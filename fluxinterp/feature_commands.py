@@ -166,18 +166,15 @@ def steer_command(
    ):
     "Generate an image without and with a feature turned up, from the same noise."
     from fluxinterp.overlays import image_grid
-    from fluxinterp.atlases.annotations import search_words
-    from fluxinterp.autointerp.word_edits import feature_to_steer, usable_strength
-    from fluxinterp.dashboards.timestep_viewer import read_feature
+    from fluxinterp.dashboards.steering_studio import read_steering
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import generate
     box = _region(region)
     parts = _parts(dictionary, pipeline, device)
     d,atlas,named = _named(parts)
     if not strength and atlas is None: raise ValueError('no atlas says how strong: give --strength')
-    words = atlas is not None and not feature.strip().isdigit() and search_words(feature)
-    f,note = feature_to_steer(atlas, feature) if words else (read_feature(feature, d.num_latents, atlas), '')
-    amount = strength or usable_strength(atlas, f, feature if words else '')
+    f,usable,note = read_steering(feature, d.num_latents, atlas)
+    amount = strength or usable
     pair = generate(parts.pipe, prompt, Add(d, f, strength=amount, region=box), seed=seed)
     image_grid([pair.originals[0], pair.images[0]], 2).save(out)
     if note: typer.echo(note, err=True)

@@ -28,7 +28,7 @@ from .dictionaries.hub import load_dictionary
 from .atlases.atlas_building import build_atlas
 from .autointerp.atlas_icons import add_icons
 from .autointerp.causal_effect import CausalEffect
-from .autointerp.noise_readout import NoisePrediction, NoiseReadout
+from .autointerp.noise_readout import NoisePrediction, NoiseReadout, noise_said
 from .autointerp.explainers import explain, LabelMaps, PromptStatistics, read_labels
 from .autointerp.scorers import Detection, Localization
 from .autointerp.scoring import score
@@ -107,7 +107,7 @@ def _annotate(atlas, noise, world, progress): # labels, scores, features that re
     if noise is None: return
     readout = NoiseReadout(noise)
     said = explain(atlas, readout, progress=progress)
-    known = said.index[said.text=='initial noise'].tolist()
+    known = said.index[said.text==noise_said[1]].tolist()
     if known: score(atlas, NoisePrediction(readout), 'noise', known, progress=progress)
 
 def _add_effects(atlas, pipe, dictionary, world, progress): # of labeled features, the first for each concept

@@ -106,44 +106,49 @@ def _masks(self:CausalEffect, atlas, pictures): # where objects are in each imag
     return (adaptive_avg_pool2d(masks, atlas.grid_shape)[:,0]>.5).numpy()
 
 @patch
-def _with(self:CausalEffect, atlas, pictures, edit, where):
-    if where=='everywhere':
+def _with(self:CausalEffect, atlas, pictures, edit, masks): # masks: None for everywhere
+    if masks is None:
         with steer(self.pipe, [edit]):
             return self._generate([atlas.pictures.caption[p] for p in pictures], pictures)
     images = []
-    for p,mask in zip(pictures, self._masks(atlas, pictures)):
+    for p,mask in zip(pictures, masks):
         with steer(self.pipe, [replace(edit, region=mask)]):
             images += self._generate([atlas.pictures.caption[p]], [p])
     return images
 
 @patch
-def images(self:CausalEffect,
-           atlas,    # atlas whose captions are drawn
-           f:int,    # number of the feature
-           strength:float=1., # factor on the feature's largest activation
-           where:str='everywhere', # one of `effect_places`
-           half:str='explain', # half of the prompts that gives the captions
-          )->tuple:  # images as they are, with the feature on, with a random direction instead
-    "Images of captions in which a feature is silent, from the same noise three times"
+def _edits(self:CausalEffect, atlas, f, size): # of the feature, and of a random direction as long
     d,n = self.dictionary,self.dictionary.num_latents
-    pictures = atlas.non_activating_images(f, self.n, half)
-    if not pictures: return [],[],[]
-    size = strength*float(atlas.array('largest')[f])
     w = d.write_directions[f%n].detach().float().cpu() # in raw space, not of length 1
     other = torch.randn(len(w), generator=torch.Generator().manual_seed(self.seed*100_003+f))
     random = LinearDictionary((other*w.norm()/other.norm())[None], torch.zeros(len(w)), 1)
     random.meta = d.meta
-    random = random.to(d.device)
-    edits = Add(d, f%n, strength=-size if f>=n else size),Add(random, 0, strength=size)
-    return self._without(atlas, pictures),*(self._with(atlas, pictures, e, where) for e in edits)
+    return Add(d, f%n, strength=-size if f>=n else size),Add(random.to(d.device), 0, strength=size)
+
+@patch
+def _drawn(self:CausalEffect, atlas, f, size, where, half, controls=1): # images without, with, with a control
+    pictures = atlas.non_activating_images(f, self.n, half)
+    if not pictures: return ()
+    masks = self._masks(atlas, pictures) if where=='objects' else None
+    edits = self._edits(atlas, f, size)[:1+controls]
+    return self._without(atlas, pictures),*(self._with(atlas, pictures, e, masks) for e in edits)
+
+@patch
+def images(self:CausalEffect,
+           atlas,    # atlas whose explaining half gives the captions
+           f:int,    # number of the feature
+           strength:float=1., # factor on the feature's largest activation
+           where:str='everywhere', # one of `effect_places`
+          )->tuple:  # images as they are, with the feature on, with a random direction instead
+    "Images of captions in which a feature is silent, from the same noise three times"
+    return self._drawn(atlas, f, strength*float(atlas.array('largest')[f]), where, 'explain') or ([], [], [])
 
 # %% ../../nbs/55_explaining/21_causal_effect.ipynb #cef00018
 @patch
 def _check_held(self:CausalEffect, atlas, f, where, brings): # adds the gains in the scoring half
-    largest = float(atlas.array('largest')[f])
     for size in {b['strength'] for b in brings}:
-        before,on,_ = self.images(atlas, f, size/largest, where, 'score')
-        held = gains(self.judge(before).labels, self.judge(on).labels) if before else {}
+        made = self._drawn(atlas, f, size, where, 'score', controls=0)
+        held = gains(*(self.judge(images).labels for images in made)) if made else {}
         for b in brings:
             if b['strength']==size: b['held'] = held.get((b['factor'], b['word']), 0.)
 

@@ -41,7 +41,7 @@ class CausalEffect(Explainer):
     def __init__(self, pipe, dictionary: Dictionary, judge=None, n: int=6, strengths: tuple=(0.5, 1.0), where: tuple | None=None, least: float=0.5, seed: int=300, world: World | str | None=None, **call):
         ...
 
-    def images(self, atlas, f: int, strength: float=1.0, where: str='everywhere', half: str='explain') -> tuple:
+    def images(self, atlas, f: int, strength: float=1.0, where: str='everywhere') -> tuple:
         ...
 
     def __call__(self, atlas, features) -> Iterator[tuple]:

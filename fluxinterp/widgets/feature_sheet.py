@@ -88,13 +88,13 @@ def _detail(d): # detail of an explainer in a line
     return '; '.join(f'{k} {words}' for k,words in pairs if words)[:400]
 
 def _explanations(text, f): # annotations of an atlas, a feature -> explanations with their scores
-    q = lambda table: text.frame(f'select * from {table} where feature=? order by id', (f,))
+    judged = '(select count(*) from verdicts v where v.score=t.id)' # verdicts that were kept
+    q = lambda table, more='': text.frame(f'select *{more} from {table} t where feature=? order by id', (f,))
     scores = {}
-    for r in q('scores').itertuples():
+    for r in q('scores', f', {judged} as judged').itertuples():
         detail = read_detail(r.detail, f'{r.scorer} on feature {f}') or {}
         numbers = {k: detail.get(k) for k in ('low', 'high', 'n', 'chance', 'shuffled')}
-        judged = text.rows('select count(*) from verdicts where score=?', (r.id,))[0][0]
-        score = dict(scorer=r.scorer, status=r.status, value=r.value, judged=judged, **numbers)
+        score = dict(scorer=r.scorer, status=r.status, value=r.value, judged=r.judged, **numbers)
         scores.setdefault(r.explainer, []).append(score)
     return [dict(explainer=r.explainer, does=r.explainer==effect_explainer, status=r.status, text=r.text,
                  detail=_detail(read_detail(r.detail, f'{r.explainer} on feature {f}')),
