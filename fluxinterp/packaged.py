@@ -100,8 +100,16 @@ def _label_sure(atlas, world, least=.9): # features on one known map in both hal
         best = here.argmax()
         if here[best]>=least and held.scores(atlas, f)[best]>=least: atlas.label(f, maps.names[best])
 
+def _confirm_labels(atlas): # a word of the captions stays where the feature goes with it in all of them
+    labels = atlas.table().label.dropna()
+    for word,features in labels.groupby(labels).groups.items():
+        found = atlas.search(word, atlas.num_features).query('score>0').index
+        for f in features:
+            if len(found) and f not in found: atlas.label(f, '')
+
 def _annotate(atlas, noise, world, progress): # labels, scores, features that read the initial noise
     _label_sure(atlas, world)
+    _confirm_labels(atlas)
     score(atlas, Detection(world=world), progress=progress, world=world)
     score(atlas, Localization(), progress=progress, world=world)
     if noise is None: return

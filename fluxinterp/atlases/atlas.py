@@ -23,7 +23,7 @@ from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import (check_list, example_lists, halves, histogram_edges,
                                                 shape_statistics)
-from .word_scores import features_by_words
+from .word_scores import features_by_words, known_words
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -382,10 +382,12 @@ def search(self:Atlas,
            query:str,     # words to look for
            n:int=20,      # features at most
            pooled:bool=False, # whether images count by means over 3 x 3 tokens, not by peaks
+           pipe=None,     # pipeline whose text encoder finds a known word for one the atlas lacks
           )->pd.DataFrame: # a line per feature: label, explanation, rates, score, z, rise, words
     "Features that have to do with some words, the best first; raises `ValueError` without a word"
     n,words = check_count(n),search_words(query)
     if not words: raise ValueError('an empty query: give words to look for')
+    if pipe is not None: words = list(dict.fromkeys(known_words(self, words, pipe).values()))
     if pooled: self._check_pooled()
     found = features_by_words(self, words, n, pooled)
     return self.table().loc[found.index, ['label', 'explanation', 'image_rate', 'largest']].join(found)

@@ -14,7 +14,7 @@ from .atlas_files import AtlasFiles, check_pictures, copy_atlas, open_thumbnail,
 from .feature_text import feature_names, said_of_features
 from .feature_cards import Example, FeatureCard
 from .scan_statistics import check_list, example_lists, halves, histogram_edges, shape_statistics
-from .word_scores import features_by_words
+from .word_scores import features_by_words, known_words
 from ..arguments import check_count, opened_folder
 from ..core import user_path
 from ..dictionaries.dictionary import Dictionary, dictionary_fingerprint
@@ -119,7 +119,7 @@ class Atlas:
     def firing_counts(self, half: str) -> np.ndarray:
         ...
 
-    def search(self, query: str, n: int=20, pooled: bool=False) -> pd.DataFrame:
+    def search(self, query: str, n: int=20, pooled: bool=False, pipe=None) -> pd.DataFrame:
         ...
 
     def find(self, query: str) -> int:

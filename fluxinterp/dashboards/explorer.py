@@ -172,6 +172,7 @@ def _step(self:Explorer, by): # along the list, or by number where there is none
 @patch
 def _make_cards(self:Explorer):
     view = FeatureBrowser(self.atlas, feature=max(self.feature, 0))
+    view.table.pipe = self.pipe # synonyms through its text encoder
     view.table.observe(lambda c: c['new']>=0 and self.set_trait('feature', c['new']), 'selected')
     if self.feature<0: self.feature = view.table.selected
     return view

@@ -41,19 +41,19 @@ class FeatureBrowser(Dashboard):
         super().__init__()
         self.atlas,parts = atlas_parts(first, second, dictionary)
         if not len(self.atlas): raise AtlasError(f'{self.atlas.path} has no features')
-        self._build_controls(lines, examples)
+        self._build_controls(lines, examples, parts.pipe if parts else None)
         if parts: self.viewer = _prompt_viewer(self.atlas, parts, prompt)
         self._layout()
         self._wire()
         if feature is not None: self.table.selected = self.atlas.check(feature)
         else: self.table.step(1)
 
-    def _build_controls(self, lines, examples):
+    def _build_controls(self, lines, examples, pipe):
         self.search = widgets.Text(description='Search', placeholder='words: red star',
                                    continuous_update=False, layout=widgets.Layout(width='420px'))
         self.clear = widgets.Button(description='Clear', tooltip='all features again',
                                     layout=widgets.Layout(width='80px'))
-        self.table = FeatureTable(self.atlas, lines=lines)
+        self.table = FeatureTable(self.atlas, pipe, lines=lines)
         self.sheet = FeatureSheet(self.atlas, n=examples)
 
     def _layout(self):

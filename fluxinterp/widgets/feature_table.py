@@ -59,10 +59,11 @@ class FeatureTable(View):
 
     def __init__(self,
                  atlas:Atlas, # atlas whose features are listed
+                 pipe=None,   # pipeline whose text encoder finds known words for others, or None
                  **kwargs,    # values of traits: sort, filters, lines, ...
                 ):
         super().__init__(**kwargs)
-        self.atlas = atlas
+        self.atlas,self.pipe = atlas,pipe
         self.order = np.zeros(0, int) # features in the order of the lines
         self.reload()
         self.observe(lambda _: self.reorder(), ['sort', 'filters', 'query'])
@@ -162,7 +163,7 @@ def _filtered(self:FeatureTable): # features that meet all conditions, in the or
     keep = np.ones(len(self.names), bool)
     for column,condition in self.filters.items(): keep &= self._kept_by(column, condition)
     if not self.query.strip(): return np.flatnonzero(keep)
-    found = self.atlas.search(self.query, n=len(self.names)).index.to_numpy()
+    found = self.atlas.search(self.query, n=len(self.names), pipe=self.pipe).index.to_numpy()
     return found[keep[found]]
 
 @patch

@@ -35,10 +35,11 @@ class FeatureTable(View):
     numbers: Any
     order: Any
     own: Any
+    pipe: Any
     profiles: Any
     scored: Any
 
-    def __init__(self, atlas: Atlas, **kwargs):
+    def __init__(self, atlas: Atlas, pipe=None, **kwargs):
         ...
 
     def step(self, by: int):
