@@ -28,6 +28,8 @@ _of_feature = typer.Argument(help='number of a feature, or words to find one by'
 _of_prompt = typer.Argument(help='what to generate')
 _of_pipeline = typer.Option(callback=place_of('pipeline'),
                             help='pipeline it is of: not needed for what is packaged')
+_of_atlas = typer.Option(callback=place_of('atlas'),
+                         help='atlas that knows words and strengths: not needed for what is packaged')
 
 def _store_data(store, site): # folder or URL, name of a site or '' -> activations of one site
     from fluxinterp.activations.store import Store
@@ -107,11 +109,12 @@ def compare_command(
                'random: to the nearest of as many random directions')
 
 # %% ../nbs/89_feature_commands.ipynb #3596a366
-def _parts(dictionary, pipeline, device): # -> `ViewParts` of one dictionary
+def _parts(dictionary, atlas, pipeline, device): # -> `ViewParts` of one dictionary
     from fluxinterp.core import default_device
     from fluxinterp.dashboards.view_arguments import view_parts
     from fluxinterp.models.pipelines import load_pipeline
-    parts = view_parts(dictionary, load_pipeline(pipeline) if pipeline else None)
+    given = [dictionary, atlas or None, load_pipeline(pipeline) if pipeline else None]
+    parts = view_parts(*(g for g in given if g is not None))
     parts.pipe.to(default_device(device or None))
     return parts
 
@@ -127,6 +130,7 @@ def map_command(
     prompt:Annotated[str, _of_prompt],         # prompt of the image
     out:Annotated[Path, typer.Option( # file of the image
         callback=new_file, help='image to write')]=Path('map.png'),
+    atlas:Annotated[str, _of_atlas]='', # atlas of the dictionary; found for what is packaged
     pipeline:Annotated[str, _of_pipeline]='', # pipeline it is of; found for what is packaged
     seed:Annotated[int, typer.Option(min=0)]=0, # seed of the initial noise
     device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
@@ -134,7 +138,7 @@ def map_command(
     "Draw where and when a feature fires in one image, at every denoising step."
     from fluxinterp.dashboards.timestep_viewer import read_feature
     from fluxinterp.features.feature_maps import activation_map
-    parts = _parts(dictionary, pipeline, device)
+    parts = _parts(dictionary, atlas, pipeline, device)
     d,atlas,named = _named(parts)
     f = read_feature(feature, d.num_latents, atlas)
     maps = activation_map(parts.pipe, d, f, prompt, seed)
@@ -160,6 +164,7 @@ def steer_command(
         help='top,left,bottom,right in fractions of the image, e.g. 0,0.5,1,1; everywhere by default')]='',
     out:Annotated[Path, typer.Option( # file of both images
         callback=new_file, help='image to write: without and with it')]=Path('steered.png'),
+    atlas:Annotated[str, _of_atlas]='', # atlas of the dictionary; found for what is packaged
     pipeline:Annotated[str, _of_pipeline]='', # pipeline it is of; found for what is packaged
     seed:Annotated[int, typer.Option(min=0)]=0, # seed of the initial noise
     device:Annotated[str, _of_device]='', # torch device; CUDA, then MPS, then CPU when empty
@@ -170,7 +175,7 @@ def steer_command(
     from fluxinterp.steering.edits import Add
     from fluxinterp.steering.generation import generate
     box = _region(region)
-    parts = _parts(dictionary, pipeline, device)
+    parts = _parts(dictionary, atlas, pipeline, device)
     d,atlas,named = _named(parts)
     if not strength and atlas is None: raise ValueError('no atlas says how strong: give --strength')
     f,usable,note = read_steering(feature, d.num_latents, atlas)

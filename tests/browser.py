@@ -40,6 +40,8 @@ def open_page(browser, width:int=1280, height:int=900, dark:bool=False, still:bo
     "A page that keeps its `errors` (of scripts and of the console), requests to `outside`, and messages `sent` to a kernel"
     context = browser.new_context(viewport=dict(width=width, height=height), color_scheme='dark' if dark else 'light', reduced_motion='reduce' if still else 'no-preference')
     context.set_default_timeout(30_000)
+    from playwright.sync_api import expect # where it is not installed these tests are skipped
+    expect.set_options(timeout=20_000) # a busy machine is no fault of a view
     page = context.new_page()
     page.errors,page.outside,page.sent = [],[],[]
     page.on('pageerror', lambda e: page.errors.append(f'{e}') if own_error(e) else None)

@@ -127,7 +127,9 @@ def test_paint_turn_up_save_and_reload(page, lab):
     expect(view(page).get_by_text(re.compile('written'))).to_be_visible()
     recipe = says(page, f'{studio}.recipe.value')
     says(page, f'[setattr({studio}.edits, "rows", []), {studio}.wait(60)]')
+    expect(view(page).locator('.flx-edit:visible')).to_have_count(0) # the page has it, and rests
     view(page).locator('button:visible', has_text='Load').click()
+    expect(view(page).get_by_text(re.compile(r'json: \d+ edits?$'))).to_be_visible()
     rest(page)
     assert says(page, f'{studio}.recipe.value')==recipe and 'Add' in recipe
 

@@ -34,7 +34,7 @@ def steerable(atlas:Atlas, # atlas that knows what features do
              )->pd.DataFrame: # a line per feature: word, where, strength, gain, lift, held, explanation, ...
     "Features known to bring what some words say: first those that fire on it, then by their lift"
     words,effects = set(search_words(query)),_effects(atlas)
-    effects = effects[[set(search_words(w))<=words for w in effects.word]]
+    effects = effects[effects.word.map(lambda w: set(search_words(w))<=words).astype(bool)]
     effects = effects.sort_values('lift', ascending=False)
     effects = effects[~effects.index.duplicated()&(effects.held>=_most)]
     fires = effects.index.isin(atlas.search(query, _near).index)

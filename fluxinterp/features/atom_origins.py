@@ -292,7 +292,7 @@ def add_thumbnails(itda:ITDA,        # dictionary that gets thumbnails
         raise ValueError('thumbnails need images: give the pipeline that drew them, or images=')
     found = _recorded_images(images, itda) if isinstance(images, Recording) else dict(images or {})
     keys = list(zip(lines.prompt, lines.image, lines.seed))
-    missing = lines[[k not in found for k in keys]]
+    missing = lines[np.array([k not in found for k in keys], bool)]
     if pipe is not None and len(missing):
         for rec,here in _record_again(itda, pipe, missing, force, True, **call):
             seed = int(here.seed.iloc[0])
