@@ -7,6 +7,7 @@ __all__ = ['concept_key', 'MethodComparison', 'compare_methods', 'paired_differe
 
 # %% ../../nbs/40_evaluation/16_method_comparison.ipynb #mco00004
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,8 @@ class MethodComparison:
     ceiling:pd.DataFrame # result of `probe_ceiling`
     at:float=.9          # smallest AUROC that counts as recovered
 
-    def __repr__(self): return self.shares().round(2).to_string()
-    def _repr_html_(self): return self.shares().round(2).to_html()
+    def __repr__(self): return f'{self.shares().round(2).to_string()}\n{self.summary()}'
+    def _repr_html_(self): return f'{self.shares().round(2).to_html()}<p>{escape(self.summary())}</p>'
 
 def _lines_of(dictionary, train, test, readout, k, candidates, unit): # of one dictionary
     how = dict(candidates=candidates, site=dictionary.meta.site, readout=readout, unit=unit)
@@ -91,6 +92,24 @@ def shares(self:MethodComparison)->pd.DataFrame: # a line per read-out and metho
         res['lowest seed'] = by['of decodable'].min()
         res['highest seed'] = by['of decodable'].max()
     return res
+
+def _leaders(shares, column): # 'a .38, b .38, then c .14': all with the largest share, and the next
+    ranked = shares[column].round(2).sort_values(ascending=False, kind='stable')
+    first,rest = ranked[ranked==ranked.max()],ranked[ranked<ranked.max()]
+    text = ' and '.join(first.index)+f' {first.iloc[0]:.2f}'
+    return text+(f', then {rest.index[0]} {rest.iloc[0]:.2f}' if len(rest) else '')
+
+@patch
+def summary(self:MethodComparison)->str:
+    "Who finds the largest share of the decodable concepts, by each read-out, with one feature and with several"
+    table,parts = self.shares(),[]
+    several = [c for c in table if c.endswith('-sparse') and c!='1-sparse'][-1:]
+    for readout,shares in table.groupby(level='readout', sort=False):
+        shares = shares.droplevel('readout')
+        found = [f'by one feature of {_leaders(shares, "of decodable")}']
+        found += [f'by {c.removesuffix("-sparse")} features of {_leaders(shares, c)}' for c in several]
+        parts.append(f'Read by {readout}, most of the decodable concepts are found {"; ".join(found)}.')
+    return ' '.join(parts)
 
 @patch
 def by_factor(self:MethodComparison,

@@ -2,6 +2,7 @@
 from typing import Any
 __all__ = ['concept_key', 'MethodComparison', 'compare_methods', 'paired_difference']
 from dataclasses import dataclass
+from html import escape
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -21,6 +22,9 @@ class MethodComparison:
         ...
 
     def shares(self) -> pd.DataFrame:
+        ...
+
+    def summary(self) -> str:
         ...
 
     def by_factor(self, measure: str='one feature') -> pd.DataFrame:
