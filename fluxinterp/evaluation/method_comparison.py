@@ -101,7 +101,7 @@ def _leaders(shares, column): # 'a .38, b .38, then c .14': all with the largest
 
 @patch
 def summary(self:MethodComparison)->str:
-    "Who finds the largest share of the decodable concepts, by each read-out, with one feature and with several"
+    "Who finds most of the decodable concepts, by each read-out, with one feature and with several"
     table,parts = self.shares(),[]
     several = [c for c in table if c.endswith('-sparse') and c!='1-sparse'][-1:]
     for readout,shares in table.groupby(level='readout', sort=False):
