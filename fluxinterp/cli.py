@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
-    number_ranges, one_of, only_site, part_of, place_of, price_pair, prompts_file, run_loggers, saved_at,
-    say_trained, some_explanations, status_counts, step_numbers)
+                                  number_ranges, one_of, only_site, part_of, place_of, price_pair,
+                                  prompts_file, rank_device, run_loggers, saved_at, say_trained,
+                                  some_explanations, status_counts, step_numbers)
 from .feature_commands import add_feature_commands
 
 # %% ../nbs/92_cli.ipynb #3d22d982
@@ -139,18 +140,17 @@ def harvest_command(
     quantize:Annotated[str, typer.Option( # quantization, 8bit or 4bit
         callback=one_of('', '8bit', '4bit'), help='8bit or 4bit, by bitsandbytes')]='',
    ):
-    "Keep activations of many prompts on disk; interrupted in any way, run it again."
-    from fluxinterp.core import default_device
+    "Keep activations of many prompts on disk, also with torchrun; interrupted in any way, run it again."
     from fluxinterp.activations.harvesting import harvest
     from fluxinterp.models.pipelines import load_pipeline
     size = {k: v for k,v in dict(height=height, width=width).items() if v}
-    where = device if device=='balanced' else default_device(device or None)
+    where = device if device=='balanced' else rank_device(device)
     pipe = load_pipeline(pipeline, device=where, offload=offload or None, quantize=quantize or None)
     store = harvest(
         pipe, prompts, site, out, num_inference_steps=num_inference_steps or None, steps=steps, seed=seed,
         tokens=tokens or None, dtype=dtype, guidance=guidance, num_images_per_prompt=images_per_prompt,
         batch_size=batch_size, max_gb=max_gb or None, append=append, **size)
-    typer.echo(repr(store))
+    if os.environ.get('RANK', '0')=='0': typer.echo(repr(store))
 
 # %% ../nbs/92_cli.ipynb #f0split7
 @app.command('train')
@@ -239,14 +239,10 @@ def atlas_command(
     from fluxinterp.activations.prompt_files import read_prompts
     from fluxinterp.activations.store import Store
     from fluxinterp.atlases.atlas_building import build_atlas
-    from fluxinterp.core import default_device
     from fluxinterp.dictionaries.hub import load_dictionary
     from fluxinterp.models.pipelines import load_pipeline
     _check_atlas(store, pipeline, prompts, icons)
-    where = default_device(device or None)
-    if where.type=='cuda' and 'LOCAL_RANK' in os.environ: # torchrun's processes have a GPU each
-        import torch
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    where = rank_device(device)
     loaded = load_dictionary(dictionary).to(where)
     pipe = load_pipeline(pipeline, device=where) if pipeline else None
     if store:

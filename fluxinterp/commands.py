@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['command_words', 'CommandGroup', 'number_ranges', 'step_numbers', 'count_or_auto', 'price_pair', 'part_of', 'one_of',
            'device_name', 'prompts_file', 'new_folder', 'new_file', 'place_of', 'only_site', 'run_loggers',
-           'say_trained', 'saved_at', 'some_explanations', 'status_counts']
+           'say_trained', 'rank_device', 'saved_at', 'some_explanations', 'status_counts']
 
 # %% ../nbs/88_commands.ipynb #cmd00004
 import os, re, sys
@@ -247,6 +247,16 @@ def say_trained(out:Path,  # folder of the dictionary
     typer.echo(f'{out}: {sae!r}')
     if split!='test' and (data.store.split_of==2).any():
         typer.echo(repr(evaluate(sae, data, split='test')))
+
+def rank_device(device:str, # as typed; CUDA, then MPS, then CPU when empty
+               ):           # `torch.device`
+    "The device of this process: those that torchrun starts have a GPU each"
+    from fluxinterp.core import default_device
+    where = default_device(device or None)
+    if where.type=='cuda' and 'LOCAL_RANK' in os.environ:
+        import torch
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    return where
 
 def saved_at(folder:Path, # folder of a dictionary
             )->int:       # nanoseconds; 0 without a dictionary

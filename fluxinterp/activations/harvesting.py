@@ -6,10 +6,10 @@
 __all__ = ['harvest']
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
-import hashlib, inspect, json, os, re, shutil
+import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,11 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..core import user_path
 from .batching import check_call, first_batch_size
 from ..arguments import check_count
 from .recording import record_batches
 from ..models.identity import model_difference
-from ..models.pipelines import check_pipeline, check_prompts
+from ..models.pipelines import check_pipeline
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
 from ..models.clock import runs_once
@@ -33,8 +32,11 @@ from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store
 from ..models.description import describe
-from .prompt_files import read_prompts, PromptFile
+from .stored_prompts import merge_prompts, prompt_lines, prompts_of, stored_prompts
+from .. import __version__
+from .group_writer import GroupWriter
 from .shard_writer import ShardWriter, only_writer
+from .work_queue import work_group
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #ac3b6a75
 def _tensor_sum(x): # checksum of a tensor's bytes
@@ -154,57 +156,13 @@ def parts(self:_Harvest,
         res.append((x, rows, token))
     return res
 
-# %% ../../nbs/20_activations/40_harvesting.ipynb #51d6dd99
-def _is_prompt_file(prompts): # a path, or text that names a file
-    if isinstance(prompts, Path): return True
-    if not isinstance(prompts, str): return False
-    return prompts.endswith('.txt') or os.path.isfile(user_path(prompts))
-
-def _prompts_of(prompts): # a `PromptFile` of captions or of a text file
-    if _is_prompt_file(prompts): return read_prompts(prompts)
-    return PromptFile(check_prompts(prompts), [])
-
-def _lines(values): return ''.join(json.dumps(v, ensure_ascii=False)+'\n' for v in values).encode()
-
-def _segment_prompts(folder, segment, choices): # content of a prompt file; rewritten if a choice fits
-    def _fits(data): return hashlib.sha256(data).hexdigest()==segment['sha256']
-    try: data = folder.read(segment['file'])
-    except StoreError: data = b''
-    if _fits(data): return data
-    data = next((d for d in map(_lines, choices) if _fits(d)), None)
-    if data is None:
-        raise StoreError(f"{folder.at(segment['file'])} is missing or damaged; "
-                         'give all prompts of this store, and it is written anew')
-    folder.write(segment['file'], data)
-    return data
-
-def _old_prompts(folder, manifest, new): # those of a store
-    res = []
-    for s in manifest['segments']:
-        data = _segment_prompts(folder, s, (new[len(res):len(res)+s['prompts']], new))
-        res += [json.loads(l) for l in data.splitlines()]
-    return res
-
-def _merge_prompts(folder, manifest, new, append): # all prompts, how many are new
-    if manifest is None: return new,len(new)
-    old = _old_prompts(folder, manifest, new)
-    if new==old or (append and new==old[-manifest['segments'][-1]['prompts']:]): return old,0
-    if append: return old+new,len(new)
-    if new[:len(old)]==old: return new,len(new)-len(old)
-    first = next((i for i,(a,b) in enumerate(zip(old, new)) if a!=b), len(new))
-    why = f'it has {len(old)}, you gave the first {len(new)} of them'
-    if first<len(new): why = f'prompt {first} was {old[first]!r}, now {new[first]!r}'
-    raise StoreError(f'{folder.root} holds other prompts: {why}. '
-                     'Give all its prompts and further ones after them, '
-                     'or append=True for further ones alone')
-
 # %% ../../nbs/20_activations/40_harvesting.ipynb #133593e8
 def _extend(h, m, added, num_broken, images_sum, shard_mb): # plan the shards of new prompts, in the manifest
     if not added: return
     m['prompt_bytes'] = m['rows_per_prompt']*sum(row_bytes(m, s) for s in m['sites'])
     batch = first_batch_size(h.call['batch_size'])
     batches = max(1, int(shard_mb*2**20/(m['prompt_bytes']*batch))) # of a shard
-    text = _lines(h.prompts[-added:])
+    text = prompt_lines(h.prompts[-added:])
     m['segments'].append(dict(file=f"prompts-{len(m['segments']):05d}.jsonl",
                               sha256=hashlib.sha256(text).hexdigest(), prompts=added, per_shard=batch*batches,
                               broken=num_broken, pictures=images_sum))
@@ -213,8 +171,8 @@ def _extend(h, m, added, num_broken, images_sum, shard_mb): # plan the shards of
 def _write_segment(h, folder, m, added, broken): # the new prompts, once everything is allowed
     if not added: return
     name = m['segments'][-1]['file']
-    folder.write(name, _lines(h.prompts[-added:]))
-    if broken: folder.write(name.replace('.jsonl', '.broken.jsonl'), _lines(broken))
+    folder.write(name, prompt_lines(h.prompts[-added:]))
+    if broken: folder.write(name.replace('.jsonl', '.broken.jsonl'), prompt_lines(broken))
     save_manifest(m, folder)
 
 class _Sizes(NamedTuple):
@@ -225,8 +183,7 @@ class _Sizes(NamedTuple):
 
 def _sizes(folder, m, todo): # positions of the shards still to write
     def size(shards): # headers are estimated
-        prompts = sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in shards)
-        return prompts*m['prompt_bytes']+400*len(m['sites'])*len(shards)
+        return _num_prompts(m, shards)*m['prompt_bytes']+400*len(m['sites'])*len(shards)
     free = shutil.disk_usage(folder.root).free if folder.local else None
     return _Sizes(size(range(len(m['shards']))), size(todo), free)
 
@@ -263,26 +220,34 @@ def _shard_parts(h, m, i, first, writer, bar): # for each site (x, rows, token) 
             bar.update(n)
     return parts
 
-def _write_shards(h, m, todo, first, writer, progress): # `first`: recordings made before
-    prompts = sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in todo)
-    bar = tqdm(total=prompts, desc='harvest', unit='prompt', disable=progress is False, leave=False)
+def _num_prompts(m, shards): return sum(m['shards'][i]['stop']-m['shards'][i]['start'] for i in shards)
+
+def _write_shards(h, m, todo, first, writer, progress, queue): # `first`: recordings made before
+    order = todo if queue is None else (todo[j] for j in queue)
+    bar = tqdm(total=_num_prompts(m, todo), desc='harvest', unit='prompt', disable=progress is False,
+               leave=False)
     try:
         with bar:
-            for i in todo: writer.put((i, _shard_parts(h, m, i, first, writer, bar)))
+            for i in order: writer.put((i, _shard_parts(h, m, i, first, writer, bar)))
     except KeyboardInterrupt:
         print('interrupted: what was drawn in full is kept, and the same call goes on from there')
         raise
     finally: writer.close()
     writer.check()
-    writer.complete_statistics(progress)
 
-def _fill(h, folder, m, first, good, max_gb, added, broken, progress): # write what is missing
+def _fill(h, folder, m, first, good, max_gb, added, broken, progress, queue): # write what is missing
     todo = [i for i in range(len(m['shards'])) if any((i, j) not in good for j in range(len(m['sites'])))]
     sizes = _sizes(folder, m, todo)
     if progress is not False: _announce(h, m, sizes, broken)
     _check_space(folder, sizes, max_gb)
     _write_segment(h, folder, m, added, broken)
-    _write_shards(h, m, todo, first, ShardWriter(folder, m, good), progress)
+    if queue is None: writer = ShardWriter(folder, m, good)
+    else:
+        queue.publish(len(todo), json.dumps(dict(manifest=m, todo=todo)))
+        writer = GroupWriter(folder, m, good, queue, todo)
+    _write_shards(h, m, todo, first, writer, progress, queue)
+    if queue is not None: writer.collect()
+    writer.complete_statistics(progress)
     backup = 'manifest.backup.json'
     if backup not in folder.sizes() or folder.checksum(backup)!=folder.checksum('manifest.json'):
         save_manifest(m, folder)
@@ -342,6 +307,27 @@ def _good_files(folder, manifest, verify, progress): # (shard, site) positions
     report = check_store(folder, checksums=verify, progress=progress)
     return {(i, j) for j,s in enumerate(manifest['sites']) for i in report.good_shards(s['site']['name'])}
 
+# %% ../../nbs/20_activations/40_harvesting.ipynb #88a7d86f
+def _lead(h, folder, model, settings, broken, append, shard_mb, max_gb, verify, progress,
+          queue): # alone, or as rank 0
+    with only_writer(folder):
+        old = _open_store(folder, model, settings)
+        h.prompts,added = merge_prompts(folder, old, h.prompts, append)
+        images_sum = None if h.images is None else _images_sum(h.images[:len(h.prompts)])
+        same_prompts = old is not None and not added
+        if same_prompts and h.images is not None and old['segments'][-1]['pictures']!=images_sum:
+            raise StoreError(f'{folder.root} was made from other images')
+        if old is None: (manifest,first),good = _begin(h, model, settings),set()
+        else: manifest,first,good = old,None,_good_files(folder, old, verify, progress)
+        _extend(h, manifest, added, len(broken), images_sum, shard_mb)
+        _fill(h, folder, manifest, first, good, max_gb, added, broken, progress, queue)
+
+def _help(h, folder, queue): # as another rank
+    plan = json.loads(queue.plan())
+    m,todo = plan['manifest'],plan['todo']
+    h.prompts = stored_prompts(folder, m, h.prompts)
+    _write_shards(h, m, todo, None, GroupWriter(folder, m, set(), queue, todo), False, queue)
+
 # %% ../../nbs/20_activations/40_harvesting.ipynb #0108111a
 def harvest(pipe,                               # diffusers pipeline
             prompts,                            # captions, or a text file with one a line
@@ -367,7 +353,7 @@ def harvest(pipe,                               # diffusers pipeline
     "Activations of sites on disk; interrupted in any way, the same call again ends with the same files"
     check_pipeline(pipe)
     check_call(pipe, call, inspect.signature(harvest).parameters)
-    new,broken = _prompts_of(prompts)
+    new,broken = prompts_of(prompts)
     sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
     _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, append)
     args = dict(num_inference_steps=num_inference_steps, steps=steps, guidance=guidance,
@@ -376,17 +362,11 @@ def harvest(pipe,                               # diffusers pipeline
     about = dict(seed=seed, tokens=tokens, dtype=dtype, sites=[asdict(s) for s in sites], shard_mb=shard_mb)
     settings = {k: _plain(k, v) for k,v in (args|about|{f'call.{k}': v for k,v in call.items()}).items()}
     folder,model = StoreFolder(out),describe(pipe).fingerprint
-    with only_writer(folder):
-        old = _open_store(folder, model, settings)
-        every,added = _merge_prompts(folder, old, new, append)
-        images_sum = None if images is None else _images_sum(images[:len(every)])
-        same_prompts = old is not None and not added
-        if same_prompts and images is not None and old['segments'][-1]['pictures']!=images_sum:
-            raise StoreError(f'{folder.root} was made from other images')
-        rows = num_images_per_prompt*len(asked_kinds(guidance))
-        h = _Harvest(pipe, every, sites, images, args|call, seed, tokens, dtype, rows)
-        if old is None: (manifest,first),good = _begin(h, model, settings),set()
-        else: manifest,first,good = old,None,_good_files(folder, old, verify, progress)
-        _extend(h, manifest, added, len(broken), images_sum, shard_mb)
-        _fill(h, folder, manifest, first, good, max_gb, added, broken, progress)
+    rows = num_images_per_prompt*len(asked_kinds(guidance))
+    h = _Harvest(pipe, new, sites, images, args|call, seed, tokens, dtype, rows)
+    said = dict(fluxinterp=__version__, model=model, prompts=hashlib.sha256(prompt_lines(new)).hexdigest())
+    group = work_group()
+    with nullcontext() if group is None else group.begin(said|settings) as queue:
+        if queue is not None and queue.rank: _help(h, folder, queue)
+        else: _lead(h, folder, model, settings, broken, append, shard_mb, max_gb, verify, progress, queue)
     return Store(folder)

@@ -58,6 +58,7 @@ class ShardWriter:
         self.folder,self.manifest,self.good = folder,manifest,good
         self.error,self.queue = None,Queue(1)
         self.unsaved,self.next_save = False,0.
+        self.waiting = {} # position -> `Moments` by folder, of shards that are not yet the next to count
         try: self.moments,self.covered = load_moments(folder, manifest)
         except StoreError: self._reset_statistics()
         self.thread = threading.Thread(target=self._run, name='fluxinterp-write', daemon=True)
@@ -112,12 +113,21 @@ def _write(self:ShardWriter, i, parts): # position of the shards; a list of (x, 
         files.append(dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         same = (i, j) in self.good and m['shards'][i]['files'][j]==files[-1]
         if not same: self.folder.write(shard_name(m, i, j), data)
-        if i==self.covered: sums[s['folder']] = _moments_of(tensors)
+        if self._counted(i): sums[s['folder']] = _moments_of(tensors)
         parts[j] = x = tensors = data = None # the next site's arrays take their place
-    # not the numbers that were counted
-    if i<self.covered and m['shards'][i]['files']!=files: self.covered = -1
-    if sums: self._count(sums)
-    m['shards'][i]['files'] = files
+    self._finish(i, files, sums)
+
+@patch
+def _counted(self:ShardWriter, i): return i==self.covered # whether the sums of a shard are wanted now
+
+_most_waiting = 256 # shards whose sums wait for their turn; further ones are read again at the end
+
+@patch
+def _finish(self:ShardWriter, i, files, sums): # into the manifest; what was counted may be another shard's
+    if i<self.covered and self.manifest['shards'][i]['files']!=files: self.covered = -1
+    if sums and len(self.waiting)<_most_waiting: self.waiting[i] = sums
+    while self.covered in self.waiting: self._count(self.waiting.pop(self.covered))
+    self.manifest['shards'][i]['files'] = files
     self.unsaved = True
     if time.monotonic()>=self.next_save: self._save()
 
@@ -152,8 +162,9 @@ def complete_statistics(self:ShardWriter,
     m = self.manifest
     shards = range(self.covered, len(m['shards']))
     for i in tqdm(shards, desc='statistics', disable=progress is False, leave=False):
-        sums = {}
+        sums = self.waiting.pop(i, {})
         for j,s in enumerate(m['sites']):
+            if s['folder'] in sums: continue
             sums[s['folder']] = _moments_of(safetensors_load(self.folder.read(shard_name(m, i, j))))
         self._count(sums)
         self.unsaved = True

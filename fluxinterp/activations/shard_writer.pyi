@@ -26,6 +26,7 @@ class ShardWriter:
     queue: Any
     thread: Any
     unsaved: Any
+    waiting: Any
 
     def __init__(self, folder: StoreFolder, manifest: dict, good: set):
         ...
@@ -41,3 +42,4 @@ class ShardWriter:
 
     def complete_statistics(self, progress: bool | None):
         ...
+_most_waiting = 256
