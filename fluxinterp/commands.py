@@ -248,7 +248,7 @@ def say_trained(out:Path,  # folder of the dictionary
     if split!='test' and (data.store.split_of==2).any():
         typer.echo(repr(evaluate(sae, data, split='test')))
 
-def rank_device(device:str, # as typed; CUDA, then MPS, then CPU when empty
+def rank_device(device:str, # name of a torch device; CUDA, then MPS, then CPU when empty
                ):           # `torch.device`
     "The device of this process: those that torchrun starts have a GPU each"
     from fluxinterp.core import default_device

@@ -13,12 +13,12 @@ import fluxinterp as fi
 from fluxinterp.activations import group_writer, work_queue
 work_queue.lease_seconds = 2.
 out,dies,seed = sys.argv[1],int(sys.argv[2]),int(sys.argv[3])
-finish,count = group_writer.GroupWriter._finish,[0]
+finish,count = group_writer.GroupWriter.finish_shard,[0]
 def counted(self, *args):
     count[0] += 1
     if count[0]==dies: os._exit(9)
     finish(self, *args)
-group_writer.GroupWriter._finish = counted
+group_writer.GroupWriter.finish_shard = counted
 pipe = fi.load_pipeline('random-flux')
 fi.harvest(pipe, fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, num_inference_steps=2, tokens=32, seed=seed, batch_size=2, shard_mb=.01)
 '''

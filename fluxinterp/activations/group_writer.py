@@ -26,7 +26,7 @@ def pack_shard(i:int,      # position of the shard
     arrays = {f'{k}/{n}': torch.from_numpy(getattr(m, n)) for k,m in sums.items() for n in _parts}
     return safetensors_bytes(arrays, dict(shard=json.dumps([i, files])))
 
-def unpack_shard(data:bytes, # from `pack_shard`
+def unpack_shard(data:bytes, # what `pack_shard` made
                 )->tuple:    # position of the shard, files, `Moments` by folder of the site
     "A written shard, as rank 0 hears of it"
     head = json.loads(data[8:8+int.from_bytes(data[:8], 'little')])
@@ -50,9 +50,17 @@ class GroupWriter(ShardWriter):
         super().__init__(folder, manifest, good)
         queue.idle = self._idle
 
-    def _counted(self, i): return True
+    def wants_sums(self,
+                   i:int,   # position of a shard
+                  )->bool:
+        "Always: rank 0 counts them when it is their turn"
+        return True
 
-    def _finish(self, i, files, sums):
+    def finish_shard(self,
+                     i:int,      # position of the shard
+                     files:list, # size and checksum of the file of each site
+                     sums:dict): # `Moments` by folder of the site
+        "Tell rank 0 of a written shard"
         self.work.done(self.places[i], pack_shard(i, files, sums))
         if self.work.rank==0: self.collect()
 
@@ -63,4 +71,4 @@ class GroupWriter(ShardWriter):
     def collect(self):
         "Rank 0 takes note of what has been written, by all"
         with self.lock:
-            for data in self.work.results(): ShardWriter._finish(self, *unpack_shard(data))
+            for data in self.work.results(): ShardWriter.finish_shard(self, *unpack_shard(data))

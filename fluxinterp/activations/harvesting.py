@@ -10,6 +10,7 @@ import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +33,8 @@ from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store
 from ..models.description import describe
-from .stored_prompts import merge_prompts, prompt_lines, prompts_of, stored_prompts
-from .. import __version__
+from .prompt_segments import (merge_prompts, prompt_lines, prompts_of,
+                                                    stored_prompts)
 from .group_writer import GroupWriter
 from .shard_writer import ShardWriter, only_writer
 from .work_queue import work_group
@@ -364,9 +365,9 @@ def harvest(pipe,                               # diffusers pipeline
     folder,model = StoreFolder(out),describe(pipe).fingerprint
     rows = num_images_per_prompt*len(asked_kinds(guidance))
     h = _Harvest(pipe, new, sites, images, args|call, seed, tokens, dtype, rows)
-    said = dict(fluxinterp=__version__, model=model, prompts=hashlib.sha256(prompt_lines(new)).hexdigest())
-    group = work_group()
-    with nullcontext() if group is None else group.begin(said|settings) as queue:
+    group,prompts_sum = work_group(),hashlib.sha256(prompt_lines(new)).hexdigest()
+    said = settings|dict(fluxinterp=version('fluxinterp'), model=model, prompts=prompts_sum)
+    with nullcontext() if group is None else group.begin(said) as queue:
         if queue is not None and queue.rank: _help(h, folder, queue)
         else: _lead(h, folder, model, settings, broken, append, shard_mb, max_gb, verify, progress, queue)
     return Store(folder)

@@ -5,6 +5,7 @@ import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store
 from ..models.description import describe
-from .stored_prompts import merge_prompts, prompt_lines, prompts_of, stored_prompts
-from .. import __version__
+from .prompt_segments import merge_prompts, prompt_lines, prompts_of, stored_prompts
 from .group_writer import GroupWriter
 from .shard_writer import ShardWriter, only_writer
 from .work_queue import work_group

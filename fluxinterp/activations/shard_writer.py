@@ -113,17 +113,25 @@ def _write(self:ShardWriter, i, parts): # position of the shards; a list of (x, 
         files.append(dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         same = (i, j) in self.good and m['shards'][i]['files'][j]==files[-1]
         if not same: self.folder.write(shard_name(m, i, j), data)
-        if self._counted(i): sums[s['folder']] = _moments_of(tensors)
+        if self.wants_sums(i): sums[s['folder']] = _moments_of(tensors)
         parts[j] = x = tensors = data = None # the next site's arrays take their place
-    self._finish(i, files, sums)
+    self.finish_shard(i, files, sums)
 
 @patch
-def _counted(self:ShardWriter, i): return i==self.covered # whether the sums of a shard are wanted now
+def wants_sums(self:ShardWriter,
+               i:int,   # position of a shard
+              )->bool:
+    "Whether the sums of a shard are wanted now"
+    return i==self.covered
 
 _most_waiting = 256 # shards whose sums wait for their turn; further ones are read again at the end
 
 @patch
-def _finish(self:ShardWriter, i, files, sums): # into the manifest; what was counted may be another shard's
+def finish_shard(self:ShardWriter,
+                 i:int,      # position of the shard
+                 files:list, # size and checksum of the file of each site
+                 sums:dict): # `Moments` by folder of the site; empty when they are not wanted now
+    "Take note of a written shard; what was counted may have been another shard's"
     if i<self.covered and self.manifest['shards'][i]['files']!=files: self.covered = -1
     if sums and len(self.waiting)<_most_waiting: self.waiting[i] = sums
     while self.covered in self.waiting: self._count(self.waiting.pop(self.covered))

@@ -8,12 +8,13 @@ __all__ = ['lease_seconds', 'WorkError', 'WorkGroup', 'work_group', 'WorkQueue']
 # %% ../../nbs/20_activations/34_work_queue.ipynb #a67218ff
 import json, os, threading, time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 
 import torch
+from fastcore.basics import patch
 
 from ..core import error_text
 
@@ -71,16 +72,20 @@ class WorkQueue:
                  lease:float=30., # seconds of silence after which a process counts as dead
                 ):
         self.store,self.rank,self.size,self.lease = store,rank,size,lease
-        self.n,self.sent,self.read,self.heard = 0,0,[0]*size,{}
-        self.ended,self.idle = threading.Event(),lambda: None # what is done while others work
+        self.n = 0                      # positions
+        self.sent = 0                   # results of this process
+        self.read = [0]*size            # results of each process that rank 0 has had
+        self.heard = {}                 # rank -> its last sign of life, and when it came
+        self.idle = lambda: None        # called while others work
+        self.ended = threading.Event()
         threading.Thread(target=self._live, name='fluxinterp-alive', daemon=True).start()
 
     def _live(self): # in a thread: this process lives
         beat = 0
         while not self.ended.wait(self.lease/10):
             beat += 1
-            try: self.store.set(f'alive/{self.rank}', str(beat))
-            except Exception: return # the store has gone, and the list with it
+            with suppress(RuntimeError): # where the store has gone, so has the list
+                self.store.set(f'alive/{self.rank}', str(beat))
 
     def _get(self, key): # text; '' where there is none yet
         return self.store.get(key).decode() if self.store.check([key]) else ''
@@ -94,78 +99,90 @@ class WorkQueue:
         if beat!=last: self.heard[rank] = beat,now
         return rank==self.rank or beat!=last or now-since<self.lease
 
-    def agree(self,
-              said:dict, # what this process was called with, as JSON
-             ):
-        "Compare with rank 0's; raises `WorkError` that names the process and what differs"
-        if self.rank==0: return self.store.set('said', json.dumps(said))
-        self._wait('said', 'it was called')
-        first = json.loads(self._get('said'))
-        mine = json.loads(json.dumps(said)) # tuples are lists
-        other = [f'{k} is {first.get(k)!r} in rank 0 and {mine.get(k)!r} in rank {self.rank}'
-                 for k in first|mine if first.get(k)!=mine.get(k)]
-        if other: raise WorkError(f'the processes were called otherwise: {"; ".join(other)}')
 
-    def _wait(self, key, what): # until rank 0 has set a key
-        while not self.store.check([key]):
-            if not self.alive(0): raise WorkError(f'rank 0 ended before {what}')
-            time.sleep(.05)
+# %% ../../nbs/20_activations/34_work_queue.ipynb #0d8e3279
+@patch
+def agree(self:WorkQueue,
+          said:dict, # what this process was called with, as JSON
+         ):
+    "Compare with rank 0's; raises `WorkError` that names the process and what differs"
+    if self.rank==0: return self.store.set('said', json.dumps(said))
+    self._wait('said', 'it was called')
+    first = json.loads(self._get('said'))
+    mine = json.loads(json.dumps(said)) # tuples are lists
+    other = [f'{k} is {first.get(k)!r} in rank 0 and {mine.get(k)!r} in rank {self.rank}'
+             for k in first|mine if first.get(k)!=mine.get(k)]
+    if other: raise WorkError(f'the processes were called otherwise: {"; ".join(other)}')
 
-    def publish(self,
-                n:int,          # number of positions
-                plan:str,       # what every process needs to know of them
-                error:bool=False, # whether the plan is an error message instead
-               ):
-        "Say what is to be done: rank 0 alone"
-        self.n = n
-        self.store.set('plan', f'{int(error)} {n} {plan}')
+@patch
+def _wait(self:WorkQueue, key, what): # until rank 0 has set a key
+    while not self.store.check([key]):
+        if not self.alive(0): raise WorkError(f'rank 0 ended before {what}')
+        time.sleep(.05)
 
-    def plan(self)->str: # what rank 0 published
-        "Wait for the plan; raises `WorkError` with rank 0's error, or when it has died"
-        self._wait('plan', 'it had said what is to be done')
-        error,n,plan = self._get('plan').split(' ', 2)
-        if error=='1': raise WorkError(f'rank 0 stopped: {plan}')
-        self.n = int(n)
-        return plan
+@patch
+def publish(self:WorkQueue,
+            n:int,          # number of positions
+            plan:str,       # what every process needs to know of them
+            error:bool=False, # whether the plan is an error message instead
+           ):
+    "Say what is to be done: rank 0 alone"
+    self.n = n
+    self.store.set('plan', f'{int(error)} {n} {plan}')
 
-    def __iter__(self)->Iterator[int]: # positions, until all are done
-        while (i := self.store.add('next', 1)-1)<self.n:
-            self.store.set(f'held/{i}', str(self.rank))
-            yield i
-        while open_ := [i for i in range(self.n) if not self.store.check([f'done/{i}'])]:
-            taken = next((i for i in open_ if self._take_back(i)), None)
-            self.idle()
-            if taken is None: time.sleep(.1)
-            else: yield taken
+@patch
+def plan(self:WorkQueue)->str: # what rank 0 published
+    "Wait for the plan; raises `WorkError` with rank 0's error, or when it has died"
+    self._wait('plan', 'it had said what is to be done')
+    error,n,plan = self._get('plan').split(' ', 2)
+    if error=='1': raise WorkError(f'rank 0 stopped: {plan}')
+    self.n = int(n)
+    return plan
 
-    def _take_back(self, i): # whether a position was held by a dead process, and is this one's now
-        holder = self._get(f'held/{i}')
-        if holder and self.alive(int(holder)): return False
-        if not holder and time.monotonic()<self.heard.setdefault(f'unheld {i}', time.monotonic())+self.lease:
-            return False # it has just been taken, or by one that died before it could say so
-        return self.store.compare_set(f'held/{i}', holder, str(self.rank)).decode()==str(self.rank)
+# %% ../../nbs/20_activations/34_work_queue.ipynb #093414c4
+@patch
+def __iter__(self:WorkQueue)->Iterator[int]: # positions, until all are done
+    while (i := self.store.add('next', 1)-1)<self.n:
+        self.store.set(f'held/{i}', str(self.rank))
+        yield i
+    while open_ := [i for i in range(self.n) if not self.store.check([f'done/{i}'])]:
+        taken = next((i for i in open_ if self._take_back(i)), None)
+        self.idle()
+        if taken is None: time.sleep(.1)
+        else: yield taken
 
-    def done(self,
-             i:int,            # position
-             result:bytes=b'', # what rank 0 shall know
-            ):
-        "A position is done"
-        self.store.set(f'result/{self.rank}/{self.sent}', result)
-        self.sent += 1
-        self.store.set(f'done/{i}', '1')
+@patch
+def _take_back(self:WorkQueue, i): # whether a position was held by a dead process, and is this one's now
+    holder = self._get(f'held/{i}')
+    if holder and self.alive(int(holder)): return False
+    if not holder and time.monotonic()<self.heard.setdefault(f'unheld {i}', time.monotonic())+self.lease:
+        return False # it has just been taken, or by one that died before it could say so
+    return self.store.compare_set(f'held/{i}', holder, str(self.rank)).decode()==str(self.rank)
 
-    def results(self)->Iterator[bytes]: # results that have come since the last time, for rank 0
-        for r in range(self.size):
-            while self.store.check([key := f'result/{r}/{self.read[r]}']):
-                yield self.store.get(key)
-                self.store.delete_key(key)
-                self.read[r] += 1
+@patch
+def done(self:WorkQueue,
+         i:int,            # position
+         result:bytes=b'', # what rank 0 shall know
+        ):
+    "A position is done"
+    self.store.set(f'result/{self.rank}/{self.sent}', result)
+    self.sent += 1
+    self.store.set(f'done/{i}', '1')
 
-    def finish(self):
-        "Rank 0 says that everything is done; the others wait until it has"
-        if self.rank==0: self.store.set('finished', '1')
-        self._wait('finished', 'all was written')
-        self.store.set(f'left/{self.rank}', '1')
-        if self.rank==0: # which may hold the store
-            while any(not self._get(f'left/{r}') and self.alive(r) for r in range(self.size)): time.sleep(.05)
-        self.ended.set()
+@patch
+def results(self:WorkQueue)->Iterator[bytes]: # results that have come since the last time, for rank 0
+    for r in range(self.size):
+        while self.store.check([key := f'result/{r}/{self.read[r]}']):
+            yield self.store.get(key)
+            self.store.delete_key(key)
+            self.read[r] += 1
+
+@patch
+def finish(self:WorkQueue):
+    "Rank 0 says that everything is done; the others wait until it has"
+    if self.rank==0: self.store.set('finished', '1')
+    self._wait('finished', 'all was written')
+    self.store.set(f'left/{self.rank}', '1')
+    if self.rank==0: # which may hold the store
+        while any(not self._get(f'left/{r}') and self.alive(r) for r in range(self.size)): time.sleep(.05)
+    self.ended.set()
