@@ -71,7 +71,8 @@ class WorkQueue:
                  size:int,        # number of processes
                  lease:float=30., # seconds of silence after which a process counts as dead
                 ):
-        self.store,self.rank,self.size,self.lease = store,rank,size,lease
+        self.store,self.lease = store,lease
+        self.rank,self.size = rank,size
         self.n = 0                      # positions
         self.sent = 0                   # results of this process
         self.read = [0]*size            # results of each process that rank 0 has had
