@@ -56,9 +56,14 @@ class WorkGroup:
 @cache
 def work_group()->WorkGroup|None:
     "The processes that torchrun or Slurm started beside this one; None for a process alone"
-    if int(os.environ.get('WORLD_SIZE', 1))==1: return None
+    size = int(os.environ.get('WORLD_SIZE', 1))
+    if size==1: return None
+    rank = int(os.environ.get('RANK', -1))
+    if not 0<=rank<size:
+        raise WorkError(f"RANK is {os.environ.get('RANK')!r}, and WORLD_SIZE {size}: ranks are 0 to {size-1}. "
+                        'torchrun and accelerate launch set both; of Slurm, RANK=$SLURM_PROCID does')
     wait = timedelta(minutes=10)
-    store,rank,size = next(iter(torch.distributed.rendezvous('env://', timeout=wait)))
+    store,_,_ = next(iter(torch.distributed.rendezvous('env://', timeout=wait)))
     restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     return WorkGroup(torch.distributed.PrefixStore(f'fluxinterp-{restart}', store), rank, size)
 
