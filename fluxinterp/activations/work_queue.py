@@ -60,7 +60,7 @@ def work_group()->WorkGroup|None:
     if size==1: return None
     rank = int(os.environ.get('RANK', -1))
     if not 0<=rank<size:
-        raise WorkError(f"RANK is {os.environ.get('RANK')!r}, and WORLD_SIZE {size}: ranks are 0 to {size-1}. "
+        raise WorkError(f"RANK is {os.environ.get('RANK')}, WORLD_SIZE {size}: ranks are 0 to {size-1}. "
                         'torchrun and accelerate launch set both; of Slurm, RANK=$SLURM_PROCID does')
     wait = timedelta(minutes=10)
     store,_,_ = next(iter(torch.distributed.rendezvous('env://', timeout=wait)))
