@@ -196,6 +196,7 @@ def _concepts_chapter(run):
         'of five features finds. "code" is what fires; "pre_acts" are all dense projections, in which random '
         'directions find much, too.')
     _show_table(run, run.compared.shares(), 2)
+    run.report.text(run.compared.summary())
     run.report.text('What the SAE is ahead of each control, in share of the decodable concepts one feature '
                     'finds, with 95 % intervals over concepts:')
     run.report.table(run.compared.differences('SAE'), 2)
