@@ -123,8 +123,12 @@ def agree(self:WorkQueue,
 @patch
 def _wait(self:WorkQueue, key, what): # until rank 0 has set a key
     while not self.store.check([key]):
-        if not self.alive(0): raise WorkError(f'rank 0 ended before {what}')
+        self._check_first(what)
         time.sleep(.05)
+
+@patch
+def _check_first(self:WorkQueue, what='all was written'): # without rank 0 nothing that is done is noted down
+    if not self.alive(0): raise WorkError(f'rank 0 ended before {what}')
 
 @patch
 def publish(self:WorkQueue,
@@ -149,10 +153,12 @@ def plan(self:WorkQueue)->str: # what rank 0 published
 @patch
 def __iter__(self:WorkQueue)->Iterator[int]: # positions, until all are done
     while (i := self.store.add('next', 1)-1)<self.n:
+        self._check_first()
         self.store.set(f'held/{i}', str(self.rank))
         yield i
     while open_ := [i for i in range(self.n) if not self.store.check([f'done/{i}'])]:
         taken = next((i for i in open_ if self._take_back(i)), None)
+        self._check_first()
         self.idle()
         if taken is None: time.sleep(.1)
         else: yield taken
