@@ -1,6 +1,6 @@
 "Stores under kill -9, damage, full and read-only disks"
 import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,26 @@ def test_kill_9_and_rerun_give_the_files_of_one_run(tmp_path):
                           cwd=root, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode==0, done.stderr[-3000:]
     print(done.stdout)
+
+def kill_within(paths): # a process that is killed while it writes these files
+    from fluxinterp.safe_files import atomic_path
+    pid = os.fork()
+    if pid: return os.waitpid(pid, 0)
+    with ExitStack() as half:
+        for p in paths: half.enter_context(atomic_path(p))
+        os._exit(9)
+
+def test_killed_within_a_file_and_rerun(world, tmp_path):
+    "Within the first file of all too, when there is no manifest yet"
+    fi,pipe,prompts = world
+    fi.harvest(pipe, prompts[:4], sites, tmp_path/'whole', **args)
+    whole = files(tmp_path/'whole')
+    some = {'first': [n for n in whole if n.endswith('jsonl')], 'all': [n for n in whole if n!='.lock']}
+    for path,names in some.items():
+        kill_within([tmp_path/path/n for n in names])
+        assert len(files(tmp_path/path))==len(names)>0
+        fi.harvest(pipe, prompts[:4], sites, tmp_path/path, **args)
+        assert files(tmp_path/path)==whole
 
 @contextmanager
 def at_most(seconds):

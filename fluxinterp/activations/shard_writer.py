@@ -6,7 +6,7 @@
 __all__ = ['only_writer', 'ShardWriter']
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #e7db63dd
-import hashlib, os, re, threading, time
+import hashlib, os, threading, time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Full, Queue
@@ -20,15 +20,9 @@ from tqdm.auto import tqdm
 
 from .store_files import (Moments, StoreError, StoreFolder, load_moments, save_manifest,
     save_moments, shard_name, shard_tensors, shard_values)
+from ..safe_files import remove_unfinished
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #f1bc28cc
-def _remove_torn(folder): # files that a killed process was writing
-    torn = re.compile(r'\.(manifest(\.backup)?\.json|statistics\.safetensors|prompts-\d{5}(\.broken)?\.jsonl'
-                      r'|\d{5}\.safetensors)\w+\.(json|jsonl|safetensors)')
-    for sub in (folder.root, *(e.path for e in os.scandir(folder.root) if e.is_dir())):
-        for e in os.scandir(sub):
-            if torn.fullmatch(e.name): os.unlink(e.path)
-
 @contextmanager
 def only_writer(folder:StoreFolder, # folder of the store
                )->Iterator[None]:   # nothing while the lock is held
@@ -44,7 +38,8 @@ def only_writer(folder:StoreFolder, # folder of the store
                          'wait for it, or choose another folder') from None
     except OSError as e: raise folder.failed('.lock', e) from e
     with lock:
-        _remove_torn(folder)
+        sites = [e.path for e in os.scandir(folder.root) if e.is_dir()]
+        for written in (folder.root, *sites): remove_unfinished(written, sole=True)
         yield
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #4890cc94
