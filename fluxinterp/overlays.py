@@ -156,17 +156,23 @@ def _add_scale(fig, axs, vmax, signed): # a bar of the colors that `overlay` dra
     bar.set_label('activation', fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
+def _add_key(fig, vmax): # what the lines of `outline` mean
+    thin,thick = (f'{share*vmax:.2g}' for share in outline_shares)
+    fig.supxlabel(f'lines around activations of {thin} (thin) and {thick} (thick)', fontsize=8)
+
+# %% ../nbs/01_overlays.ipynb #f6c238dc
 def map_figure(values,                 # activations, (image, step, row, col)
                previews:list,          # PIL images, one per step, for each image
                levels:list,            # noise level of each step
                captions:list,          # captions, one per image
                images:list|None=None,  # finished images, shown in the first column
                title:str='',           # title of the figure
-               vmax:float|None=None,   # activation in full color, shared by all maps; the largest when None
-               signed:bool=False,      # negative values in blue
+               vmax:float|None=None,   # full scale, shared by all maps; the largest activation when None
+               signed:bool=False,      # negative values in blue; always as a heat map
                size:float=1.25,        # inches per cell
+               heat:bool=False,        # whether maps are drawn in colors over gray images, not as outlines
               ):                       # matplotlib `Figure`
-    "Activation maps over the forming images: a row per image, a column per step, one color scale"
+    "Activation maps over the forming images: a row per image, a column per step, one scale"
     from matplotlib.figure import Figure
     values = np.asarray(values, dtype=np.float32)
     n,steps = values.shape[:2]
@@ -178,7 +184,8 @@ def map_figure(values,                 # activations, (image, step, row, col)
         if first:
             axs[i,0].imshow(images[i])
         for j in range(steps):
-            axs[i,j+first].imshow(overlay(previews[i][j], values[i,j], vmax, signed=signed))
+            draw = overlay if heat or signed else outline
+            axs[i,j+first].imshow(draw(previews[i][j], values[i,j], vmax, signed=signed))
         axs[i,0].set_ylabel(_wrapped(captions[i]), fontsize=7, rotation=0, ha='right', va='center')
     for ax in axs.flat:
         ax.set(xticks=[], yticks=[])
@@ -186,7 +193,8 @@ def map_figure(values,                 # activations, (image, step, row, col)
         axs[0,0].set_title('finished', fontsize=8)
     for j,level in enumerate(levels):
         axs[0,j+first].set_title(f'noise {level:.2f}', fontsize=8)
-    _add_scale(fig, axs, vmax, signed)
+    if heat or signed: _add_scale(fig, axs, vmax, signed)
+    else: _add_key(fig, vmax)
     if title:
         fig.suptitle(title, fontsize=9)
     return plain_text(fig)

@@ -38,15 +38,16 @@ class FeatureMaps:
 
     def figure(self,
                rows=None,            # indices of the prompts shown; all of them when None
-               vmax:float|None=None, # value in full color; the largest magnitude when None
+               vmax:float|None=None, # full scale; the largest magnitude when None
                size:float=1.25,      # inches per cell
+               heat:bool=False,      # whether maps are drawn in colors over gray images, not as outlines
               ):                     # matplotlib `Figure`
         "Maps over the forming images: a row per prompt, a column per step"
         rows = list(range(len(self.captions)) if rows is None else rows)
         chosen = lambda items: [items[i] for i in rows] if items is not None else None
         return map_figure(self.values[rows], chosen(self.previews), self.levels, chosen(self.captions),
                           chosen(self.images), f'{self.site}, feature {self.feature}{self._window}', vmax,
-                          self.signed, size)
+                          self.signed, size, heat)
 
     def by_step(self)->pd.Series:
         "Mean activation at each noise level"

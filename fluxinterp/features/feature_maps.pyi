@@ -26,7 +26,7 @@ class FeatureMaps:
     signed: bool = False
     radius: int = 0
 
-    def figure(self, rows=None, vmax: float | None=None, size: float=1.25):
+    def figure(self, rows=None, vmax: float | None=None, size: float=1.25, heat: bool=False):
         ...
 
     def by_step(self) -> pd.Series:

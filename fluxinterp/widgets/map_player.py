@@ -95,7 +95,9 @@ def static(self:MapPlayer)->'Figure|None':
     top = [f['largest'] or f['peak'] or 1 for f in self.features]
     maps = np.stack([m.values[p]/t for m,t in zip(self.shown, top)])
     names = [f"{f['name']} 1 = {t:.2f}" for f,t in zip(self.features, top)]
-    return map_figure(maps, previews, first.levels, names, None, first.captions[p][:90], 1., self.signed)
+    plain = self.words or not all(m.previews for m in self.shown) # maps over no image
+    return map_figure(maps, previews, first.levels, names, None, first.captions[p][:90], 1., self.signed,
+                      heat=plain)
 
 # %% ../../nbs/60_widgets/20_map_player.ipynb #8a1f8616
 def _feature_facts(maps, values, names, peaks, largest): # what the page knows of each feature
