@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
-                                  number_ranges, one_of, only_site, part_of, place_of, price_pair,
+                                  number_ranges, one_of, only_site, place_of, price_pair,
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
                                   some_explanations, status_counts, step_numbers)
 from .feature_commands import add_feature_commands
@@ -228,14 +228,12 @@ def atlas_command(
         callback=prompts_file, help='text file, one prompt a line')]=None,
     examples:Annotated[int, typer.Option( # examples of each kind (peak
         min=1, help='examples of each kind (peak, mean, sample), in each half of the prompts')]=10,
-    part:Annotated[str, typer.Option( # part of how many, e.g. 0/4
-        callback=part_of, help='which part of how many, e.g. 0/4; torchrun says so by itself')]='',
     icons:Annotated[bool, typer.Option( # one image per feature, in an atlas of a pipeline
         help='with --pipeline: generate an image of an empty prompt with each feature on')]=False,
     device:Annotated[str, typer.Option( # torch device; CUDA, then MPS, then CPU when empty
         callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
-    "Look through images and keep what every feature fires on; interrupted in any way, run it again."
+    "Keep what every feature fires on, also with torchrun; interrupted in any way, run it again."
     from fluxinterp.activations.prompt_files import read_prompts
     from fluxinterp.activations.store import Store
     from fluxinterp.atlases.atlas_building import build_atlas
@@ -246,11 +244,10 @@ def atlas_command(
     loaded = load_dictionary(dictionary).to(where)
     pipe = load_pipeline(pipeline, device=where) if pipeline else None
     if store:
-        atlas = build_atlas(loaded, Store(store), out, examples=examples, part=part, pipe=pipe)
+        atlas = build_atlas(loaded, Store(store), out, examples=examples, pipe=pipe)
     else:
-        atlas = build_atlas(loaded, pipe, out, read_prompts(prompts).prompts, examples, part)
-    if atlas is None:
-        typer.echo(f'{out}: this part is done, others are missing')
+        atlas = build_atlas(loaded, pipe, out, read_prompts(prompts).prompts, examples)
+    if os.environ.get('RANK', '0')!='0':
         return
     if icons:
         from fluxinterp.autointerp.atlas_icons import add_icons

@@ -21,13 +21,6 @@ def built(tmp_path_factory):
 
 def arrays(out): return {f'{n}/{k}': v for n in ('features', 'examples') for k,v in load_file(out/f'{n}.safetensors').items()}
 
-def about(out):
-    "What atlas.json says; an interrupted scan has its blocks cut elsewhere, so checksums of these are left out"
-    said = json.loads((out/'atlas.json').read_text(encoding='utf-8'))
-    files = {k: v for k,v in said.pop('files').items() if not k.startswith('blocks/')}
-    said.pop('crc32')
-    return said|dict(files=files)
-
 def test_kill_and_rerun(built):
     "kill -9 and Ctrl-C at random moments; every array is that of a scan left alone, byte by byte"
     root,kills = built
@@ -35,18 +28,10 @@ def test_kill_and_rerun(built):
     files = lambda d: sorted(q.relative_to(d).as_posix() for q in (root/d).rglob('*.safetensors'))
     a,b = arrays(root/'alone'),arrays(root/'torn')
     assert a.keys()==b.keys() and all(torch.equal(v, b[k]) for k,v in a.items())
-    assert about(root/'alone')==about(root/'torn')
+    assert (root/'alone/atlas.json').read_bytes()==(root/'torn/atlas.json').read_bytes()
     x,y = fi.Atlas(root/'alone'),fi.Atlas(root/'torn')
     assert x.pictures.equals(y.pictures) and (x.peaks()==y.peaks()).all()
     assert not list((root/'torn').rglob('*.tmp'))
-
-def test_two_ranks(built):
-    "Two processes with torchrun's variables: the same lists, maps and counts; sums to rounding"
-    root,_ = built
-    a,b = arrays(root/'alone'),arrays(root/'ranks')
-    for k,v in a.items():
-        if v.dtype==torch.float64: assert torch.allclose(v, b[k], rtol=1e-9)
-        else: assert torch.equal(v, b[k]), k
 
 def test_refused(built, tmp_path):
     "An atlas of another dictionary, files torn or foreign, a feature without examples"

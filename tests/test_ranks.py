@@ -1,4 +1,4 @@
-"Harvests by several processes: the same store to the bit, whoever dies; other arguments are said by which"
+"Harvests and atlases by several processes: the same to the bit, whoever dies; other arguments are said by which"
 import os, re, socket, subprocess, sys
 from pathlib import Path
 
@@ -6,21 +6,31 @@ import pytest
 
 root = Path(__file__).resolve().parents[1]
 
-# one rank; `dies` is the number of shards after which it ends as if it were killed
+# one rank; `dies` is the number of shards or blocks after which it ends as if it were killed
 child = '''
 import os, sys
 import fluxinterp as fi
 from fluxinterp.activations import group_writer, work_queue
+from fluxinterp.atlases import building
 work_queue.lease_seconds = 2.
-out,dies,seed = sys.argv[1],int(sys.argv[2]),int(sys.argv[3])
-finish,count = group_writer.GroupWriter.finish_shard,[0]
-def counted(self, *args):
-    count[0] += 1
-    if count[0]==dies: os._exit(9)
-    finish(self, *args)
-group_writer.GroupWriter.finish_shard = counted
-pipe = fi.load_pipeline('random-flux')
-fi.harvest(pipe, fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, num_inference_steps=2, tokens=32, seed=seed, batch_size=2, shard_mb=.01)
+building.block_prompts = lambda about: 10
+work,out,dies,seed = sys.argv[1],sys.argv[2],int(sys.argv[3]),int(sys.argv[4])
+count = [0]
+def counted(f):
+    def g(self, *args):
+        count[0] += 1
+        if count[0]==dies: os._exit(9)
+        return f(self, *args)
+    return g
+if work=='harvest':
+    group_writer.GroupWriter.finish_shard = counted(group_writer.GroupWriter.finish_shard)
+    how = dict(num_inference_steps=2, tokens=32, batch_size=2, shard_mb=.01)
+    fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, seed=seed, **how)
+else:
+    building.BlockScan.write = counted(building.BlockScan.write)
+    store = fi.Store(os.environ['STORE'])
+    d = fi.random_directions(store.site(store.sites[0]), 96, 4)
+    fi.build_atlas(d, store, out, examples=3+seed, batch_tokens=2048)
 '''
 
 def port():
@@ -28,11 +38,11 @@ def port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-def ranks(out, dies=(), seeds=None, size=2):
+def ranks(out, dies=(), seeds=None, size=2, work='harvest', **env):
     "(exit status, what was said) of each rank"
-    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), HF_HUB_OFFLINE='1')
+    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), HF_HUB_OFFLINE='1', **env)
     dies = dict(dies)
-    some = [subprocess.Popen([sys.executable, '-c', child, str(out), str(dies.get(r, 0)), str((seeds or {}).get(r, 0))], env=os.environ|where|dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
+    some = [subprocess.Popen([sys.executable, '-c', child, work, str(out), str(dies.get(r, 0)), str((seeds or {}).get(r, 0))], env=os.environ|where|dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
     try: said = [p.communicate(timeout=120)[0] for p in some]
     finally: [p.kill() for p in some]
     return [(p.returncode, s) for p,s in zip(some, said)]
@@ -69,3 +79,32 @@ def test_other_arguments_are_said_by_which(tmp_path):
     (first,_),(second,said) = ranks(tmp_path/'acts', seeds={1: 5})
     assert first==0 and second==1, said[-2000:]
     assert "in rank 0 and" in said and 'in rank 1' in said and 'seed' in said, said[-2000:]
+
+def tensors(folder): return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.suffix in ('.json', '.safetensors')}
+
+@pytest.fixture(scope='module')
+def scanned(tmp_path_factory):
+    "A store, and the atlas of one process"
+    import fluxinterp as fi
+    folder = tmp_path_factory.mktemp('scanned')
+    fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(64), 'double.0.image', folder/'acts', num_inference_steps=2, progress=False)
+    env = dict(work='atlas', STORE=str(folder/'acts'))
+    (status,said), = ranks(folder/'atlas', size=1, **env)
+    assert status==0, said[-2000:]
+    return env,tensors(folder/'atlas')
+
+def test_blocks_of_dead_ranks(tmp_path, scanned):
+    "Rank 1 dies and rank 0 goes on; rank 0 dies, and the same command ends it on another number of ranks"
+    env,alone = scanned
+    (first,said),(second,_) = ranks(tmp_path/'atlas', {1: 2}, **env)
+    assert (first, second)==(0, 9), said[-2000:]
+    assert tensors(tmp_path/'atlas')==alone
+    (first,_),(second,said) = ranks(tmp_path/'again', {0: 2}, **env)
+    assert first==9 and second==1 and re.search('rank 0 ended|has ended: give the same command again', said), said[-2000:]
+    done = ranks(tmp_path/'again', size=3, **env)
+    assert [s for s,_ in done]==[0, 0, 0], done
+    assert tensors(tmp_path/'again')==alone and sum(str(p).startswith('blocks') for p in alone)==7
+
+def test_other_arguments_of_an_atlas(tmp_path, scanned):
+    (first,_),(second,said) = ranks(tmp_path/'atlas', seeds={1: 2}, **scanned[0])
+    assert first==0 and second==1 and 'examples is 3 in rank 0 and 5 in rank 1' in said, said[-2000:]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..activations.recording import record_batches
 from ..activations.store import StoreData
-from .building import ImageSource
+from .image_sources import ImageSource
 from ..models.description import describe
 
 # %% ../../nbs/50_atlases/17_redrawing.ipynb #rdw00006

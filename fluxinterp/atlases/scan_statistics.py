@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['halves', 'histogram_bins', 'shape_statistics', 'example_lists', 'example_orders', 'prompt_half', 'image_priority',
-           'histogram_edges', 'activation_bins', 'check_list', 'FeaturePass']
+           'histogram_edges', 'activation_bins', 'check_list', 'FeaturePass', 'best_scores']
 
 # %% ../../nbs/50_atlases/00_scan_statistics.ipynb #atp00003
 from dataclasses import dataclass
@@ -202,6 +202,8 @@ class FeaturePass:
         self.best = {k: torch.full((2*F, examples), -torch.inf, device=self.device) for k in example_lists}
         self.which = {k: torch.full((2*F, examples), -1, dtype=torch.int32, device=self.device)
                       for k in example_lists}
+        # scores below which no list takes an image, (2 x features,)
+        self.floor = {k: torch.full((2*F,), -torch.inf, device=self.device) for k in example_lists}
         # maps of (feature, image): `length` positions and values of each
         self.pool = dict(key=zeros(0), peak=zeros(0, dtype=torch.float32), mean=zeros(0, dtype=torch.float32),
                          length=zeros(0), at=zeros(0, dtype=torch.int32), value=zeros(0, dtype=torch.float16))
@@ -247,7 +249,8 @@ def update(self:FeaturePass,
     row = 2*a.pair_feature+half[a.pair_image]     # of the lists
     keep = torch.zeros(P, dtype=torch.bool, device=self.device)
     for kind,score in dict(peak=peak, mean=mean, sample=priority[a.pair_image]).items():
-        some = (score>self.best[kind][row,-1]).nonzero().flatten() # what the end of a list is, only rises
+        enters = (score>self.best[kind][row,-1])&(score>=self.floor[kind][row])
+        some = enters.nonzero().flatten() # what the end of a list is, only rises
         cut = torch.searchsorted(some, a.starts).tolist()
         for i in range(B):
             self._offer(kind, some[cut[i]:cut[i+1]], row, score, keep, int(images[i]))
@@ -361,3 +364,17 @@ def load_state(self:FeaturePass,
         else: self.largest = t.to(self.device)
     self._start_pool()
     return self
+
+# %% ../../nbs/50_atlases/00_scan_statistics.ipynb #bff214ca
+def best_scores(best:dict,      # kind of list -> scores of a pass, (2 x features, examples)
+                more:dict|None, # the same of other images
+               )->dict:         # the same of all images
+    "The scores of two passes' lists in one, without the images"
+    if more is None: return {k: t.clone() for k,t in best.items()}
+    return {k: torch.cat([t, more[k]], 1).topk(t.shape[1]).values for k,t in best.items()}
+
+@patch
+def raise_floor(self:FeaturePass,
+                scores:dict): # kind of list -> scores of other images, (2 x features, examples)
+    "Leave out what other images surpass: it would be in no list of all"
+    self.floor = {k: t[:,-1].to(self.device) for k,t in scores.items()}

@@ -292,21 +292,21 @@ def _atlas_status(name, folder, seen):
 
 def _scan_status(s, folder, seen): # s: status of an atlas that is being built
     own,torn = [],0
-    for f in folder.glob('blocks/*.safetensors'):
-        if f.name.startswith('.'): continue # being written
-        try: own.append((f.stat().st_mtime, _header(f)['rows']['shape'][0]))
+    for f in (f for pattern in ('blocks/[0-9]*', 'parts/[0-9]*') for f in folder.glob(f'{pattern}.safetensors')):
+        try: # of a block, or the state of one that is scanned in part
+            head = _header(f)
+            rows = head.get('rows') or head.get('block/rows') or dict(shape=[0])
+            own.append((f.stat().st_mtime, rows['shape'][0]))
         except FileNotFoundError: pass
         except (ValueError, KeyError, TypeError): torn += 1
     own.sort()
     s.done = sum(n for _,n in own)
     s.changed = max([t for t,_ in own], default=_newest(folder))
     s.marks = newest_marks(running_marks(own), seen, s.done)
-    parts = [m for p in folder.glob('parts/*.safetensors') if (m := re.fullmatch(r'(\d+)-of-(\d+)', p.stem))]
-    if parts and int(parts[0][2])>1: s.numbers['parts kept'] = f'{len(parts)} of {int(parts[0][2])}'
     if torn:
         s.outcomes['blocks'] = dict(ok=len(own), torn=torn)
         s.problem = 'blocks are torn: delete the folder and build the atlas again'
-    elif s.done>=s.total: s.numbers['now'] = 'what needs all images is computed, or other parts are missing'
+    elif s.done>=s.total: s.numbers['now'] = 'what needs all images is computed'
     return s
 
 # %% ../../nbs/65_dashboards/35_run_files.ipynb #rmo00016

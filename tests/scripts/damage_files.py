@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 here = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(here))
 import fluxinterp as fi
 from fluxinterp.atlases.atlas_files import array_files, atlas_key
-from fluxinterp.atlases.building import new_pass, scan_part, image_source, plan_atlas
+from fluxinterp.atlases.building import BlockScan, SeldomSaves, kept_state, plan_atlas
+from fluxinterp.atlases.image_sources import image_source
 from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
 from fluxinterp.safe_files import seal
@@ -184,13 +186,13 @@ class Made:
                        progress=False)
         source = image_source(sae, self.store)
         about = plan_atlas(sae, source, 2)
-        scan_part(self.root/'scan', about, sae, source, (0, 2), progress=False)
-        def scanned(f):
-            blocks = self.root/'scan/blocks' # a part that begins anew deletes them
-            from fluxinterp.atlases.building import _load_state
-            t = _load_state(f)
-            return digest(*[t[k] for k in sorted(t)])
-        self.put('checkpoint of an atlas', [self.root/'scan/parts/000-of-002.safetensors'], scanned)
+        scan = BlockScan(self.root/'scan', about, source.captions, 0)
+        with tqdm(disable=True) as bar: scan.run(sae, source, 8192, bar, SeldomSaves())
+        scan.save()
+        def scanned(f): # None: passed over, and said so
+            t = kept_state(f)
+            return None if t is None else digest(*[t[k] for k in sorted(t)])
+        self.put('checkpoint of an atlas', [self.root/'scan/parts/000000000.safetensors'], scanned)
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024 # MiB
 

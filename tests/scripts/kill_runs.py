@@ -74,16 +74,18 @@ def growing(kind, out, root):
     fit_itda(fi.ITDAConfig(k=6, fvu_threshold=.15, batch_size=64), data, out, checkpoint_every=4, progress=False)
 
 def scanning(out, root, slow=True):
+    from fluxinterp.atlases import building
     from fluxinterp.atlases.scan_statistics import FeaturePass
+    building.SeldomSaves.pause = .05
+    building.block_prompts = lambda about: 12
     if slow: slowly(FeaturePass, 'update', .03)
-    how = dict(examples=3, checkpoint_every=4, batch_tokens=1024, progress=False)
+    how = dict(examples=3, batch_tokens=1024, progress=False)
     build_atlas(fi.load_dictionary(root/'sae'), fi.Store(root/'acts'), out, **how)
 
 def before_scanning(root):
     sae = train(fi.SAEConfig(num_latents=96, k=4, steps=40, batch_size=256), acts(root).site(site), progress=False)
     sae.b_enc.data[0] = -1e4 # one that never fires
     fi.save_dictionary(sae, root/'sae')
-    whole(*[fork(scanning, root/'ranks', root, False, RANK=str(r), WORLD_SIZE='2') for r in (0, 1)])
 
 def loading(root): # once, for all forks
     acts.pipe = fi.load_pipeline('random-flux')
@@ -119,9 +121,9 @@ def files(out): # by name; a store keeps its lock
     paths = [p for p in sorted(out.rglob('*')) if p.is_file() and p.name!='.lock' and '.saving-' not in p.as_posix()]
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in paths}
 
-def arrays(out): # an interrupted scan has its blocks cut elsewhere: what they hold is compared
+def arrays(out): # all but the database, of which the text is compared
     atlas = fi.Atlas(out)
-    whole = {k: v for k,v in files(out).items() if not k.startswith('blocks/') and not k.endswith(('.sqlite', 'atlas.json'))}
+    whole = {k: v for k,v in files(out).items() if not k.endswith('.sqlite')}
     return whole|dict(text=atlas.pictures.to_json(), peaks=atlas.peaks().tobytes())
 def said(out): return dict(said=fi.explanations(fi.Atlas(out), 'prompts').to_json())
 def scored(out): return dict(scored=fi.scores(fi.Atlas(out), 'prompts', 'localization').to_json())
