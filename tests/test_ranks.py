@@ -1,4 +1,4 @@
-"Harvests and atlases by several processes: the same to the bit, whoever dies; other arguments are said by which"
+"Work by several processes: the same to the bit, whoever dies; other arguments are said by which"
 import os, re, socket, subprocess, sys
 from pathlib import Path
 
@@ -26,6 +26,26 @@ if work=='harvest':
     group_writer.GroupWriter.finish_shard = counted(group_writer.GroupWriter.finish_shard)
     how = dict(num_inference_steps=2, tokens=32, batch_size=2, shard_mb=.01)
     fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, seed=seed, **how)
+elif work=='studies':
+    import time, torch
+    tell,doing = work_queue.WorkQueue.done,['']
+    dies_in = dict(enumerate(os.environ['DIES_IN'].split(','), 1)) # rank -> work
+    def done(self, *args): # the others leave something to whoever is to die
+        if dies_in.get(self.rank)==doing[0]:
+            self.store.set('gone', '')
+            os._exit(9)
+        while doing[0] in dies_in.values() and not self.store.check(['gone']): time.sleep(.05)
+        return tell(self, *args)
+    work_queue.WorkQueue.done = done
+    atlas = fi.Atlas(out+'/atlas')
+    some = atlas.array('totals/fired').topk(24).indices.tolist()
+    doing[0] = 'explain'
+    fi.explain(atlas, fi.PromptStatistics(), some, again=True, every=4)
+    doing[0] = 'score'
+    fi.score(atlas, fi.Localization(), features=some[:8], again=True, every=2)
+    doing[0] = 'sweep'
+    x = torch.randn(1000, 12, generator=torch.Generator().manual_seed(0))
+    fi.sweep(x, out+'/sweep', fi.SAEConfig(steps=20, batch_size=64), held_out=x[:200], num_latents=[16, 24], k=[2, 4], together=1, device='cpu')
 else:
     building.BlockScan.write = counted(building.BlockScan.write)
     store = fi.Store(os.environ['STORE'])
@@ -108,3 +128,20 @@ def test_blocks_of_dead_ranks(tmp_path, scanned):
 def test_other_arguments_of_an_atlas(tmp_path, scanned):
     (first,_),(second,said) = ranks(tmp_path/'atlas', seeds={1: 2}, **scanned[0])
     assert first==0 and second==1 and 'examples is 3 in rank 0 and 5 in rank 1' in said, said[-2000:]
+
+def test_explanations_scores_and_sweeps(tmp_path):
+    "One rank, and four of which one dies within each"
+    import fluxinterp as fi
+    from fluxinterp.training.sweeps import read_sweep
+    found = {}
+    for size,works in ((1, ''), (4, 'explain,score,sweep')):
+        out = tmp_path/f'{size}'
+        fi.Atlas('tiny-flux/double.1.image').copy(out/'atlas')
+        done = ranks(out, size=size, work='studies', DIES_IN=works)
+        assert [s for s,_ in done]==[0, 9, 9, 9][:size], done
+        atlas,sweep = fi.Atlas(out/'atlas'),out/'sweep'
+        found[size] = dict(explanations=fi.explanations(atlas, 'prompts').to_json(), table=read_sweep(sweep).to_json(),
+                           scores=fi.scores(atlas, 'prompts', 'localization/reader').to_json(),
+                           weights={p.relative_to(sweep): p.read_bytes() for p in sweep.rglob('*.safetensors')})
+    assert len(found[1]['weights'])==8
+    for what,values in found[4].items(): assert values==found[1][what], what

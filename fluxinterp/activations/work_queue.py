@@ -7,7 +7,7 @@ __all__ = ['lease_seconds', 'WorkError', 'WorkGroup', 'work_group', 'WorkQueue']
 
 # %% ../../nbs/20_activations/34_work_queue.ipynb #a67218ff
 import json, os, threading, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -198,3 +198,28 @@ def finish(self:WorkQueue):
     if self.rank==0: # which may hold the store
         while any(not self._get(f'left/{r}') and self.alive(r) for r in range(self.size)): time.sleep(.05)
     self.ended.set()
+
+# %% ../../nbs/20_activations/34_work_queue.ipynb #50e8f8a5
+def _plain(value): # a number of NumPy's, as JSON has it
+    return value.item()
+
+@patch
+def share(self:WorkGroup,
+          said:dict,      # what every process must have been called with, as JSON
+          plan:Callable,  # what there is to do, a list of JSON values; called in rank 0 alone
+          work:Callable,  # function of one of them that does it; what it returns is JSON
+          keep:Callable,  # function of one of them and what came of it; called in rank 0 alone
+         )->None:
+    "Do a list of work together; returns in every process once rank 0 has kept everything"
+    with self.begin(said) as queue:
+        if queue.rank==0:
+            items = plan()
+            queue.publish(len(items), json.dumps(items))
+        else: items = json.loads(queue.plan())
+        def collect():
+            for i,result in map(json.loads, queue.results() if queue.rank==0 else ()): keep(items[i], result)
+        queue.idle = collect
+        for i in queue:
+            queue.done(i, json.dumps([i, work(items[i])], default=_plain).encode())
+            collect()
+        collect()

@@ -2,7 +2,7 @@
 from typing import Any
 __all__ = ['lease_seconds', 'WorkError', 'WorkGroup', 'work_group', 'WorkQueue']
 import json, os, threading, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,9 @@ class WorkGroup:
 
     @contextmanager
     def begin(self, said: dict, lease: float | None=None) -> Iterator:
+        ...
+
+    def share(self, said: dict, plan: Callable, work: Callable, keep: Callable) -> None:
         ...
 @cache
 def work_group() -> WorkGroup | None:

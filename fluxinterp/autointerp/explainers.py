@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from fluxinterp.atlases.annotations import (add_explanations, detail_field, read_detail, search_words,
     unfinished)
+from ..activations.work_queue import work_group
 from ..atlases.atlas import Atlas
 from ..evaluation.concept_scores import auroc
 from ..evaluation.concepts import reader_labels
@@ -64,6 +65,42 @@ def _to_explain(atlas, name, features, settings, again): # features not yet expl
     done = set(old[~old.status.isin(unfinished)&(old.settings==settings)].feature)
     return [f for f in features if f not in done]
 
+def _alive(atlas, name, todo, least, settings): # those that fire in enough images; the others are said to be dead
+    count = dict(zip(todo, activating_images(atlas, todo).tolist())) if todo else {}
+    fired,rows = atlas.array('totals/fired'),[]
+    for f,n in count.items():
+        status = 'dead' if fired[f]==0 else 'too_few'
+        detail = dict(pictures=n, needed=least, settings=settings)
+        if n<least: rows.append((f, name, status, '', detail))
+    add_explanations(atlas.text, rows)
+    return [f for f in todo if count[f]>=least]
+
+def _said(explainer, atlas, features, settings): # rows of explanations
+    for f,status,text,detail in explainer(atlas, features):
+        yield f,explainer.name,status,text,dict(detail or {}, settings=settings)
+
+def _explain_alone(explainer, atlas, features, settings, every, bar):
+    rows = []
+    try:
+        for row in _said(explainer, atlas, features, settings):
+            rows.append(row)
+            bar.update()
+            if len(rows)>=every:
+                add_explanations(atlas.text, rows)
+                rows = []
+    finally: add_explanations(atlas.text, rows)
+
+def _explain_shared(explainer, atlas, features, settings, every, bar, group): # features: in rank 0 alone
+    def parts():
+        some = features()
+        bar.total = len(some)
+        return [some[i:i+every] for i in range(0, len(some), every)]
+    def keep(part, rows):
+        add_explanations(atlas.text, rows)
+        bar.update(len(part))
+    said = dict(atlas=atlas.about['key'], explainer=explainer.name, settings=settings)
+    group.share(said, parts, lambda part: list(_said(explainer, atlas, part, settings)), keep)
+
 def explain(atlas:Atlas,                   # atlas in which explanations are kept
             explainer:Explainer|None=None, # explainer; `PromptStatistics()` when None
             features=None,                 # numbers of features, or one; all when None
@@ -75,26 +112,18 @@ def explain(atlas:Atlas,                   # atlas in which explanations are kep
     "Let an explainer say what features mean; kept in the atlas"
     explainer = PromptStatistics() if explainer is None else explainer
     _check_explainer(explainer)
-    features = chosen_features(atlas, features)
+    features,group = chosen_features(atlas, features),work_group()
     settings = f'{explainer.settings}; at least {least} pictures' # kept in atlases: "pictures" stays
-    todo = _to_explain(atlas, explainer.name, features, settings, again)
-    count = dict(zip(todo, activating_images(atlas, todo).tolist())) if todo else {}
-    fired,rows = atlas.array('totals/fired'),[]
-    for f,n in count.items():
-        status = 'dead' if fired[f]==0 else 'too_few'
-        detail = dict(pictures=n, needed=least, settings=settings)
-        if n<least: rows.append((f, explainer.name, status, '', detail))
-    add_explanations(atlas.text, rows)
-    rows,alive = [],[f for f in todo if count[f]>=least]
-    bar = tqdm(explainer(atlas, alive), desc=explainer.name, total=len(alive), disable=not progress,
-               leave=False)
-    try:
-        for f,status,text,detail in bar:
-            rows.append((f, explainer.name, status, text, dict(detail or {}, settings=settings)))
-            if len(rows)>=every:
-                add_explanations(atlas.text, rows)
-                rows = []
-    finally: add_explanations(atlas.text, rows)
+    def left(): # features to explain
+        return _alive(atlas, explainer.name, _to_explain(atlas, explainer.name, features, settings, again),
+                      least, settings)
+    first = group is None or group.rank==0
+    with tqdm(desc=explainer.name, disable=not (progress and first), leave=False) as bar:
+        if group is not None: _explain_shared(explainer, atlas, left, settings, every, bar, group)
+        else:
+            some = left()
+            bar.total = len(some)
+            _explain_alone(explainer, atlas, some, settings, every, bar)
     return explanations(atlas, explainer.name).reindex(pd.Index(features, name='feature'))
 
 # %% ../../nbs/55_explaining/10_explainers.ipynb #wgg00001

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from scipy.stats import hypergeom
 from tqdm.auto import tqdm
 from fluxinterp.atlases.annotations import add_explanations, detail_field, read_detail, search_words, unfinished
+from ..activations.work_queue import work_group
 from ..atlases.atlas import Atlas
 from ..evaluation.concept_scores import auroc
 from ..evaluation.concepts import reader_labels

@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..atlases.annotations import add_scores, detail_field, read_detail, unfinished
+from ..activations.work_queue import work_group
 from ..atlases.atlas import Atlas
 from .explainers import chosen_features, explanations
 from .judges import ReaderVerdicts, binary_names
@@ -57,6 +58,29 @@ def _asked(said, features, other): # (key, feature, description) of explanations
 def _of_control(status, value, detail, verdicts): # what is kept of the shuffled explanation
     return dict(shuffled=value, shuffled_high=detail.get('high'))
 
+def _measured(scorer, atlas, judge, said, other, some, keys, settings): # rows of some features' scores
+    asked = _asked(said, some, other)
+    got,rows = scorer.measure(atlas, asked, judge) if asked else {},[]
+    for f in some:
+        if said.status[f]!='ok':
+            rows.append((f, *keys, said.status[f], None, dict(why='not explained', settings=settings), []))
+            continue
+        status,value,detail,verdicts = settle(scorer, got[f,False])
+        if (f, True) in got: detail |= _of_control(*settle(scorer, got[f,True]))
+        rows.append((f, *keys, status, value, dict(detail, settings=settings), verdicts))
+    return rows
+
+def _share_out(atlas, measured, left, every, bar, said, group): # alone, or with other processes
+    def parts():
+        some = left()
+        bar.total = len(some)
+        return [some[k:k+every] for k in range(0, len(some), every)]
+    def keep(part, rows):
+        add_scores(atlas.text, rows)
+        bar.update(len(part))
+    if group is not None: return group.share(said, parts, measured, keep)
+    for part in parts(): keep(part, measured(part))
+
 def score(atlas:Atlas,              # atlas in which scores are kept
           scorer:Scorer|None=None,  # scorer; `Detection()` when None
           explainer:str='prompts',  # name of the explainer whose explanations are scored
@@ -77,23 +101,15 @@ def score(atlas:Atlas,              # atlas in which scores are kept
     _check_explained(said, features, explainer)
     name = f'{scorer.name}/{judge.name}' if scorer.asks else scorer.name
     settings = f'{scorer.settings}; {getattr(judge, "settings", "") if scorer.asks else ""}'
-    other = shuffled_explanations(said, seed)
-    todo = _to_score(atlas, explainer, name, features, settings, again)
-    with tqdm(total=len(todo), desc=name, disable=not progress, leave=False) as bar:
-        for k in range(0, len(todo), every):
-            some = todo[k:k+every]
-            asked = _asked(said, some, other)
-            got,rows = scorer.measure(atlas, asked, judge) if asked else {},[]
-            for f in some:
-                if said.status[f]!='ok':
-                    why = dict(why='not explained', settings=settings)
-                    rows.append((f, explainer, name, said.status[f], None, why, []))
-                    continue
-                status,value,detail,verdicts = settle(scorer, got[f,False])
-                if (f, True) in got: detail |= _of_control(*settle(scorer, got[f,True]))
-                rows.append((f, explainer, name, status, value, dict(detail, settings=settings), verdicts))
-            add_scores(atlas.text, rows)
-            bar.update(len(some))
+    other,group,keys = shuffled_explanations(said, seed),work_group(),(explainer, name)
+    def left(): # features to score
+        return _to_score(atlas, explainer, name, features, settings, again)
+    def measured(part): # some of them
+        return _measured(scorer, atlas, judge, said, other, part, keys, settings)
+    called = dict(atlas=atlas.about['key'], explainer=explainer, scorer=name, settings=settings, seed=seed)
+    first = group is None or group.rank==0
+    with tqdm(desc=name, disable=not (progress and first), leave=False) as bar:
+        _share_out(atlas, measured, left, every, bar, called, group)
     return scores(atlas, explainer, name).reindex(pd.Index(features, name='feature'))
 
 # %% ../../nbs/55_explaining/28_scoring.ipynb #wgj00006

@@ -8,7 +8,7 @@ __all__ = ['read_sweep', 'sweep', 'rate_distortion']
 # %% ../../nbs/30_training/35_sweeps.ipynb #a2eb8dfe
 import shutil, signal
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
 from ..dictionaries.metrics import GroupStatistics, evaluate, spaces
 from ..activations.site_records import token_batches
+from ..activations.work_queue import work_group
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
 from ..safe_files import is_sealed, load_json, save_json, seal
@@ -194,10 +195,12 @@ class _SiteSweep:
             self.finish(self.baseline_folder(k), config, d)
 
     def evaluate_trained(self,
-                         bar, # progress bar over dictionaries
+                         bar,       # progress bar over dictionaries
+                         some=None, # folders of the entries to look at; all when None
                         ):
         "Evaluate the trained entries that have no evaluation yet"
         for folder,c in self.entries.items():
+            if some is not None and folder not in some: continue
             if folder in self.counted or not (folder/'cfg.json').exists(): continue
             if not (folder/'evaluation.json').exists():
                 self.finish(folder, asdict(c), load_dictionary(folder))
@@ -212,9 +215,10 @@ def groups(self:_SiteSweep,
     "The untrained entries, by shared batches"
     streams = {}
     for folder,c in self.entries.items():
-        if (folder/'cfg.json').exists(): continue
         streams.setdefault((c.seed, c.batch_size), []).append((folder, c))
-    return [s[i:i+together] for s in streams.values() for i in range(0, len(s), together)]
+    groups = [s[i:i+together] for s in streams.values() for i in range(0, len(s), together)]
+    left = [[(f, c) for f,c in g if not (f/'cfg.json').exists()] for g in groups]
+    return [g for g in left if g]
 
 @patch
 def train_group(self:_SiteSweep,
@@ -256,8 +260,33 @@ def _run_site(plan, ks, together, bar, options): # `ks`: of the baseline
     for group in groups:
         plan.train_group(group, bar, options)
         plan.evaluate_trained(bar)
-    work = plan.out/'.training'
-    if work.exists() and not any(work.iterdir()): work.rmdir()
+
+def _run_shared(plans, ks, together, bar, options, group, said): # several processes, a group of entries at a time
+    def parts(): # -> (position of the site, folders); the baselines of a site have no folder
+        for p in plans: p.evaluate_trained(bar)
+        return [[i, [f.name for f,_ in g]] for i,p in enumerate(plans) for g in [[], *p.groups(together)]]
+    def work(part):
+        i,names = part
+        some = [(f, c) for f,c in plans[i].entries.items() if f.name in names]
+        if not names: plans[i].baselines(ks)
+        elif not all((f/'cfg.json').exists() for f,_ in some): plans[i].train_group(some, bar, options)
+        plans[i].evaluate_trained(bar, [f for f,_ in some])
+        return group.rank
+    def keep(part, rank):
+        if rank!=group.rank: bar.update(len(part[1]))
+    group.share(said, parts, work, keep)
+
+def _run(plans, ks, together, bar, options, group, said):
+    try:
+        if group is not None: _run_shared(plans, ks, together, bar, options, group, said)
+        else:
+            for p in plans: _run_site(p, ks, together, bar, options)
+    except KeyboardInterrupt:
+        print(f'interrupted after {bar.n} of {bar.total} dictionaries; the same call goes on from here')
+        if group is not None: raise
+    for p in plans:
+        work = p.out/'.training'
+        with suppress(OSError): work.rmdir() # not there, or something is half trained
 
 def sweep(data,                       # activations: `Recording` or dict by site, store, or those of one site
           out:str|Path,               # folder of the sweep; what is finished there already is kept
@@ -278,13 +307,13 @@ def sweep(data,                       # activations: `Recording` or dict by site
     varied = _extra_fields(vary)
     plans = [_plan_site(out, site, x, split, held_out, configs, varied) for site,x in _sites_of(data, sites)]
     ks = sorted({c.k for c in configs}) if baseline else []
+    group = work_group()
+    progress = progress and (group is None or group.rank==0)
     options = dict(device=device, progress=progress, checkpoint_every=checkpoint_every)
-    bar = tqdm(total=len(configs)*len(plans), desc='sweep', disable=not progress)
-    try:
-        for p in plans: _run_site(p, ks, together, bar, options)
-    except KeyboardInterrupt:
-        print(f'interrupted after {bar.n} of {bar.total} dictionaries; the same call goes on from here')
-    finally: bar.close()
+    said = dict(entries=[str(f.relative_to(out)) for p in plans for f in p.entries], together=together)
+    said |= dict(configs=[repr(c) for c in configs], baseline=ks)
+    with tqdm(total=len(configs)*len(plans), desc='sweep', disable=not progress) as bar:
+        _run(plans, ks, together, bar, options, group, said)
     folders = [f for p in plans for f in p.entries]+[p.baseline_folder(k) for p in plans for k in ks]
     return pd.DataFrame([_row(f/'evaluation.json', out) for f in folders if (f/'evaluation.json').exists()])
 

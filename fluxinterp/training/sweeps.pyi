@@ -3,7 +3,7 @@ from typing import Any
 __all__ = ['read_sweep', 'sweep', 'rate_distortion']
 import shutil, signal
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..dictionaries.dictionary import data_site
 from ..dictionaries.hub import load_dictionary
 from ..dictionaries.metrics import GroupStatistics, evaluate, spaces
 from ..activations.site_records import token_batches
+from ..activations.work_queue import work_group
 from ..dictionaries.sae import SAEConfig
 from ..dictionaries.files import save_dictionary
 from ..safe_files import is_sealed, load_json, save_json, seal
@@ -52,7 +53,7 @@ class _SiteSweep:
     def baselines(self, ks: list):
         ...
 
-    def evaluate_trained(self, bar):
+    def evaluate_trained(self, bar, some=None):
         ...
 
     def groups(self, together: int) -> list:
