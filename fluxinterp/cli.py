@@ -18,6 +18,7 @@ from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_f
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
                                   some_explanations, status_counts, step_numbers)
 from .feature_commands import add_feature_commands
+from .launching import add_launch_command
 
 # %% ../nbs/92_cli.ipynb #3d22d982
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False,
@@ -283,13 +284,15 @@ def _explain(atlas, explainer, features, again, score, judge): # and say what ca
     from fluxinterp.autointerp.explainers import explain
     from fluxinterp.autointerp.scorers import Detection
     from fluxinterp.autointerp.scoring import score as score_explanations
+    def say(text): # once, however many processes there are
+        if os.environ.get('RANK', '0')=='0': typer.echo(text)
     explained = explain(atlas, explainer, features, again=again)
-    typer.echo(f'explained by {explainer.name}: {status_counts(explained)}')
-    typer.echo(some_explanations(explained))
+    say(f'explained by {explainer.name}: {status_counts(explained)}')
+    say(some_explanations(explained))
     if score:
         t = score_explanations(atlas, Detection(), explainer.name, features, judge)
         means = f'mean {t.value.mean():.3f}, shuffled explanations {t.shuffled.mean():.3f}'
-        typer.echo(f'detection: {means}; {status_counts(t)}')
+        say(f'detection: {means}; {status_counts(t)}')
 
 # %% ../nbs/92_cli.ipynb #dd653e63
 @app.command('explain')
@@ -311,7 +314,7 @@ def explain_command(
         callback=one_of('marked', 'crop', 'both'),
         help='what a model is shown: marked, crop or both')]='marked',
     budget:Annotated[float, typer.Option( # limit in the unit of --prices
-        min=0, help='limit in the unit of --prices; in calls without them. No limit when 0')]=0.0,
+        min=0, help='limit of each process in the unit of --prices, in calls without them; none when 0')]=0.0,
     prices:Annotated[str, typer.Option( # prices of a million tokens
         callback=price_pair, help='prices of a million tokens, read and written, e.g. 0.15,0.6')]='',
     cache:Annotated[str, typer.Option( # file answers are kept in
@@ -396,6 +399,7 @@ def doctor_command(
         raise typer.Exit(1)
 
 add_feature_commands(app)
+add_launch_command(app)
 
 def main():
     "Entry point of the `fluxinterp` command"

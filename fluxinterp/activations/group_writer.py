@@ -37,6 +37,7 @@ def unpack_shard(data:bytes, # what `pack_shard` made
         setattr(m, name, x.numpy())
     return *json.loads(head['__metadata__']['shard']),sums
 
+# %% ../../nbs/20_activations/37_group_writer.ipynb #a47f9847
 class GroupWriter(ShardWriter):
     "The writer of one of several processes"
     def __init__(self,
@@ -47,6 +48,8 @@ class GroupWriter(ShardWriter):
                  todo:list,          # their positions
                 ):
         self.work,self.places,self.lock = queue,{i: j for j,i in enumerate(todo)},threading.Lock()
+        self.own = set()                 # positions of shards that this process wrote
+        self.of_others = lambda i: None  # called with those that others wrote, in rank 0
         super().__init__(folder, manifest, good)
         queue.idle = self._idle
 
@@ -61,6 +64,7 @@ class GroupWriter(ShardWriter):
                      files:list, # size and checksum of the file of each site
                      sums:dict): # `Moments` by folder of the site
         "Tell rank 0 of a written shard"
+        self.own.add(i)
         self.work.done(self.places[i], pack_shard(i, files, sums))
         if self.work.rank==0: self.collect()
 
@@ -71,4 +75,6 @@ class GroupWriter(ShardWriter):
     def collect(self):
         "Rank 0 takes note of what has been written, by all"
         with self.lock:
-            for data in self.work.results(): ShardWriter.finish_shard(self, *unpack_shard(data))
+            for i,*written in map(unpack_shard, self.work.results()):
+                ShardWriter.finish_shard(self, i, *written)
+                if i not in self.own: self.of_others(i)

@@ -227,6 +227,7 @@ def _write_shards(h, m, todo, first, writer, progress, queue): # `first`: record
     order = todo if queue is None else (todo[j] for j in queue)
     bar = tqdm(total=_num_prompts(m, todo), desc='harvest', unit='prompt', disable=progress is False,
                leave=False)
+    if queue is not None: writer.of_others = lambda i: bar.update(_num_prompts(m, [i]))
     try:
         with bar:
             for i in order: writer.put((i, _shard_parts(h, m, i, first, writer, bar)))

@@ -107,7 +107,8 @@ def _scan_alone(scanner, total):
     except BaseException as e:
         total.save()
         if isinstance(e, KeyboardInterrupt):
-            print(f'interrupted after {scanner.bar.n} images, which are kept: the same call goes on from there')
+            n = scanner.bar.n
+            print(f'interrupted after {n} images, which are kept: the same call goes on from there')
         raise
 
 # %% ../../nbs/50_atlases/16_scanning.ipynb #1b5c9050
@@ -117,7 +118,10 @@ def _is_scanned(scanner, start): # whether a block is scanned to its end
 
 class _Sums:
     "Rank 0 adds up the blocks whose turn it is, whoever scanned them"
-    def __init__(self, scanner, total, queue):
+    def __init__(self,
+                 scanner, # what this process scans with
+                 total,   # the blocks that are added up
+                 queue):  # list of the blocks
         self.scanner,self.total,self.queue = scanner,total,queue
         self.seldom = SeldomSaves()
         self.scanned = {s for s in total.starts() if _is_scanned(scanner, s)}
@@ -143,6 +147,7 @@ def _scan_shared(scanner, todo, queue, own, after): # `after` is called when a b
         queue.done(i, str(todo[i]).encode())
         after()
 
+# %% ../../nbs/50_atlases/16_scanning.ipynb #bfec3eab
 def _scan_first(scanner, total, queue): # as rank 0
     sums = _Sums(scanner, total, queue)
     todo = [s for s in total.starts() if s not in sums.scanned]

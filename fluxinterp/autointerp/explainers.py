@@ -65,7 +65,7 @@ def _to_explain(atlas, name, features, settings, again): # features not yet expl
     done = set(old[~old.status.isin(unfinished)&(old.settings==settings)].feature)
     return [f for f in features if f not in done]
 
-def _alive(atlas, name, todo, least, settings): # those that fire in enough images; the others are said to be dead
+def _alive(atlas, name, todo, least, settings): # those that fire in enough images; notes down why not others
     count = dict(zip(todo, activating_images(atlas, todo).tolist())) if todo else {}
     fired,rows = atlas.array('totals/fired'),[]
     for f,n in count.items():
@@ -75,6 +75,7 @@ def _alive(atlas, name, todo, least, settings): # those that fire in enough imag
     add_explanations(atlas.text, rows)
     return [f for f in todo if count[f]>=least]
 
+# %% ../../nbs/55_explaining/10_explainers.ipynb #2c6a1118
 def _said(explainer, atlas, features, settings): # rows of explanations
     for f,status,text,detail in explainer(atlas, features):
         yield f,explainer.name,status,text,dict(detail or {}, settings=settings)
@@ -95,12 +96,14 @@ def _explain_shared(explainer, atlas, features, settings, every, bar, group): # 
         some = features()
         bar.total = len(some)
         return [some[i:i+every] for i in range(0, len(some), every)]
-    def keep(part, rows):
+    def keep(part,  # numbers of features
+             rows): # their explanations
         add_explanations(atlas.text, rows)
         bar.update(len(part))
     said = dict(atlas=atlas.about['key'], explainer=explainer.name, settings=settings)
     group.share(said, parts, lambda part: list(_said(explainer, atlas, part, settings)), keep)
 
+# %% ../../nbs/55_explaining/10_explainers.ipynb #51b1b758
 def explain(atlas:Atlas,                   # atlas in which explanations are kept
             explainer:Explainer|None=None, # explainer; `PromptStatistics()` when None
             features=None,                 # numbers of features, or one; all when None

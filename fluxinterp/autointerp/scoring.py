@@ -75,7 +75,8 @@ def _share_out(atlas, measured, left, every, bar, said, group): # alone, or with
         some = left()
         bar.total = len(some)
         return [some[k:k+every] for k in range(0, len(some), every)]
-    def keep(part, rows):
+    def keep(part,  # numbers of features
+             rows): # their scores
         add_scores(atlas.text, rows)
         bar.update(len(part))
     if group is not None: return group.share(said, parts, measured, keep)

@@ -292,7 +292,7 @@ def _atlas_status(name, folder, seen):
 
 def _scan_status(s, folder, seen): # s: status of an atlas that is being built
     own,torn = [],0
-    for f in (f for pattern in ('blocks/[0-9]*', 'parts/[0-9]*') for f in folder.glob(f'{pattern}.safetensors')):
+    for f in (*folder.glob('blocks/[0-9]*.safetensors'), *folder.glob('parts/[0-9]*.safetensors')):
         try: # of a block, or the state of one that is scanned in part
             head = _header(f)
             rows = head.get('rows') or head.get('block/rows') or dict(shape=[0])

@@ -261,18 +261,19 @@ def _run_site(plan, ks, together, bar, options): # `ks`: of the baseline
         plan.train_group(group, bar, options)
         plan.evaluate_trained(bar)
 
-def _run_shared(plans, ks, together, bar, options, group, said): # several processes, a group of entries at a time
+def _run_shared(plans, ks, together, bar, options, group, said): # by several processes, group by group
     def parts(): # -> (position of the site, folders); the baselines of a site have no folder
         for p in plans: p.evaluate_trained(bar)
         return [[i, [f.name for f,_ in g]] for i,p in enumerate(plans) for g in [[], *p.groups(together)]]
-    def work(part):
+    def work(part): # position of the site, names of folders
         i,names = part
         some = [(f, c) for f,c in plans[i].entries.items() if f.name in names]
         if not names: plans[i].baselines(ks)
         elif not all((f/'cfg.json').exists() for f,_ in some): plans[i].train_group(some, bar, options)
         plans[i].evaluate_trained(bar, [f for f,_ in some])
         return group.rank
-    def keep(part, rank):
+    def keep(part,  # position of the site, names of folders
+             rank): # who trained them
         if rank!=group.rank: bar.update(len(part[1]))
     group.share(said, parts, work, keep)
 
@@ -288,6 +289,7 @@ def _run(plans, ks, together, bar, options, group, said):
         work = p.out/'.training'
         with suppress(OSError): work.rmdir() # not there, or something is half trained
 
+# %% ../../nbs/30_training/35_sweeps.ipynb #35a9a7b1
 def sweep(data,                       # activations: `Recording` or dict by site, store, or those of one site
           out:str|Path,               # folder of the sweep; what is finished there already is kept
           base:SAEConfig|None=None,   # values of the fields that are not varied; SAEConfig() when None
