@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
-                                  number_ranges, one_of, only_site, place_of, price_pair,
+                                  number_ranges, one_of, place_of, price_pair,
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
-                                  some_explanations, status_counts, step_numbers)
+                                  some_explanations, status_counts, step_numbers, training_data)
 from .feature_commands import add_feature_commands
 from .launching import add_launch_command
 
@@ -156,12 +156,18 @@ def harvest_command(
 # %% ../nbs/92_cli.ipynb #f0split7
 @app.command('train')
 def train_command(
-    store:Annotated[str, typer.Argument( # folder or URL of a store
-        callback=place_of('store'), help='folder or URL of a store')],
+    store:Annotated[str, typer.Argument( # folder or URL of a store; with --prompts, a pipeline
+        help='folder or URL of a store; with --prompts, a pipeline that draws while it is trained on')],
     out:Annotated[Path, typer.Argument( # folder of the dictionary
         callback=new_folder, help='folder of the dictionary; the same command again continues')],
     site:Annotated[str, typer.Option( # sites to read
         help='which of its sites; may be left out where there is one')]='',
+    prompts:Annotated[Path|None, typer.Option( # text file, one prompt a line
+        callback=prompts_file, help='text file, one prompt a line: nothing is kept on disk')]=None,
+    num_inference_steps:Annotated[int, typer.Option( # denoising steps of the pipeline
+        min=0, help="with --prompts: denoising steps; the pipeline's own number when 0")]=0,
+    trainers:Annotated[int, typer.Option( # processes that train on what the others draw
+        min=1, help='with --prompts and torchrun: processes that train on what the others draw')]=1,
     num_latents:Annotated[int, typer.Option(min=1)]=2048, # number of latents
     k:Annotated[int, typer.Option(min=1, help='active latents per token')]=16, # active latents per token
     architecture:Annotated[str, typer.Option( # topk, batchtopk or jumprelu
@@ -175,17 +181,14 @@ def train_command(
     dead_after:Annotated[int, typer.Option(min=0, help='silent tokens of a dead latent')]=100_000, # tokens
     dead:Annotated[str, typer.Option( # treatment of dead latents
         callback=one_of('auxk', 'resample', 'none'), help='auxk, resample or none')]='auxk',
-    seed:Annotated[int, typer.Option( # seed of the weights and the order of the data
-        min=0, help='seed of the weights and the order of the data')]=0,
+    seed:Annotated[int, typer.Option(min=0, help='of weights and order of the data')]=0, # seed
     split:Annotated[str, typer.Option( # prompts to train on
         callback=one_of('train', 'validation', 'test', 'all'),
         help='prompts to train on: train, validation, test, or all')]='train',
-    checkpoint_every:Annotated[int, typer.Option( # steps between checkpoints
-        min=0, help='steps; 0 for never')]=500,
+    checkpoint_every:Annotated[int, typer.Option(min=0, help='steps; 0 for never')]=500, # steps
     eval_every:Annotated[int, typer.Option(min=0, help='steps; 0 for none')]=0, # steps between evaluations
     csv:Annotated[str, typer.Option(callback=new_file, help='file for its numbers')]='', # CSV file
-    tensorboard:Annotated[str, typer.Option( # events' folder
-        callback=new_folder, help='folder for its numbers')]='',
+    tensorboard:Annotated[str, typer.Option(callback=new_folder, help='folder of numbers')]='', # events
     shard_latents:Annotated[bool, typer.Option( # latents shared out over processes, instead of tokens
         help='share out the latents over the processes, instead of the tokens')]=False,
     again:Annotated[bool, typer.Option('--again', help='replace what is there')]=False, # a new run
@@ -194,16 +197,14 @@ def train_command(
    ):
     "Train a sparse autoencoder on a store, also with torchrun; interrupted in any way, run it again."
     from fluxinterp.dictionaries.sae import SAEConfig
-    from fluxinterp.activations.store import Store
     from fluxinterp.training.sae_training import train
     from fluxinterp.training.training_folders import has_checkpoint
-    from fluxinterp.training.training_run import joined_processes
-    with joined_processes(device) as (device,first):
-        acts = Store(store)
-        data = acts.site(site or only_site(acts, store))
-        config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,
-                           steps=steps, batch_size=batch_size, lr=lr, dead_after=dead_after, dead=dead,
-                           seed=seed)
+    place_of('store' if prompts is None else 'pipeline')(store)
+    config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,
+                       steps=steps, batch_size=batch_size, lr=lr, dead_after=dead_after, dead=dead, seed=seed)
+    source = store,site,prompts,num_inference_steps,trainers
+    with training_data(*source, out/'rounds', device) as (data,device,first):
+        if data is None: return # drawn for others, who are done
         finished = saved_at(out)
         sae = train(config, data, out, split=None if split=='all' else split, device=device,
                     checkpoint_every=checkpoint_every, eval_every=eval_every,

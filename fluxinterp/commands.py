@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['command_words', 'CommandGroup', 'number_ranges', 'step_numbers', 'count_or_auto', 'price_pair', 'one_of',
-           'device_name', 'prompts_file', 'new_folder', 'new_file', 'place_of', 'only_site', 'run_loggers',
-           'say_trained', 'rank_device', 'saved_at', 'some_explanations', 'status_counts']
+           'device_name', 'prompts_file', 'new_folder', 'new_file', 'place_of', 'only_site', 'training_data',
+           'run_loggers', 'say_trained', 'rank_device', 'saved_at', 'some_explanations', 'status_counts']
 
 # %% ../nbs/88_commands.ipynb #cmd00004
 import os, re, sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -221,6 +222,38 @@ def only_site(acts,      # opened store
         raise ValueError(f'{store} has the sites {", ".join(acts.sites)}: choose one with --site')
     return acts.sites[0]
 
+@contextmanager
+def training_data(source:str,          # folder or URL of a store; with prompts, a pipeline
+                  site:str,            # name of the site; may be empty for a store that has one
+                  prompts:Path|None,   # text file, one prompt a line; None for a store
+                  steps:int,           # denoising steps of a pipeline; its own number when 0
+                  trainers:int,        # processes that train on what the others generate
+                  spool:Path,          # folder of what waits between them
+                  device:str,          # torch device; CUDA, then MPS, then CPU when empty
+                 )->Iterator[tuple]:   # (activations or None, device of this process, whether it reports)
+    "What is trained on: a store, or a pipeline that draws meanwhile, in these processes or beside them"
+    from fluxinterp.activations.store import Store
+    from fluxinterp.training.live_ranks import live_ranks
+    from fluxinterp.training.training_run import joined_processes
+    if prompts is None:
+        with joined_processes(device) as (where,first):
+            acts = Store(source)
+            yield acts.site(site or only_site(acts, source)),where,first
+        return
+    with live_ranks(spool, trainers, device=device) as ranks:
+        def make():
+            return _live_data(source, site, prompts, steps, ranks.device)
+        yield ranks.data(make),ranks.device,ranks.first
+
+def _live_data(pipeline, site, prompts, steps, device):
+    from fluxinterp.activations.prompt_files import read_prompts
+    from fluxinterp.models.pipelines import load_pipeline
+    from fluxinterp.training.token_streams import LiveData
+    if not site: raise ValueError('a pipeline has many sites: choose one with --site')
+    how = dict(num_inference_steps=steps) if steps else {}
+    return LiveData(load_pipeline(pipeline, device=device), read_prompts(prompts).prompts, site, **how)
+
+# %% ../nbs/88_commands.ipynb #60fad20f
 def run_loggers(csv:str,         # CSV file; empty for none
                 tensorboard:str, # folder of events; empty for none
                )->list:          # loggers for `train`
@@ -230,13 +263,13 @@ def run_loggers(csv:str,         # CSV file; empty for none
 
 def say_trained(out:Path,  # folder of the dictionary
                 sae,       # the dictionary
-                data,      # activations of one site of a store
+                data,      # activations of one site
                 split:str, # prompts it was trained on
                ):
     "Print what was trained, with its numbers on the test prompts where none of them was trained on"
     from fluxinterp.dictionaries.metrics import evaluate
     typer.echo(f'{out}: {sae!r}')
-    if split!='test' and (data.store.split_of==2).any():
+    if split!='test' and hasattr(data, 'store') and (data.store.split_of==2).any():
         typer.echo(repr(evaluate(sae, data, split='test')))
 
 def rank_device(device:str, # name of a torch device; CUDA, then MPS, then CPU when empty

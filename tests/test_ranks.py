@@ -26,6 +26,16 @@ if work=='harvest':
     group_writer.GroupWriter.finish_shard = counted(group_writer.GroupWriter.finish_shard)
     how = dict(num_inference_steps=2, tokens=32, batch_size=2, shard_mb=.01)
     fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, seed=seed, **how)
+elif work=='live':
+    from fluxinterp.training import live_ranks, token_streams, training_run
+    live_ranks.lease_seconds = 2.
+    token_streams.LiveStream.record = counted(token_streams.LiveStream.record)
+    training_run.TrainingRun.update = counted(training_run.TrainingRun.update)
+    make = lambda: token_streams.LiveData(fi.load_pipeline('random-flux'), fi.scene_prompts(48), 'double.0.image', round_prompts=4, steps=0, num_inference_steps=1)
+    config = fi.SAEConfig(num_latents=64, k=4, steps=60, batch_size=256, precision='fp32')
+    with live_ranks.live_ranks(out+'/rounds', int(os.environ.get('TRAINERS', 1)), 2, 'cpu') as ranks:
+        data = ranks.data(make)
+        if data is not None: fi.train(config, data, out=out+'/sae', device='cpu', normalizer_tokens=2000, checkpoint_every=20, progress=False)
 elif work=='studies':
     import time, torch
     tell,doing = work_queue.WorkQueue.done,['']
@@ -145,3 +155,19 @@ def test_explanations_scores_and_sweeps(tmp_path):
                            weights={p.relative_to(sweep): p.read_bytes() for p in sweep.rglob('*.safetensors')})
     assert len(found[1]['weights'])==8
     for what,values in found[4].items(): assert values==found[1][what], what
+
+def test_training_beside_the_pipeline(tmp_path):
+    "One process; two that train and two that generate, one of which dies; a trainer that dies, gone on with by fewer"
+    from safetensors.torch import load_file
+    weights = lambda name: load_file(tmp_path/name/'sae/sae_weights.safetensors')
+    (status,said), = ranks(tmp_path/'alone', size=1, work='live')
+    assert status==0, said[-2000:]
+    alone = weights('alone')
+    done = ranks(tmp_path/'two train', {3: 4}, size=4, work='live', TRAINERS='2')
+    assert [s for s,_ in done]==[0, 0, 0, 9], done
+    for k,v in weights('two train').items(): assert (v-alone[k]).norm()<=1e-5*alone[k].norm()
+    (first,_),(second,said) = ranks(tmp_path/'one trains', {0: 35}, work='live')
+    assert first==9 and second==1 and 'trains' in said, said[-2000:]
+    done = ranks(tmp_path/'one trains', size=3, work='live')
+    assert [s for s,_ in done]==[0, 0, 0], done
+    for k,v in weights('one trains').items(): assert v.equal(alone[k]), k

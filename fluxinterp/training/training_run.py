@@ -85,16 +85,19 @@ class TrainingRun:
 # %% ../../nbs/30_training/12_training_run.ipynb #joinproc
 @contextmanager
 def joined_processes(device:str='', # 'cuda', 'cpu', ...; chosen for this machine when empty
+                     among:tuple|None=None, # key-value store, rank, number of processes; all when None
                     )->Iterator[tuple]: # (device of this process, whether it is the first)
     "Join the processes that `torchrun` started, if any, while the context is open"
     device = default_device(device or None)
-    if int(os.environ.get('WORLD_SIZE', 1))==1:
+    several = int(os.environ.get('WORLD_SIZE', 1))>1
+    if several and device.type=='cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    store,rank,world = among or (None, -1, -1)
+    if not several or world==1:
         yield device,True
         return
-    if device.type=='cuda':
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     import torch.distributed.nn.functional # its defaults keep hold of a group that is there when it is loaded
-    torch.distributed.init_process_group('nccl' if device.type=='cuda' else 'gloo')
+    backend = 'nccl' if device.type=='cuda' else 'gloo'
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield device,torch.distributed.get_rank()==0
         torch.distributed.barrier() # one that ends while another still talks to it can be aborted

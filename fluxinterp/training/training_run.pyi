@@ -62,5 +62,5 @@ class TrainingRun:
     def finite(self, everywhere: bool=True) -> bool:
         ...
 @contextmanager
-def joined_processes(device: str='') -> Iterator[tuple]:
+def joined_processes(device: str='', among: tuple | None=None) -> Iterator[tuple]:
     ...
