@@ -90,7 +90,7 @@ surface |= {
         'token_streams': ('LiveData',),
         'loggers': ('tensorboard_logger', 'wandb_logger'),
         'sae_training': ('train',),
-        'live_ranks': ('live_ranks',),
+        'live_exchange': ('live_ranks',),
         'frozen_controls': ('trained_controls',),
         'itda_growth': ('fit_itda',),
         'itda_pruning': ('prune', 'reduce', 'threshold_for', 'usage'),

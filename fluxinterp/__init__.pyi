@@ -102,7 +102,7 @@ from .training.token_streams import LiveData as LiveData
 from .training.loggers import tensorboard_logger as tensorboard_logger
 from .training.loggers import wandb_logger as wandb_logger
 from .training.sae_training import train as train
-from .training.live_ranks import live_ranks as live_ranks
+from .training.live_exchange import live_ranks as live_ranks
 from .training.frozen_controls import trained_controls as trained_controls
 from .training.itda_growth import fit_itda as fit_itda
 from .training.itda_pruning import prune as prune

@@ -233,7 +233,7 @@ def training_data(source:str,          # folder or URL of a store; with prompts,
                  )->Iterator[tuple]:   # (activations or None, device of this process, whether it reports)
     "What is trained on: a store, or a pipeline that draws meanwhile, in these processes or beside them"
     from fluxinterp.activations.store import Store
-    from fluxinterp.training.live_ranks import live_ranks
+    from fluxinterp.training.live_exchange import live_ranks
     from fluxinterp.training.training_run import joined_processes
     if prompts is None:
         with joined_processes(device) as (where,first):

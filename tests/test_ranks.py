@@ -27,13 +27,13 @@ if work=='harvest':
     how = dict(num_inference_steps=2, tokens=32, batch_size=2, shard_mb=.01)
     fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, seed=seed, **how)
 elif work=='live':
-    from fluxinterp.training import live_ranks, token_streams, training_run
-    live_ranks.lease_seconds = 2.
+    from fluxinterp.training import live_exchange, token_streams, training_run
+    live_exchange.lease_seconds = 2.
     token_streams.LiveStream.record = counted(token_streams.LiveStream.record)
     training_run.TrainingRun.update = counted(training_run.TrainingRun.update)
     make = lambda: token_streams.LiveData(fi.load_pipeline('random-flux'), fi.scene_prompts(48), 'double.0.image', round_prompts=4, steps=0, num_inference_steps=1)
     config = fi.SAEConfig(num_latents=64, k=4, steps=60, batch_size=256, precision='fp32')
-    with live_ranks.live_ranks(out+'/rounds', int(os.environ.get('TRAINERS', 1)), 2, 'cpu') as ranks:
+    with live_exchange.live_ranks(out+'/rounds', int(os.environ.get('TRAINERS', 1)), 2, 'cpu') as ranks:
         data = ranks.data(make)
         if data is not None: fi.train(config, data, out=out+'/sae', device='cpu', normalizer_tokens=2000, checkpoint_every=20, progress=False)
 elif work=='studies':
