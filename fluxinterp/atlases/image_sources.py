@@ -91,7 +91,7 @@ def _from_pipeline(pipe, prompts, name, call):
             r = rec[site.name]
             number = r.rows.prompt*images+r.rows.image
             rows = np.stack([number, r.rows.prompt, r.rows.image, r.rows.seed], 1).astype(np.int64)
-            keep = torch.from_numpy((r.rows.guidance=='conditional').to_numpy())
+            keep = torch.from_numpy((r.rows.guidance=='conditional').to_numpy(copy=True))
             yield r.x[keep],torch.from_numpy(rows)[keep],rec.images
     settings = sorted((k, str(v)) for k,v in call.items())
     return ImageSource(site, describe(pipe).fingerprint, one.steps, one.levels, one.x.shape[2], one.grid,

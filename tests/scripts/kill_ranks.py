@@ -1,0 +1,62 @@
+"""Ranks that are killed (SIGKILL) at random moments, and the same command again on another number of ranks: the files of one process
+
+`kill_ranks.py FOLDER WORK... [--times 20] [--seed 0]`, WORK being among harvest, atlas, live. It takes about ten seconds a kill.
+"""
+import argparse, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(root/'tests'))
+import test_ranks as t
+
+def started(out, size, work, env): # -> processes
+    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(t.port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), **env)
+    return [subprocess.Popen([sys.executable, '-c', t.child, work, str(out), '0', '0'], env=os.environ|where|dict(RANK=str(r)),
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for r in range(size)]
+
+def ended(processes, patience=300): # exit codes, and what was said on stderr
+    end = time.time()+patience
+    while any(p.poll() is None for p in processes) and time.time()<end: time.sleep(.1)
+    for p in processes: p.terminate() # as torchrun does; a rank 0 that dies before it is there is waited for
+    said = [p.communicate()[1] for p in processes]
+    return [p.returncode for p in processes],said
+
+def result(out, work):
+    return t.contents(out/'sae') if work=='live' else t.tensors(out) if work=='atlas' else t.contents(out)
+
+def acts(folder): # a store for atlases
+    import fluxinterp as fi
+    fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(64), 'double.0.image', folder/'acts', num_inference_steps=2, progress=False)
+    return dict(STORE=str(folder/'acts'))
+
+def killed(folder, work, times, rng):
+    folder.mkdir(parents=True)
+    env = acts(folder) if work=='atlas' else {}
+    began = time.time()
+    codes,said = ended(started(folder/'alone', 1, work, env))
+    assert codes==[0], said
+    seconds,alone,counts = time.time()-began,result(folder/'alone', work),dict(first=0, other=0, late=0)
+    for i in range(times):
+        out,size = folder/f'{i}',rng.choice((2, 3))
+        processes = started(out, size, work, env)
+        time.sleep(seconds*rng.uniform(.4, 1.3)) # importing takes the first half
+        victim = rng.randrange(size)
+        processes[victim].send_signal(signal.SIGKILL)
+        codes,said = ended(processes, 60)
+        counts['late' if codes[victim]==0 else 'other' if victim else 'first'] += 1
+        again = [c for r,c in enumerate(codes) if r!=victim and c]
+        if again or victim==0:
+            codes,said = ended(started(out, rng.choice((1, 2, 3)), work, env))
+            assert not any(codes), (i, said)
+        if not out.exists() or result(out, work)!=alone: raise AssertionError(f'{work} {i}: other files than those of one process, in {out}')
+        shutil.rmtree(out)
+    print(f'{work}: {times} times, rank 0 killed {counts["first"]}, another {counts["other"]}, after its end {counts["late"]}', flush=True)
+
+if __name__=='__main__':
+    args = argparse.ArgumentParser()
+    args.add_argument('folder', type=Path)
+    args.add_argument('work', nargs='+')
+    args.add_argument('--times', type=int, default=20)
+    args.add_argument('--seed', type=int, default=0)
+    a = args.parse_args()
+    for w in a.work: killed(a.folder/w, w, a.times, random.Random(a.seed))
