@@ -156,8 +156,9 @@ def __iter__(self:WorkQueue)->Iterator[int]: # positions, until all are done
         self._check_first()
         self.store.set(f'held/{i}', str(self.rank))
         yield i
-    while open_ := [i for i in range(self.n) if not self.store.check([f'done/{i}'])]:
-        taken = next((i for i in open_ if self._take_back(i)), None)
+    left = range(self.n)
+    while left := [i for i in left if not self.store.check([f'done/{i}'])]:
+        taken = next((i for i in left if self._take_back(i)), None)
         self._check_first()
         self.idle()
         if taken is None: time.sleep(.1)
