@@ -27,8 +27,9 @@ from ..models.pipelines import check_pipeline
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
 from ..models.clock import runs_once
-from .store_files import (StoreError, StoreFolder, kept_tokens, load_manifest,
-    plan_shards, row_bytes, save_manifest, store_dtypes, store_format)
+from .store_files import (kept_tokens, load_manifest, plan_shards, row_bytes,
+    save_manifest, store_dtypes, store_format)
+from .store_folders import StoreError, StoreFolder
 from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store

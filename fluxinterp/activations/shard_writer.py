@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from tqdm.auto import tqdm
 
-from .store_files import (Moments, StoreError, StoreFolder, load_moments, save_manifest,
-    save_moments, shard_name, shard_tensors, shard_values)
+from .store_files import (Moments, load_moments, save_manifest, save_moments,
+    shard_name, shard_tensors, shard_values)
+from .store_folders import StoreError, StoreFolder
 from ..safe_files import remove_unfinished
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #f1bc28cc

@@ -16,8 +16,10 @@ from fastcore.basics import patch
 
 from ..arguments import short_name
 from .site_records import prompt_split, splits
-from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
-    shard_name, store_dtypes, store_folder)
+from fluxinterp.activations.store_files import (Moments, SiteStatistics, load_manifest, load_moments, shard_name,
+    store_dtypes)
+from .store_folders import FileRanges, StoreError, store_folder
+from .shard_cache import ShardCache
 from ..models.identity import model_difference
 from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
@@ -32,14 +34,19 @@ class Store:
                  path,               # folder of the store, or its URL
                  model=None,         # pipeline or `fingerprint` that the store must be of; None takes any
                  partial:bool=False, # whether to verify all files and read what is good, with gaps
-                 verify:bool=True,   # whether to verify the checksum of each file at its first use
+                 verify:bool|None=None, # whether to verify each file at its first use; None: unless it is read twice
+                 cache=None,         # local folder for copies of a bucket's files; none are kept when None
+                 cache_gb:float=50,  # greatest size of all copies there, GB
                 ):
         self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
-        self.model,self._verify = self.manifest['model'],verify
+        self.cache = None if cache is None else ShardCache(cache, cache_gb)
+        if self.cache is not None: self.cache.check(self._largest_file())
+        self.model = self.manifest['model']
+        self._verify = (self.folder.local or self.cache is not None) if verify is None else verify
         self._verified = set() # (shard, site) of the files whose checksum is right
         if model is not None: self._check_model(model)
-        self.report = check_store(self.folder, checksums=partial)
+        self.report = check_store(self.folder, checksums=partial, manifest=self.manifest)
         shards = self.report.frame[self.report.frame.site.notna()]
         if not partial and (shards.state!='good').any(): raise StoreError(f'a store with gaps: {self.report}')
         if partial:
@@ -47,6 +54,9 @@ class Store:
             self._verified = {(int(r.shard), self.sites.index(r.site)) for r in good.itertuples()}
         split_codes = (splits.index(prompt_split(c)) for c in self._read_prompts())
         self.split_of = np.fromiter(split_codes, np.uint8, self.num_prompts) # (prompt,) position in `splits`
+
+    def _largest_file(self): # bytes
+        return max((f['bytes'] for s in self.manifest['shards'] for f in s['files'] or ()), default=0)
 
     def _check_model(self, model): # a pipeline or a fingerprint
         model = model if isinstance(model, str) else describe(model).fingerprint
@@ -110,6 +120,19 @@ def verify_shard(self:Store,
                          f'`fluxinterp doctor {self.folder.root}` says what is still good; '
                          'harvest again with the same arguments to redo this file alone')
     self._verified.add((shard, site))
+
+@patch
+def open_shard(self:Store,
+               shard:int, # position of the shard
+               site:int,  # position of the site
+              )->FileRanges: # the file, or its copy
+    "A verified file of the store, open; with a cache, its local copy"
+    name = shard_name(self.manifest, shard, site)
+    if self.cache is not None:
+        about = self.manifest['shards'][shard]['files'][site]
+        return self.cache.open(self.folder, name, about, self._verify)
+    self.verify_shard(shard, site)
+    return FileRanges(self.folder, name)
 
 @patch
 def site(self:Store, name:str)->'StoreData': # name, one of `sites`; without its end where one fits

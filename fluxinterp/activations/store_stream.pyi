@@ -2,17 +2,20 @@
 from typing import Any
 __all__ = ['row_coordinates', 'ShardReader', 'TokenStream']
 import json, math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
 from .site_records import TokenBatch, splits
-from .store_files import StoreError, shard_name, store_dtypes
+from .store_files import row_bytes, shard_name, store_dtypes
+from .store_folders import StoreError, reads_at_once
 _item_bytes = {'BF16': 2, 'F32': 4, 'I8': 1, 'I32': 4, 'I64': 8}
 class ShardReader:
     f: Any
+    head: Any
     n: Any
     offsets: Any
     path: Any
