@@ -54,5 +54,5 @@ class _Sizes(NamedTuple):
     total: int
     missing: int
     free: int | None
-def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool=True, progress: bool | None=None, **call) -> Store:
+def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool | None=None, progress: bool | None=None, **call) -> Store:
     ...

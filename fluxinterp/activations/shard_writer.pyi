@@ -2,9 +2,12 @@
 from typing import Any
 __all__ = ['only_writer', 'ShardWriter']
 import hashlib, os, threading, time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from queue import Full, Queue
+from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -26,7 +29,10 @@ class ShardWriter:
     moments: Any
     next_save: Any
     queue: Any
+    senders: Any
+    sending: Any
     thread: Any
+    underway: Any
     unsaved: Any
     waiting: Any
 
@@ -50,4 +56,11 @@ class ShardWriter:
 
     def complete_statistics(self, progress: bool | None):
         ...
+class _Underway(NamedTuple):
+    shard: int
+    files: list
+    sums: dict
+    writes: list
 _most_waiting = 256
+_files_at_once = 8
+_bytes_at_once = 2 ** 28

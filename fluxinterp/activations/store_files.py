@@ -71,7 +71,8 @@ def _parse_manifest(folder, name): # JSON of a file that claims to be a manifest
     try: m = json.loads(folder.read(name))
     except StoreError as e:
         if not isinstance(e.__cause__, FileNotFoundError): raise
-        raise StoreError(f'{folder.root} is no store: it has no {name}') from e
+        if folder.lists: folder.sizes() # says so where there is not even a bucket
+        raise StoreError(f'{folder.name} is no store: it has no {name}') from e
     except (ValueError, RecursionError) as e:
         raise StoreError(f'{where} is damaged, it is no JSON ({e}); {_untouched}') from None
     if not isinstance(m, dict) or m.get('kind')!='fluxinterp store':

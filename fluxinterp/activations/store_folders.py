@@ -127,7 +127,7 @@ def attempt(self:StoreFolder,
 def _failed(self:StoreFolder, doing, name, e)->StoreError: # to be raised
     what,why = dict(read='cannot read', list='cannot list', write='could not write')[doing],_why(e)
     if not self.local:
-        if _denied(e): why = f'{why}. {self._missing_right(doing)}'
+        if _denied(e): why = f'{why}. {self._missing_right(doing, type(e).__name__)}'
         if not _is_lasting(e): why = f'{why} (the last of {_tries} tries)'
     if isinstance(e, FileNotFoundError) and 'bucket' in str(e).lower():
         why = f"there is no bucket {self.root.split('/')[0]!r}: see to its name, or create it"
@@ -140,7 +140,8 @@ def _why(e): # of an error, in words
     return getattr(e, 'strerror', None) or str(e) or type(e).__name__
 
 @patch
-def _missing_right(self:StoreFolder, doing): # what to ask for
+def _missing_right(self:StoreFolder, doing, why): # what to ask for; the type of the error
+    if 'Credentials' in why: return 'Give them as to other programs, for S3 as AWS_ACCESS_KEY_ID or in ~/.aws'
     if self.protocol not in ('s3', 's3a'): return f'The server gives no right to {doing} here'
     bucket = self.root.split('/')[0]
     return (f'The bucket {bucket!r} gives these credentials no {_rights[doing]}: reading a store takes '
