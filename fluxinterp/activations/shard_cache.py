@@ -9,6 +9,7 @@ __all__ = ['ShardCache']
 import hashlib, os, time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Semaphore
 
 from fastcore.basics import patch
 from filelock import FileLock
@@ -75,6 +76,8 @@ class ShardCache:
 
 # %% ../../nbs/20_activations/31_shard_cache.ipynb #8aca2dff
 _patience = 600. # seconds to wait for room
+_block = 2**23   # bytes of one read of a file that is fetched
+_fetching = Semaphore(8) # files that a process fetches at a time
 
 @patch
 def _make_room(self:ShardCache, unfinished, size): # whether there is room now; it is taken
@@ -106,11 +109,11 @@ def _reserved(self:ShardCache, copy, size)->Iterator: # unfinished file of full 
 
 @patch
 def _fetch(self:ShardCache, source, name, about, copy): # a file, verified on the way
-    size,h,file = about['bytes'],hashlib.sha256(),FileRanges(source, name)
-    block = bytearray(min(size, 2**21))
+    size,h,file = about['bytes'],hashlib.sha256(),FileRanges(source, name, _block)
+    block = bytearray(min(size, _block))
     try:
         with self._reserved(copy, size) as path:
-            with open(path, 'r+b') as f:
+            with _fetching, open(path, 'r+b') as f:
                 for a in range(0, size, len(block)):
                     part = memoryview(block)[:size-a]
                     file.read_into(part, a)

@@ -8,6 +8,7 @@ __all__ = ['reads_at_once', 'StoreError', 'StoreFolder', 'store_folder', 'FileRa
 # %% ../../nbs/20_activations/28_store_folders.ipynb #bd4743c1
 import errno, hashlib, os, random, time
 from collections.abc import Callable
+from threading import Lock
 
 import fsspec
 from fastcore.basics import patch
@@ -170,17 +171,17 @@ def write(self:StoreFolder,
         with atomic_path(self.at(name)) as p: p.write_bytes(data)
     self.attempt('write', name, put)
 
-_block = 2**21 # bytes of one read
-
 class FileRanges:
     "One file of a store, read by ranges of bytes"
     def __init__(self,
                  folder:StoreFolder, # folder of the store
                  name:str,           # file, relative to the folder
+                 block:int=2**21,    # bytes of one read, at most
                 ):
-        self.folder,self.name = folder,name
+        self.folder,self.name,self.block = folder,name,block
         self.path = folder.url(name)
         self.f = folder.open(name) if folder.local else None
+        self.lock = Lock()
 
     def close(self):
         "Close the file, where one is open"
@@ -191,7 +192,7 @@ class FileRanges:
                   start:int, # byte of the file to begin with
                  ):
         "Fill a buffer; raises `StoreError` when the file ends early"
-        for a in range(0, len(view), _block): self._read(view[a:a+_block], start+a)
+        for a in range(0, len(view), self.block): self._read(view[a:a+self.block], start+a)
 
     def _read(self, view, start):
         if self.f is None: view[:] = self._range(start, len(view))
@@ -205,12 +206,13 @@ class FileRanges:
         raise StoreError(f'{self.path} {why}')
 
     def _from_disk(self, view, start):
-        self.f.seek(start)
         filled = 0
-        while filled<len(view):
-            n = self.f.readinto(view[filled:])
-            if not n: raise StoreError(f'{self.path} ended early while it was read')
-            filled += n
+        with self.lock: # several threads may read, and a file has one position
+            self.f.seek(start)
+            while filled<len(view):
+                n = self.f.readinto(view[filled:])
+                if not n: raise StoreError(f'{self.path} ended early while it was read')
+                filled += n
 
 # %% ../../nbs/20_activations/28_store_folders.ipynb #efb00169
 @patch
