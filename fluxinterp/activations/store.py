@@ -52,8 +52,7 @@ class Store:
         if partial:
             good = shards[shards.state=='good']
             self._verified = {(int(r.shard), self.sites.index(r.site)) for r in good.itertuples()}
-        split_codes = (splits.index(prompt_split(c)) for c in self._read_prompts())
-        self.split_of = np.fromiter(split_codes, np.uint8, self.num_prompts) # (prompt,) position in `splits`
+        self.prompts = list(self._read_prompts()) # all captions
 
     def _largest_file(self): # bytes
         return max((f['bytes'] for s in self.manifest['shards'] for f in s['files'] or ()), default=0)
@@ -76,9 +75,10 @@ class Store:
         return sum(s['prompts'] for s in self.manifest['segments'])
 
     @cached_property
-    def prompts(self)->list:
-        "All captions"
-        return list(self._read_prompts())
+    def split_of(self)->np.ndarray: # (prompt,)
+        "The split of each prompt: its position in `splits`"
+        codes = {s: i for i,s in enumerate(splits)}
+        return np.fromiter((codes[prompt_split(c)] for c in self.prompts), np.uint8, self.num_prompts)
 
     def __repr__(self):
         n = np.bincount(self.split_of, minlength=3)
@@ -88,12 +88,16 @@ class Store:
                 f"{m['dtype']}, model {self.model}\n{self.frame.to_string()}")
 
 # %% ../../nbs/20_activations/35_store.ipynb #8c2eecf7
-def _parse_prompt(where, line): # a caption from its line in the file
-    try: caption = json.loads(line)
-    except ValueError: caption = None
-    if not isinstance(caption, str):
-        raise StoreError(f'{where} holds a line that is no prompt: {line[:60]!r}')
-    return caption
+def _is_prompt(line): # whether it is a text as JSON
+    try: return isinstance(json.loads(line), str)
+    except ValueError: return False
+
+def _parse_prompts(where, lines): # captions, of all lines at once
+    try: captions = json.loads(b'['+b','.join(lines)+b']')
+    except ValueError: captions = []
+    if len(captions)==len(lines) and all(isinstance(c, str) for c in captions): return captions
+    wrong = next((l for l in lines if not _is_prompt(l)), b'')
+    raise StoreError(f'{where} holds a line that is no prompt: {wrong[:60]!r}')
 
 @patch
 def _read_prompts(self:Store): # captions, from the verified files
@@ -105,7 +109,7 @@ def _read_prompts(self:Store): # captions, from the verified files
         lines = data.splitlines()
         if len(lines)!=s['prompts']:
             raise StoreError(f"{where} has {len(lines)} prompts, the manifest says {s['prompts']}")
-        for line in lines: yield _parse_prompt(where, line)
+        yield from _parse_prompts(where, lines)
 
 @patch
 def verify_shard(self:Store,

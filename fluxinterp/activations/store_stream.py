@@ -6,7 +6,7 @@
 __all__ = ['row_coordinates', 'ShardReader', 'TokenStream']
 
 # %% ../../nbs/20_activations/33_store_stream.ipynb #baa95ab8
-import json, math
+import json, math, warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from itertools import groupby
@@ -176,6 +176,16 @@ def _wanted_prompts(store, split, prompts): # (prompt,) bool
     if split is not None: mask &= store.split_of==splits.index(split)
     return mask
 
+def _check_cache(data, shards): # warn where copies would be fetched again for each buffer; of the pieces
+    cache,files = data.store.cache,data.store.manifest['shards']
+    if cache is None: return
+    sizes = sorted(files[i]['files'][data.index]['bytes'] for i in set(shards.tolist()))
+    window = sum(sizes[-_window:])
+    if window>cache.limit:
+        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes[-_window:])} files that are mixed '
+                      'at a time, so they are fetched again and again: '
+                      f'give at least {window/1e9:.2g}, or no cache', stacklevel=4)
+
 def _buffer_size(data, batch_size, memory_mb): # vectors a buffer holds
     two_batches = 2*batch_size*(data.width*data.read_dtype.itemsize+56) # the one given out, the one before it
     each = data.bytes_in_memory+_overhead
@@ -207,6 +217,7 @@ class TokenStream:
         if not self.total:
             why = f'none of the {mask.size} prompts is in split {split!r} and readable'
             raise ValueError(f'no vectors: {why if split else "no prompts chosen"}')
+        if seed is not None: _check_cache(data, self.pieces[0])
         self.capacity = min(size, self.total)
         self.position = 0   # vectors given out
         self._buffer = None # the filling that is being emptied
