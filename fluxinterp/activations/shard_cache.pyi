@@ -4,6 +4,7 @@ __all__ = ['ShardCache']
 import hashlib, os, time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Semaphore
 from fastcore.basics import patch
 from filelock import FileLock
 from .store_folders import FileRanges, StoreError, StoreFolder
@@ -24,3 +25,5 @@ class ShardCache:
     def open(self, source: StoreFolder, name: str, about: dict, verify: bool=True) -> FileRanges:
         ...
 _patience = 600.0
+_block = 2 ** 23
+_fetching = Semaphore(8)

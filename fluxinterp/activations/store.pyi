@@ -23,8 +23,8 @@ class Store:
     folder: Any
     manifest: Any
     model: Any
+    prompts: Any
     report: Any
-    split_of: Any
 
     def __init__(self, path, model=None, partial: bool=False, verify: bool | None=None, cache=None, cache_gb: float=50):
         ...
@@ -38,7 +38,7 @@ class Store:
         ...
 
     @cached_property
-    def prompts(self) -> list:
+    def split_of(self) -> np.ndarray:
         ...
 
     def __repr__(self):

@@ -57,6 +57,8 @@ class StoreFolder:
         self.protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         self.lists = self.protocol not in ('http', 'https') # whether one can ask what is there
 
+    def __reduce__(self): return StoreFolder,(self.name,) # another process opens its own connections
+
     def at(self,
            name:str, # file, relative to the folder
           )->str:    # path in the file system

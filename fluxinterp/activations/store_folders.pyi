@@ -3,6 +3,7 @@ from typing import Any
 __all__ = ['reads_at_once', 'StoreError', 'StoreFolder', 'store_folder', 'FileRanges']
 import errno, hashlib, os, random, time
 from collections.abc import Callable
+from threading import Lock
 import fsspec
 from fastcore.basics import patch
 from fsspec.implementations.local import LocalFileSystem
@@ -20,6 +21,9 @@ class StoreFolder:
     root: Any
 
     def __init__(self, path):
+        ...
+
+    def __reduce__(self):
         ...
 
     def at(self, name: str) -> str:
@@ -56,14 +60,15 @@ _lasting = {*write_advice, errno.ENOENT, errno.EINVAL, errno.ENOSYS, errno.EISDI
 _mistakes = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
 _advice = write_advice | {errno.EFBIG: 'no file may grow that large here: take a smaller shard_mb'}
 _rights = dict(read='s3:GetObject', list='s3:ListBucket', write='s3:PutObject')
-_block = 2 ** 21
 class FileRanges:
+    block: Any
     f: Any
     folder: Any
+    lock: Any
     name: Any
     path: Any
 
-    def __init__(self, folder: StoreFolder, name: str):
+    def __init__(self, folder: StoreFolder, name: str, block: int=2 ** 21):
         ...
 
     def close(self):
