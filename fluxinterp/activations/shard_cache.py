@@ -25,9 +25,12 @@ class ShardCache:
                  folder,      # folder of the copies; it is made
                  gb:float=50, # greatest size of all copies, GB
                 ):
+        if not gb>0: raise StoreError(f'cache_gb={gb}: give the greatest size of all copies, more than 0')
         self.folder,self.limit = StoreFolder(user_path(folder)),int(gb*1e9)
         self.gb,self.right = gb,set() # names of the copies that have been verified
-        try: os.makedirs(self.folder.root, exist_ok=True)
+        try:
+            os.makedirs(self.folder.root, exist_ok=True)
+            self._make_room(0) # it may have been larger before
         except OSError as e: raise self._cannot(e) from e
 
     def check(self,
@@ -80,7 +83,7 @@ _block = 2**23   # bytes of one read of a file that is fetched
 _fetching = Semaphore(8) # files that a process fetches at a time
 
 @patch
-def _make_room(self:ShardCache, unfinished, size): # whether there is room now; it is taken
+def _make_room(self:ShardCache, size, unfinished=None): # whether there is room now; it is taken
     with FileLock(self.folder.at('.lock')):
         files = [(e.stat(), e.path) for e in os.scandir(self.folder.root) if not e.name.endswith('.lock')]
         used = sum(s.st_size for s,_ in files)
@@ -91,7 +94,7 @@ def _make_room(self:ShardCache, unfinished, size): # whether there is room now; 
                 os.unlink(path)
                 used -= n
         if used+size>self.limit: return False
-        os.truncate(unfinished, size)
+        if unfinished: os.truncate(unfinished, size)
         return True
 
 @patch
@@ -99,7 +102,7 @@ def _make_room(self:ShardCache, unfinished, size): # whether there is room now; 
 def _reserved(self:ShardCache, copy, size)->Iterator: # unfinished file of full size
     until = time.monotonic()+_patience
     with atomic_path(self.folder.at(copy)) as p:
-        while not self._make_room(p, size):
+        while not self._make_room(size, p):
             if time.monotonic()>until:
                 raise StoreError(f'{self.folder.root} is full of files that are being fetched: '
                                  'give a larger cache_gb, or delete the folder once nobody reads from it')
