@@ -61,6 +61,7 @@ surface = {
         'store': ('Store',),
         'prompt_files': ('read_prompts',),
         'harvesting': ('harvest',),
+        'token_dataset': ('TokenDataset',),
     },
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),

@@ -59,6 +59,7 @@ from .activations.store_check import check_store as check_store
 from .activations.store import Store as Store
 from .activations.prompt_files import read_prompts as read_prompts
 from .activations.harvesting import harvest as harvest
+from .activations.token_dataset import TokenDataset as TokenDataset
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments

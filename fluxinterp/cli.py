@@ -16,7 +16,7 @@ import typer
 from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
                                   number_ranges, one_of, only_site, part_of, place_of, price_pair,
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
-                                  some_explanations, status_counts, step_numbers)
+                                  some_explanations, status_counts, step_numbers, store_help)
 from .feature_commands import add_feature_commands
 
 # %% ../nbs/92_cli.ipynb #3d22d982
@@ -156,7 +156,7 @@ def harvest_command(
 @app.command('train')
 def train_command(
     store:Annotated[str, typer.Argument( # folder or URL of a store
-        callback=place_of('store'), help='folder or URL of a store')],
+        callback=place_of('store'), help=store_help)],
     out:Annotated[Path, typer.Argument( # folder of the dictionary
         callback=new_folder, help='folder of the dictionary; the same command again continues')],
     site:Annotated[str, typer.Option( # sites to read

@@ -348,7 +348,7 @@ def harvest(pipe,                               # diffusers pipeline
             shard_mb:float=64,                  # MiB of the shards of a run of prompts, all sites together
             max_gb:float|None=None,             # greatest size of the store in GB, or nothing is begun
             append:bool=False,                  # whether `prompts` are further ones
-            verify:bool|None=None,              # whether files there are verified, or only sizes; None: on a disk
+            verify:bool|None=None,              # whether files there are verified; None: those on a disk
             progress:bool|None=None,            # False for neither a bar nor the line with the size
             **call,                             # arguments of the pipeline call: height, guidance_scale, ...
            )->Store:                            # store, opened

@@ -117,7 +117,8 @@ class _Underway(NamedTuple):
 
 @patch
 def _write(self:ShardWriter, i, parts): # position of the shards; a list of (x, rows, token) for each site
-    m,files,sums,writes = self.manifest,[],{},[]
+    m,sums = self.manifest,{}
+    files,writes = [],[]
     for j,s in enumerate(m['sites']):
         x,rows,token = map(_joined, zip(*parts[j]))
         tensors = shard_tensors(x, rows, token, m['dtype'])

@@ -16,10 +16,10 @@ from fastcore.basics import patch
 
 from ..arguments import short_name
 from .site_records import prompt_split, splits
-from fluxinterp.activations.store_files import (Moments, SiteStatistics, load_manifest, load_moments, shard_name,
-    store_dtypes)
+from fluxinterp.activations.store_files import (Moments, SiteStatistics, load_manifest, load_moments,
+    shard_name, store_dtypes)
 from .store_folders import FileRanges, StoreError, store_folder
-from .shard_cache import ShardCache
+from .shard_cache import cache_of
 from ..models.identity import model_difference
 from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
@@ -31,16 +31,16 @@ from .store_check import check_store
 class Store:
     "Activations on disk: `store.site(name)` reads those of one site"
     def __init__(self,
-                 path,               # folder of the store, or its URL
-                 model=None,         # pipeline or `fingerprint` that the store must be of; None takes any
-                 partial:bool=False, # whether to verify all files and read what is good, with gaps
-                 verify:bool|None=None, # whether to verify each file at its first use; None: unless it is read twice
-                 cache=None,         # local folder for copies of a bucket's files; none are kept when None
-                 cache_gb:float=50,  # greatest size of all copies there, GB
+                 path,                     # folder of the store, or its URL
+                 model=None,               # pipeline or `fingerprint` it must be of; None takes any
+                 partial:bool=False,       # whether to verify all files and read what is good, with gaps
+                 verify:bool|None=None,    # whether files are verified at first use; None: not parts of them
+                 cache=None,               # folder for copies of a bucket's files; FLUXINTERP_CACHE when None
+                 cache_gb:float|None=None, # their greatest size, GB; FLUXINTERP_CACHE_GB, else 50
                 ):
         self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
-        self.cache = None if cache is None else ShardCache(cache, cache_gb)
+        self.cache = cache_of(self.folder, cache, cache_gb)
         if self.cache is not None: self.cache.check(self._largest_file())
         self.model = self.manifest['model']
         self._verify = (self.folder.local or self.cache is not None) if verify is None else verify
@@ -52,7 +52,9 @@ class Store:
         if partial:
             good = shards[shards.state=='good']
             self._verified = {(int(r.shard), self.sites.index(r.site)) for r in good.itertuples()}
-        self.prompts = list(self._read_prompts()) # all captions
+        codes = {s: i for i,s in enumerate(splits)}
+        splits_read = (codes[prompt_split(c)] for c in self._read_prompts())
+        self.split_of = np.fromiter(splits_read, np.uint8, self.num_prompts) # (prompt,) position in `splits`
 
     def _largest_file(self): # bytes
         return max((f['bytes'] for s in self.manifest['shards'] for f in s['files'] or ()), default=0)
@@ -75,10 +77,9 @@ class Store:
         return sum(s['prompts'] for s in self.manifest['segments'])
 
     @cached_property
-    def split_of(self)->np.ndarray: # (prompt,)
-        "The split of each prompt: its position in `splits`"
-        codes = {s: i for i,s in enumerate(splits)}
-        return np.fromiter((codes[prompt_split(c)] for c in self.prompts), np.uint8, self.num_prompts)
+    def prompts(self)->list:
+        "All captions"
+        return list(self._read_prompts())
 
     def __repr__(self):
         n = np.bincount(self.split_of, minlength=3)
@@ -138,6 +139,7 @@ def open_shard(self:Store,
     self.verify_shard(shard, site)
     return FileRanges(self.folder, name)
 
+# %% ../../nbs/20_activations/35_store.ipynb #a6932019
 @patch
 def site(self:Store, name:str)->'StoreData': # name, one of `sites`; without its end where one fits
     "The activations of one site; raises `KeyError` with the sites there are"

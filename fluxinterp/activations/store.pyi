@@ -11,7 +11,7 @@ from ..arguments import short_name
 from .site_records import prompt_split, splits
 from fluxinterp.activations.store_files import Moments, SiteStatistics, load_manifest, load_moments, shard_name, store_dtypes
 from .store_folders import FileRanges, StoreError, store_folder
-from .shard_cache import ShardCache
+from .shard_cache import cache_of
 from ..models.identity import model_difference
 from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
@@ -23,10 +23,10 @@ class Store:
     folder: Any
     manifest: Any
     model: Any
-    prompts: Any
     report: Any
+    split_of: Any
 
-    def __init__(self, path, model=None, partial: bool=False, verify: bool | None=None, cache=None, cache_gb: float=50):
+    def __init__(self, path, model=None, partial: bool=False, verify: bool | None=None, cache=None, cache_gb: float | None=None):
         ...
 
     @property
@@ -38,7 +38,7 @@ class Store:
         ...
 
     @cached_property
-    def split_of(self) -> np.ndarray:
+    def prompts(self) -> list:
         ...
 
     def __repr__(self):

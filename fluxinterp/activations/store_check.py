@@ -105,6 +105,7 @@ def _statistics_state(folder, manifest):
     except StoreError as e: return 'missing' if isinstance(e.__cause__, FileNotFoundError) else 'damaged'
     return 'not written yet' if covered<len(manifest['shards']) else 'good'
 
+# %% ../../nbs/20_activations/32_store_check.ipynb #e8f63d7b
 def check_store(path,                    # folder of the store, or its URL
                 checksums:bool=True,     # whether to read every file; otherwise only sizes are looked at
                 progress:bool|None=None, # progress bar, shown if True; where there is much to read when None
@@ -121,7 +122,7 @@ def check_store(path,                    # folder of the store, or its URL
     if all(p['files'] is not None for p in manifest['shards']):
         files.append(_File('statistics.safetensors', None, None, '', None, None))
         states.append(_statistics_state(folder, manifest))
-    frame = pd.DataFrame(files, columns=_File._fields).drop(columns='sha256').rename(columns=dict(size='bytes'))
+    frame = pd.DataFrame(files).drop(columns='sha256').rename(columns=dict(size='bytes'))
     if sizes is None: frame['bytes'] = frame.bytes.fillna(0).astype(int)
     else: frame['bytes'] = [sizes.get(f.file, 0) for f in files]
     return StoreReport(folder.name, manifest, frame.assign(state=states))

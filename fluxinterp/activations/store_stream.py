@@ -176,15 +176,14 @@ def _wanted_prompts(store, split, prompts): # (prompt,) bool
     if split is not None: mask &= store.split_of==splits.index(split)
     return mask
 
-def _check_cache(data, shards): # warn where copies would be fetched again for each buffer; of the pieces
+def _check_cache(data, shards): # warn where copies would be fetched again for each buffer
     cache,files = data.store.cache,data.store.manifest['shards']
     if cache is None: return
-    sizes = sorted(files[i]['files'][data.index]['bytes'] for i in set(shards.tolist()))
-    window = sum(sizes[-_window:])
-    if window>cache.limit:
-        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes[-_window:])} files that are mixed '
-                      'at a time, so they are fetched again and again: '
-                      f'give at least {window/1e9:.2g}, or no cache', stacklevel=4)
+    sizes = sorted(files[i]['files'][data.index]['bytes'] for i in set(shards.tolist()))[-_window:]
+    if sum(sizes)>cache.limit:
+        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes)} files that are mixed at a time, '
+                      'so they are fetched again and again: '
+                      f'give at least {sum(sizes)/1e9:.2g}, or no cache', stacklevel=4)
 
 def _buffer_size(data, batch_size, memory_mb): # vectors a buffer holds
     two_batches = 2*batch_size*(data.width*data.read_dtype.itemsize+56) # the one given out, the one before it

@@ -76,8 +76,8 @@ class TokenDataset(IterableDataset):
     "Batches of a site for `DataLoader(dataset, batch_size=None, num_workers=n)`"
     def __init__(self,
                  data:StoreData,      # activations of a site of a store
-                 batch_size:int=8192, # vectors in a batch; the last one of a worker may be smaller
-                 split:str|None=None, # part of the prompts: 'train', 'validation' or 'test'; None is everything
+                 batch_size:int=8192, # vectors in a batch; a worker's last one may be smaller
+                 split:str|None=None, # 'train', 'validation' or 'test' prompts; None is everything
                  seed:int|None=None,  # seed of the order; stored order when None
                  memory_mb:float=512, # MiB of the buffers of each worker
                  rank:int|None=None,  # number of this process; RANK of the environment, else 0, when None
@@ -85,7 +85,8 @@ class TokenDataset(IterableDataset):
                 ):
         if split is not None and split not in splits:
             raise ValueError(f'unknown split {split!r}: choose from {splits}')
-        self.data,self.batch_size,self.split,self.seed,self.memory_mb = data,batch_size,split,seed,memory_mb
+        self.data,self.batch_size,self.memory_mb = data,batch_size,memory_mb
+        self.split,self.seed = split,seed
         self.rank = int(os.environ.get('RANK', 0)) if rank is None else rank
         self.world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
         if not 0<=self.rank<self.world:
@@ -111,8 +112,8 @@ class TokenDataset(IterableDataset):
         info = get_worker_info()
         worker,workers = (0, 1) if info is None else (info.id, info.num_workers)
         if self.workers not in (None, workers):
-            raise ValueError(f'this position was reached with {self.workers} workers, and there are {workers}: '
-                             'the order depends on their number')
+            raise ValueError(f'this position was reached with {self.workers} workers, and there are '
+                             f'{workers}: the order depends on their number')
         parts = self._parts(workers)
         lengths = self._lengths(parts[self.rank])
         stop = min(sum(self._lengths(p)) for p in parts)
@@ -121,14 +122,15 @@ class TokenDataset(IterableDataset):
         return self._part(parts[self.rank][worker], given[worker], turns(lengths, stop)[worker],
                           info is not None)
 
-    def _part(self, prompts, start, stop, apart): # whether in a process apart, which opens the store for itself
+    def _part(self, prompts, start, stop, apart): # whether in a process apart, with connections of its own
         if not len(prompts): return iter(())
         data = copy.copy(self.data)
         if apart:
             data.store = copy.copy(data.store)
             data.store.folder = StoreFolder(data.store.folder.name)
         stream = TokenStream(data, self.batch_size, None, self.seed, prompts, self.memory_mb)
-        if start: stream.load_state_dict(stream.state_dict()|dict(position=min(start*self.batch_size, stream.total)))
+        position = min(start*self.batch_size, stream.total)
+        if position: stream.load_state_dict(stream.state_dict()|dict(position=position))
         return _Part(stream, stop)
 
 # %% ../../nbs/20_activations/41_token_dataset.ipynb #feeee0bc
