@@ -181,8 +181,8 @@ def _check_cache(data, shards): # warn where copies would be fetched again for e
     if cache is None: return
     sizes = sorted(files[i]['files'][data.index]['bytes'] for i in set(shards.tolist()))[-_window:]
     if sum(sizes)>cache.limit:
-        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes)} files that are mixed at a time, '
-                      'so they are fetched again and again: '
+        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes)} files that are mixed at a '
+                      'time, so they are fetched again and again: '
                       f'give at least {sum(sizes)/1e9:.2g}, or no cache', stacklevel=4)
 
 def _buffer_size(data, batch_size, memory_mb): # vectors a buffer holds

@@ -122,18 +122,19 @@ class TokenDataset(IterableDataset):
         return self._part(parts[self.rank][worker], given[worker], turns(lengths, stop)[worker],
                           info is not None)
 
-    def _part(self, prompts, start, stop, apart): # whether in a process apart, with connections of its own
-        if not len(prompts): return iter(())
-        data = copy.copy(self.data)
-        if apart:
-            data.store = copy.copy(data.store)
-            data.store.folder = StoreFolder(data.store.folder.name)
-        stream = TokenStream(data, self.batch_size, None, self.seed, prompts, self.memory_mb)
-        position = min(start*self.batch_size, stream.total)
-        if position: stream.load_state_dict(stream.state_dict()|dict(position=position))
-        return _Part(stream, stop)
-
 # %% ../../nbs/20_activations/41_token_dataset.ipynb #feeee0bc
+@patch
+def _part(self:TokenDataset, prompts, start, stop, apart): # `apart`: in a process of its own
+    if not len(prompts): return iter(())
+    data = copy.copy(self.data)
+    if apart:
+        data.store = copy.copy(data.store)
+        data.store.folder = StoreFolder(data.store.folder.name)
+    stream = TokenStream(data, self.batch_size, None, self.seed, prompts, self.memory_mb)
+    position = min(start*self.batch_size, stream.total)
+    if position: stream.load_state_dict(stream.state_dict()|dict(position=position))
+    return _Part(stream, stop)
+
 def _order_of(d): # what the order of a `TokenDataset` depends on
     return dict(store=d.data.store.manifest['sha256'], site=d.data.site.name, split=d.split, seed=d.seed,
                 batch_size=d.batch_size, memory_mb=d.memory_mb, rank=d.rank, world=d.world)
