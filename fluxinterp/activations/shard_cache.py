@@ -28,10 +28,13 @@ class ShardCache:
         if not gb>0: raise StoreError(f'cache_gb={gb}: give the greatest size of all copies, more than 0')
         self.folder,self.limit = StoreFolder(user_path(folder)),int(gb*1e9)
         self.gb,self.right = gb,set() # names of the copies that have been verified
+        self.fetching = Semaphore(8) # files at a time
         try:
             os.makedirs(self.folder.root, exist_ok=True)
             self._make_room(0) # it may have been larger before
         except OSError as e: raise self._cannot(e) from e
+
+    def __reduce__(self): return ShardCache,(self.folder.root, self.gb),dict(right=self.right)
 
     def check(self,
               largest:int, # size of the largest file, bytes
@@ -80,7 +83,6 @@ class ShardCache:
 # %% ../../nbs/20_activations/31_shard_cache.ipynb #8aca2dff
 _patience = 600. # seconds to wait for room
 _block = 2**23   # bytes of one read of a file that is fetched
-_fetching = Semaphore(8) # files that a process fetches at a time
 
 @patch
 def _make_room(self:ShardCache, size, unfinished=None): # whether there is room now; it is taken
@@ -116,7 +118,7 @@ def _fetch(self:ShardCache, source, name, about, copy): # a file, verified on th
     block = bytearray(min(size, _block))
     try:
         with self._reserved(copy, size) as path:
-            with _fetching, open(path, 'r+b') as f:
+            with self.fetching, open(path, 'r+b') as f:
                 for a in range(0, size, len(block)):
                     part = memoryview(block)[:size-a]
                     file.read_into(part, a)

@@ -11,12 +11,16 @@ from .store_folders import FileRanges, StoreError, StoreFolder
 from ..core import user_path
 from ..safe_files import atomic_path, remove_unfinished
 class ShardCache:
+    fetching: Any
     folder: Any
     gb: Any
     limit: Any
     right: Any
 
     def __init__(self, folder, gb: float=50):
+        ...
+
+    def __reduce__(self):
         ...
 
     def check(self, largest: int):
@@ -26,6 +30,5 @@ class ShardCache:
         ...
 _patience = 600.0
 _block = 2 ** 23
-_fetching = Semaphore(8)
 def cache_of(source: StoreFolder, folder, gb: float | None) -> ShardCache | None:
     ...

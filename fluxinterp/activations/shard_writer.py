@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import NamedTuple
 
 import numpy as np
@@ -69,10 +69,9 @@ class ShardWriter:
 
     def _run(self): # in the thread
         try:
-            while (item := self.queue.get()) is not None: self._write(*item)
-            self._note_sent(to_the_end=True)
+            while (item := self._next()) is not None: self._write(*item)
         except BaseException as e: self.error = e
-        if self.senders is not None: self.senders.shutdown() # what is under way comes to its end
+        if self.senders is not None: self._end_sending()
         try: self._save()
         except BaseException as e: self.error = self.error or e # the first one says what is wrong
 
@@ -170,6 +169,20 @@ def _send(self:ShardWriter, name, data)->list: # futures of a file; none where i
     future = self.senders.submit(self.folder.write, name, data)
     self.sending[future] = len(data)
     return [future]
+
+@patch
+def _next(self:ShardWriter): # what is to be written next; meanwhile what has been sent is noted
+    while self.underway:
+        self._note_sent()
+        try: return self.queue.get(timeout=.05)
+        except Empty: pass
+    return self.queue.get()
+
+@patch
+def _end_sending(self:ShardWriter): # what is under way comes to its end, and what is good is noted
+    self.senders.shutdown()
+    try: self._note_sent(to_the_end=True)
+    except BaseException as e: self.error = self.error or e
 
 @patch
 def _note_sent(self:ShardWriter, to_the_end=False): # shards whose files are there

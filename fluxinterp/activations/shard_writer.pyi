@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import NamedTuple
 import numpy as np
 import torch

@@ -62,7 +62,7 @@ class Store:
     def _check_model(self, model): # a pipeline or a fingerprint
         model = model if isinstance(model, str) else describe(model).fingerprint
         if model!=self.model:
-            raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
+            raise StoreError(f'{self.folder.name} holds activations of another model: its fingerprint is '
                              f'{self.model}, that of this pipeline {model}: '
                              f'{model_difference(self.model, model)}')
 
@@ -121,8 +121,8 @@ def verify_shard(self:Store,
     if not self._verify or (shard, site) in self._verified: return
     name = shard_name(self.manifest, shard, site)
     if self.folder.checksum(name)!=self.manifest['shards'][shard]['files'][site]['sha256']:
-        raise StoreError(f'{self.folder.at(name)} is damaged: its checksum is wrong. '
-                         f'`fluxinterp doctor {self.folder.root}` says what is still good; '
+        raise StoreError(f'{self.folder.url(name)} is damaged: its checksum is wrong. '
+                         f'`fluxinterp doctor {self.folder.name}` says what is still good; '
                          'harvest again with the same arguments to redo this file alone')
     self._verified.add((shard, site))
 

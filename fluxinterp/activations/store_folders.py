@@ -25,14 +25,16 @@ reads_at_once = 32 # requests of a reader that are under way at a time, behind a
 _extras = {'s3': 's3', 's3a': 's3', 'http': 'http', 'https': 'http'} # protocol -> extra of this package
 
 def _options(protocol): # of a file system, so that calls are tried again here alone, and end
+    if protocol in ('', 'file', 'local'): return {}
+    options = dict(use_listings_cache=False) # others may write there too
     if protocol in ('s3', 's3a'):
         config = fsspec.config.conf.get('s3', {}).get('config_kwargs', {})
         config = dict(max_pool_connections=reads_at_once)|config|dict(retries=dict(total_max_attempts=1))
-        return dict(use_listings_cache=False, config_kwargs=config)
-    if protocol not in ('http', 'https'): return {}
+        return options|dict(config_kwargs=config)
+    if protocol not in ('http', 'https'): return options
     import aiohttp
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=15)
-    return dict(use_listings_cache=False, client_kwargs=dict(timeout=timeout))
+    return options|dict(client_kwargs=dict(timeout=timeout))
 
 def _file_system(name): # of a folder or URL: (file system, root in it)
     protocol = '' if '::' in name else fsspec.core.split_protocol(name)[0] or ''

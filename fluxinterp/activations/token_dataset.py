@@ -14,7 +14,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .site_records import TokenBatch, splits
 from .store import StoreData
-from .store_folders import StoreFolder
 from .store_stream import TokenStream
 
 # %% ../../nbs/20_activations/41_token_dataset.ipynb #f975b511
@@ -129,7 +128,7 @@ def _part(self:TokenDataset, prompts, start, stop, apart): # `apart`: in a proce
     data = copy.copy(self.data)
     if apart:
         data.store = copy.copy(data.store)
-        data.store.folder = StoreFolder(data.store.folder.name)
+        data.store.folder,data.store.cache = copy.copy(data.store.folder),copy.copy(data.store.cache)
     stream = TokenStream(data, self.batch_size, None, self.seed, prompts, self.memory_mb)
     position = min(start*self.batch_size, stream.total)
     if position: stream.load_state_dict(stream.state_dict()|dict(position=position))

@@ -7,7 +7,6 @@ from fastcore.basics import patch
 from torch.utils.data import IterableDataset, get_worker_info
 from .site_records import TokenBatch, splits
 from .store import StoreData
-from .store_folders import StoreFolder
 from .store_stream import TokenStream
 def deal_prompts(data: StoreData, wanted: np.ndarray, parts: int, seed: int | None) -> list:
     ...
