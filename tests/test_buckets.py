@@ -202,11 +202,12 @@ def test_damage_in_a_bucket(bucket, world, tmp_path):
     store.folder.fs.rm(store.folder.at(name))
     with pytest.raises(fi.StoreError, match='missing: '+name): fi.Store(url)
 
-def test_without_s3fs(monkeypatch):
+def test_without_the_packages(monkeypatch):
     import fluxinterp as fi
-    monkeypatch.setitem(sys.modules, 's3fs', None)
-    monkeypatch.delitem(sys.modules['fsspec.registry']._registry, 's3', raising=False) # as in a new process
-    with pytest.raises(fi.StoreError, match=r's3://bucket/acts needs a package that is not installed: pip install "fluxinterp\[s3\]"'): fi.Store('s3://bucket/acts')
+    for url,package,extra in (('s3://bucket/acts', 's3fs', 's3'), ('https://127.0.0.1/acts', 'aiohttp', 'http')):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules['fsspec.registry']._registry, url.split(':')[0], raising=False) # as in a new process
+        with pytest.raises(fi.StoreError, match=fr'{url} needs a package that is not installed: pip install "fluxinterp\[{extra}\]"'): fi.Store(url)
 
 def test_max_gb_is_checked_before_more_than_a_batch_is_drawn(world, tmp_path):
     fi,pipe,prompts,_ = world

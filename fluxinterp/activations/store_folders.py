@@ -134,7 +134,7 @@ def _failed(self:StoreFolder, doing, name, e)->StoreError: # to be raised
     if not self.local:
         if _denied(e): why = f'{why}. {self._missing_right(doing, type(e).__name__)}'
         if not _is_lasting(e): why = f'{why} (the last of {_tries} tries)'
-    if isinstance(e, FileNotFoundError) and 'bucket' in str(e).lower():
+    if not self.local and 'bucket does not exist' in str(e):
         why = f"there is no bucket {self.root.split('/')[0]!r}: see to its name, or create it"
     if doing!='write': return StoreError(f'{what} {self.url(name)}: {why}')
     advice = _advice.get(e.errno, 'see to it') if isinstance(e, OSError) else 'see to it'
