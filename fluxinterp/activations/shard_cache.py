@@ -8,7 +8,8 @@ __all__ = ['ShardCache', 'cache_of']
 # %% ../../nbs/20_activations/31_shard_cache.ipynb #5b40920d
 import hashlib, os, time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from threading import Semaphore
 
 from fastcore.basics import patch
@@ -62,23 +63,26 @@ class ShardCache:
             except StoreError as e: # gone again: another reader needed the room
                 if not isinstance(e.__cause__, FileNotFoundError): raise
 
-    def _cannot(self, e)->StoreError: # to be raised
-        return StoreError(f'cannot keep copies in {self.folder.root}: {e.strerror or e}. '
-                          'Make room, or give another folder as cache; the store is not touched')
+# %% ../../nbs/20_activations/31_shard_cache.ipynb #303d22fc
+@patch
+def _cannot(self:ShardCache, e)->StoreError: # to be raised
+    return StoreError(f'cannot keep copies in {self.folder.root}: {e.strerror or e}. '
+                      'Make room, or give another folder as cache; the store is not touched')
 
-    def _is_good(self, copy, about, verify): # whether a copy is there and right
-        path = self.folder.at(copy)
-        try:
-            if os.path.getsize(path)==about['bytes']:
-                if not verify or copy in self.right: return True
-                if self.folder.checksum(copy)==about['sha256']:
-                    self.right.add(copy)
-                    return True
-            os.unlink(path)
-        except FileNotFoundError: pass
-        except StoreError as e:
-            if not isinstance(e.__cause__, FileNotFoundError): raise
-        return False
+@patch
+def _is_good(self:ShardCache, copy, about, verify): # whether a copy is there and right
+    path = self.folder.at(copy)
+    try:
+        if os.path.getsize(path)==about['bytes']:
+            if not verify or copy in self.right: return True
+            if self.folder.checksum(copy)==about['sha256']:
+                self.right.add(copy)
+                return True
+        Path(path).unlink(missing_ok=True)
+    except FileNotFoundError: pass
+    except StoreError as e:
+        if not isinstance(e.__cause__, FileNotFoundError): raise
+    return False
 
 # %% ../../nbs/20_activations/31_shard_cache.ipynb #8aca2dff
 _patience = 600. # seconds to wait for room
@@ -87,13 +91,16 @@ _block = 2**23   # bytes of one read of a file that is fetched
 @patch
 def _make_room(self:ShardCache, size, unfinished=None): # whether there is room now; it is taken
     with FileLock(self.folder.at('.lock')):
-        files = [(e.stat(), e.path) for e in os.scandir(self.folder.root) if not e.name.endswith('.lock')]
+        files = []
+        for e in os.scandir(self.folder.root):
+            with suppress(FileNotFoundError): # given up in the meantime
+                if not e.name.endswith('.lock'): files.append((e.stat(), e.path))
         used = sum(s.st_size for s,_ in files)
         copies = [(s.st_mtime_ns, s.st_size, p) for s,p in files if not os.path.basename(p).startswith('.')]
         for _,n,path in sorted(copies):
             if used+size<=self.limit: break
             with suppress(PermissionError): # where open files cannot be deleted
-                os.unlink(path)
+                Path(path).unlink(missing_ok=True)
                 used -= n
         if used+size>self.limit: return False
         if unfinished: os.truncate(unfinished, size)
@@ -103,7 +110,7 @@ def _make_room(self:ShardCache, size, unfinished=None): # whether there is room 
 @contextmanager
 def _reserved(self:ShardCache, copy, size)->Iterator: # unfinished file of full size
     until = time.monotonic()+_patience
-    with atomic_path(self.folder.at(copy)) as p:
+    with ExitStack() as held, atomic_path(self.folder.at(copy)) as p:
         while not self._make_room(size, p):
             if time.monotonic()>until:
                 raise StoreError(f'{self.folder.root} is full of files that are being fetched: '
@@ -111,6 +118,7 @@ def _reserved(self:ShardCache, copy, size)->Iterator: # unfinished file of full 
             remove_unfinished(self.folder.root)
             time.sleep(.05)
         yield p
+        held.enter_context(FileLock(self.folder.at('.lock'))) # nobody counts while it gets its name
 
 @patch
 def _fetch(self:ShardCache, source, name, about, copy): # a file, verified on the way

@@ -3,7 +3,8 @@ from typing import Any
 __all__ = ['ShardCache', 'cache_of']
 import hashlib, os, time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from threading import Semaphore
 from fastcore.basics import patch
 from filelock import FileLock
