@@ -21,9 +21,10 @@ from ..activations.site_records import SiteRecord
 from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
+from ..dictionaries.processes import process_rank
 from .token_streams import TokenLoop
 from .training_folders import another_run, check_folder, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
-from .training_run import TrainingRun, process_rank
+from .training_run import TrainingRun
 class Trainer:
     apart: Any
     checkpoint_every: Any
