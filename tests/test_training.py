@@ -1,5 +1,5 @@
 "Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
-import json, os, shutil, signal, subprocess, sys
+import json, os, shutil, signal, socket, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,43 @@ from fluxinterp.training.training_run import TrainingRun
 
 here = Path(__file__).parent
 WORKER = '''
-import sys, time, torch
+import os, resource, signal, sys, time, torch
 from pathlib import Path
 from fluxinterp.dictionaries.sae import SAEConfig
 from fluxinterp.training.sae_training import train
+from fluxinterp.training.training_run import joined_processes, TrainingRun
+out,shard,end,at = Path(sys.argv[1]),int(sys.argv[2]),sys.argv[3],int(sys.argv[4])
+rank = int(os.environ['RANK'])
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 x = torch.randn(4000, 12, generator=g)@torch.randn(12, 24, generator=g)+5
-common = dict(num_latents=96, k=4, steps=STEPS, batch_size=256, dead_after=2000, precision='fp32')
-configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(ema=.99, k_start=8)), ('batchtopk', dict(dead='resample', resample_every=40)), ('jumprelu', {}))][:KINDS]
-'''
-
-JOINED = '''
-from fluxinterp.training.training_run import joined_processes
-with joined_processes('cpu'): train(configs, x, out=sys.argv[1], progress=False, shard_latents=bool(int(sys.argv[2])))
+common = dict(num_latents=97, k=4, steps=70, batch_size=256, dead_after=2000, precision='fp32', warmup=10)
+kinds = [dict(ema=.99, k_start=8, grad_clip=.5), dict(architecture='batchtopk', dead='resample', resample_every=20, ema=.9),
+         dict(architecture='jumprelu', grad_clip=.5), dict(architecture='batchtopk', frozen='soft decoder', tied=False),
+         dict(architecture='jumprelu', dead='resample', resample_every=20, frozen='decoder', center='geometric median')]
+configs = [SAEConfig(**common|o) for o in kinds]
+step = TrainingRun.update
+def update(self, x):
+    last = rank==int(os.environ['WORLD_SIZE'])-1
+    if self.step==at and end=='killed' and last: os._exit(9)
+    if self.step==at and end=='pressed' and last and self.config==configs[1]: signal.raise_signal(signal.SIGINT)
+    step(self, x)
+    if self.step==12: # a fifth of the latents falls silent, and is to come back
+        numbers = torch.arange(97)[self.shard or slice(None)]
+        self.sae.b_enc.data[numbers%5==0] -= 4.
+TrainingRun.update = update
+signal.signal(signal.SIGINT, signal.default_int_handler)
+how = dict(progress=False, shard_latents=bool(shard), checkpoint_every=20)
+def full_disk(): # on one process, while the others have room
+    if rank: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    try: train(configs[0], x, out/'full', **how)
+    except OSError as e: assert 'step-00000020' in str(e) and 'There is no older one' in str(e) and 'too large' in str(e), str(e)
+    else: raise AssertionError('no error')
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not [p for p in (out/'full').rglob('*') if p.name!='.lock' and not p.is_dir()]
+with joined_processes('cpu'):
+    if end=='full': full_disk()
+    train(configs, x, out/'saes', **how)
 def name_of(thread):
     try: return (thread/'comm').read_text()
     except OSError: return '' # it ended just now
@@ -35,31 +58,67 @@ for _ in range(100): # one that has ended can be listed a moment longer
 assert not left, left # a thread left over can abort the process as it ends
 '''
 
-def run(code, *args, **env):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=os.environ|dict(OMP_NUM_THREADS='1')|env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def ranks(size, out, shard, end='', at=0):
+    "(exit status, what was said) of each of several processes that train in one folder"
+    env = os.environ|dict(OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), WORLD_SIZE=str(size))
+    some = [subprocess.Popen([sys.executable, '-c', WORKER, str(out), str(int(shard)), end, str(at)], env=env|dict(RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
+    try: said = [p.communicate(timeout=240)[0] for p in some]
+    finally: [p.kill() for p in some]
+    return [(p.returncode, s) for p,s in zip(some, said)]
 
 def test_kill_and_resume(tmp_path):
     "kill -9 and Ctrl-C at random moments of three kinds on one stream; weights and log are those of a run left alone"
     p = subprocess.run([sys.executable, here/'scripts/kill_runs.py', tmp_path, 'several', '--times', '4'], env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
     assert p.returncode==0 and 'several: kills ' in p.stdout, p.stdout+p.stderr
 
-@pytest.mark.parametrize('shard', (False, True))
-def test_two_processes(tmp_path, shard):
-    "Training on two gloo processes, tokens or latents shared out, gives the single process's result within rounding"
-    body = WORKER.replace('STEPS', '60').replace('KINDS', '1')
-    p = run(body+"train(configs, x, out=sys.argv[1], progress=False)", tmp_path/'one')
-    out,_ = p.communicate(timeout=120)
-    assert p.returncode==0, out
-    code = body+JOINED
-    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(29617+shard), WORLD_SIZE='2')
-    ps = [run(code, tmp_path/'two', int(shard), RANK=str(r), **env) for r in (0, 1)]
-    for p in ps:
-        out,_ = p.communicate(timeout=240)
-        assert p.returncode==0, out
-    from fluxinterp.dictionaries.hub import load_dictionary
-    a,b = ({k: v for k,v in load_dictionary(next((tmp_path/n).rglob('cfg.json')).parent).state_dict().items()} for n in ('one', 'two'))
-    assert a.keys()==b.keys() and 'W_dec' in a
-    for k in a: assert float((a[k]-b[k]).norm())<=2e-3*float(a[k].norm())+1e-5, (k, float((a[k]-b[k]).norm()/a[k].norm()))
+@pytest.fixture(scope='module')
+def of_one(tmp_path_factory):
+    "Five kinds of SAE, as one process trains them: folder -> tensors"
+    out = tmp_path_factory.mktemp('one')
+    (status,said), = ranks(1, out, False)
+    assert status==0, said
+    return weights(out)
+
+def weights(out): return {f.name: fi.load_dictionary(f).state_dict() for f in sorted((out/'saes').iterdir())}
+def stored(out): return sorted(p.relative_to(out/'saes/checkpoints').as_posix() for p in (out/'saes/checkpoints').rglob('*.*') if p.is_file())
+
+def same_weights(one, several):
+    assert one.keys()==several.keys() and len(one)==5
+    for kind in one:
+        for k,t in one[kind].items(): assert float((t-several[kind][k]).norm())<=1e-5*float(t.norm()), (kind, k, float((t-several[kind][k]).norm()/t.norm()))
+
+def test_latents_shared_out(tmp_path, of_one):
+    "Begun on two processes of which one is full, then killed; interrupted on three; ended by one: the single process's weights. No pickle anywhere"
+    statuses = ranks(2, tmp_path, True, 'full')
+    assert [s for s,_ in statuses]==[0, 0], statuses
+    same_weights(of_one, weights(tmp_path))
+    shutil.rmtree(tmp_path/'saes')
+    first,second = ranks(2, tmp_path, True, 'killed', 35)
+    assert second[0]==9 and first[0]==1, first[1][-2000:]
+    assert stored(tmp_path)==[f'step-00000020/{f}' for f in ('shard-00001-model-00001-of-00001.safetensors', 'shard-00002-model-00001-of-00001.safetensors', 'state.json')]
+    statuses = ranks(3, tmp_path, True, 'pressed', 50)
+    assert [s for s,_ in statuses]==[0, 0, 0] and ''.join(s for _,s in statuses).count('interrupted after 51 of 70')==1, statuses
+    assert len(stored(tmp_path))==8 and stored(tmp_path)[-1].startswith('step-00000051')
+    (status,said), = ranks(1, tmp_path, False)
+    assert status==0, said
+    same_weights(of_one, weights(tmp_path))
+    assert not (tmp_path/'saes/checkpoints').exists()
+
+def test_tokens_shared_out(tmp_path, of_one):
+    "Killed on two processes, killed on three, ended by two that share out the latents instead: the single process's weights"
+    first,second = ranks(2, tmp_path, False, 'killed', 35)
+    assert second[0]==9 and first[0]==1, first[1][-2000:]
+    *others,last = ranks(3, tmp_path, False, 'killed', 50)
+    assert last[0]==9 and [s for s,_ in others]==[1, 1], others
+    assert stored(tmp_path)==[f'step-000000{s}0/{f}' for s in (2, 4) for f in ('state.json', 'state.safetensors')]
+    statuses = ranks(2, tmp_path, True)
+    assert [s for s,_ in statuses]==[0, 0], statuses
+    same_weights(of_one, weights(tmp_path))
 
 @pytest.fixture(scope='module')
 def acts(tmp_path_factory):

@@ -23,8 +23,8 @@ from .normalizers import Normalizer, normalizers
 from .nuisances import check_nuisances
 from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds,
                                            dictionary_parts, float_steps, typed)
-from .processes import (kth_of_all, known_to_all, over_ranks, process_rank, sum_of_parts,
-                                               whole_number)
+from .processes import (agreed, known_to_all, kth_of_all, over_ranks, process_rank,
+                                               sum_of_parts)
 from .sparse_ops import (sharded_topk_pre_acts, sparse_autoencode, tile_bytes,
                                                 topk_pre_acts)
 from .thresholds import codes_above, Jump
@@ -200,7 +200,7 @@ def begin(self:SAE, z:torch.Tensor): # batch of normalized activations, (n, d)
 def _auxiliary(sae, z, rest, dead): # fraction of the residual that dead latents fail to explain (AuxK)
     rest = rest.detach()
     own = len(dead) # dead latents of this process
-    total = whole_number(own, z.device) if sae.sharded else own
+    total = agreed(own, z.device) if sae.sharded else own
     if not total: return 0.
     if own: W_enc,b_enc,W_dec = sae.W_enc[dead],sae.b_enc[dead],sae.W_dec[dead]
     # where the latents are shared out every process takes part, with or without dead ones of its own
@@ -220,7 +220,7 @@ def _reconstruct(self:SAE, z, k): # (n, d) -> reconstruction (n, d), its code, p
 @patch
 def _tokens_of_all(self:SAE, z)->int: # tokens of the batch of all processes; 0 where there is one process
     if process_rank()[1]==1: return 0
-    return len(z) if self.sharded else whole_number(len(z), z.device)
+    return len(z) if self.sharded else agreed(len(z), z.device)
 
 @patch
 def loss(self:SAE,

@@ -14,7 +14,7 @@ from .dictionary import Dictionary, DictionaryMeta, SparseCode, sparse_decode
 from .normalizers import Normalizer, normalizers
 from .nuisances import check_nuisances
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
-from .processes import kth_of_all, known_to_all, over_ranks, process_rank, sum_of_parts, whole_number
+from .processes import agreed, known_to_all, kth_of_all, over_ranks, process_rank, sum_of_parts
 from .sparse_ops import sharded_topk_pre_acts, sparse_autoencode, tile_bytes, topk_pre_acts
 from .thresholds import codes_above, Jump
 architectures = ('topk', 'batchtopk', 'jumprelu')

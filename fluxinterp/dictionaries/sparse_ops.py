@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .kernels import fastest
-from .processes import kth_of_all, over_ranks, whole_number
+from .processes import agreed, kth_of_all, over_ranks
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #64e44b1e
 def sort_by_latent(indices:torch.Tensor, # latents that each token uses, (n, k)
@@ -143,7 +143,7 @@ def batch_topk_pre_acts(z:torch.Tensor, # tokens, (n, d)
         least = kth_of_all(largest[None], wanted) if tokens else largest.amin()
         chosen = values>=least
         more = m<len(W) and bool(chosen.all(1).any())
-        if tokens: more = bool(whole_number(int(more), z.device, 'max'))
+        if tokens: more = bool(agreed(int(more), z.device, 'max'))
         if not more: return _chosen_first(values, indices, chosen)
         m = min(2*m, len(W))
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
 from ..dictionaries.nuisances import restored_nuisance
-from ..dictionaries.processes import (latent_share, over_ranks, place_of_own, process_rank, rows_of_all,
-                                               whole_number)
+from ..dictionaries.processes import (agreed, latent_share, over_ranks, place_of_own, process_rank,
+                                               rows_of_all)
 from ..dictionaries.sae import SAE, SAEConfig, make_sae
 from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
@@ -40,7 +40,7 @@ class TrainingRun:
         self.asked = config
         if config.precision=='auto': # decided once, and kept with the checkpoint
             low = config.num_latents*d>=2**19 and bf16_pays(device)
-            low = whole_number(int(low), device, 'max') # what is measured can differ between processes
+            low = agreed(int(low), device, 'max') # what is measured can differ between processes
             config = replace(config, precision='bf16' if low else 'fp32')
         self.config = config
         self.device = device
@@ -132,7 +132,7 @@ def _resample(self:TrainingRun, z): # dead latents begin again at tokens that ar
     i = torch.multinomial(weights, total, replacement=total>len(z), generator=g) # the same on every process
     i = i[before:before+len(dead)].to(z.device)
     lengths = sae.W_enc[self.silent<=self.config.dead_after].norm(dim=1)
-    alive = whole_number(len(lengths), z.device) if self.shard else len(lengths)
+    alive = agreed(len(lengths), z.device) if self.shard else len(lengths)
     length = self._of_all(lengths.sum())/alive if alive else 1
     direction = sae.W_dec[dead] if self.config.frozen else F.normalize(rest[i], dim=1)
     sae.W_dec[dead] = direction
@@ -172,7 +172,7 @@ def update(self:TrainingRun,
     loss.backward()
     fired = torch.zeros_like(self.silent)
     fired[code.indices[code.values>0]] = 1
-    loss = loss.detach()
+    loss = loss.detach().clone() # without penalties it is the error itself
     if world>1 and not self.shard: _add_up(self, fired, error, loss)
     if c.grad_clip: self._clip(c.grad_clip)
     if c.frozen!='decoder': project_gradient_(sae.W_dec.grad, sae.W_dec.data)
@@ -227,9 +227,18 @@ def tensors(self:TrainingRun)->dict:
     res = {f'sae/{k}': v for k,v in self.sae.state_dict().items()}
     res |= {f'average/{k}': v for k,v in self.average.items()}
     res['silent'] = self.silent
+    names = [n for n,_ in self.sae.named_parameters()]
     for i,s in self.opt.state_dict()['state'].items():
-        res |= {f'adam/{i}/{k}': torch.as_tensor(v) for k,v in s.items()}
+        res |= {f'adam/{names[i]}/{k}': torch.as_tensor(v) for k,v in s.items()}
     return res|{f'report/{k}': torch.tensor(float(v), dtype=torch.float64) for k,v in self.report.items()}
+
+@patch
+def by_latent(self:TrainingRun,
+              name:str, # name of a tensor of a checkpoint
+             )->bool:
+    "Whether a tensor of a checkpoint has a row per latent, and is shared out where latents are"
+    first,of,last = (*name.split('/'), '', '')[:3]
+    return name=='silent' or of in _of_latents(self.sae) and last!='step'
 
 @patch
 def load(self:TrainingRun,
@@ -245,9 +254,10 @@ def load(self:TrainingRun,
     self.average = {k: v.to(self.device) for k,v in _under('average/', t).items()}
     self.silent.copy_(t['silent'])
     state = {} # of Adam: index of the parameter -> name -> tensor
+    names = [n for n,_ in self.sae.named_parameters()]
     for name,v in _under('adam/', t).items():
-        i,k = name.split('/')
-        state.setdefault(int(i), {})[k] = v
+        of,k = name.split('/')
+        state.setdefault(names.index(of), {})[k] = v
     self.opt.load_state_dict(dict(state=state, param_groups=self.opt.state_dict()['param_groups']))
     grid = about['meta']['grid']
     self.sae.meta = DictionaryMeta(**about['meta']|dict(grid=tuple(grid) if grid else None))

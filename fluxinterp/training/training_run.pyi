@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from ..dictionaries.dictionary import DictionaryMeta, sparse_decode
 from ..dictionaries.nuisances import restored_nuisance
-from ..dictionaries.processes import latent_share, over_ranks, place_of_own, process_rank, rows_of_all, whole_number
+from ..dictionaries.processes import agreed, latent_share, over_ranks, place_of_own, process_rank, rows_of_all
 from ..dictionaries.sae import SAE, SAEConfig, make_sae
 from ..dictionaries.sparse_ops import bf16_pays, limit_turns_, normalize_rows_, project_gradient_
 from ..core import default_device
@@ -53,6 +53,9 @@ class TrainingRun:
         ...
 
     def tensors(self) -> dict:
+        ...
+
+    def by_latent(self, name: str) -> bool:
         ...
 
     def load(self, t: dict, about: dict):
