@@ -149,9 +149,11 @@ def _settle(self:TrainingRun, sae): # decoder rows back to length 1, and to near
     if self.config.frozen=='soft decoder': limit_turns_(sae.W_dec.data, sae.W_start, self.config.soft_cosine)
 
 # %% ../../nbs/30_training/12_training_run.ipynb #b86ecff4
-def _add_up(run, *numbers): # over processes that each took a share of the tokens, in place
-    grads = [p.grad for p in run.sae.parameters() if p.grad is not None]
-    for t in (*grads, *numbers): torch.distributed.all_reduce(t)
+def _add_up(run, fired, *numbers): # over processes that each took a share of the tokens -> sums; gradients in place
+    for p in run.sae.parameters():
+        if p.grad is not None: torch.distributed.all_reduce(p.grad)
+    sums = over_ranks(torch.cat([fired, torch.stack(numbers)]))
+    return sums[:len(fired)],*sums[len(fired):]
 
 @patch
 @torch.enable_grad()
@@ -172,8 +174,8 @@ def update(self:TrainingRun,
     loss.backward()
     fired = torch.zeros_like(self.silent)
     fired[code.indices[code.values>0]] = 1
-    loss = loss.detach().clone() # without penalties it is the error itself
-    if world>1 and not self.shard: _add_up(self, fired, error, loss)
+    loss = loss.detach()
+    if world>1 and not self.shard: fired,error,loss = _add_up(self, fired, error, loss)
     if c.grad_clip: self._clip(c.grad_clip)
     if c.frozen!='decoder': project_gradient_(sae.W_dec.grad, sae.W_dec.data)
     self.opt.step()
