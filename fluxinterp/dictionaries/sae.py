@@ -254,8 +254,9 @@ class TopKSAE(SAE):
 
     def _reconstruct(self, z, k):
         tokens = self._tokens_of_all(z) if self.batch else 0
-        xhat,values,indices = sparse_autoencode(z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k, self.batch,
-                                                self.low_precision, sharded=self.sharded, tokens=tokens)
+        xhat,values,indices = sparse_autoencode(
+            z, self.W_enc, self.b_enc, self.W_dec, self.b_dec, k, self.batch, self.low_precision,
+            sharded=self.sharded, tokens=tokens)
         return xhat,SparseCode(values.detach(), indices, self.num_latents),None
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #9c5e1ed5

@@ -6,7 +6,7 @@
 __all__ = ['write_state', 'newest_state', 'write_shares', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../../nbs/30_training/10_checkpoints.ipynb #94f904e2
-import math, shutil, warnings
+import math, shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from .training_folders import another_run, differences, origin_differences
 # %% ../../nbs/30_training/10_checkpoints.ipynb #c04132f5
 def _words(folder): # of a step's folder: (what is still good, what to do) when it cannot be written
     left = sorted(p.name for p in folder.glob('step-*'))
-    return (f'{left[-1]} is whole', 'the same call goes on from there') if left else \
-           ('There is no older one', 'begin again')
+    if not left: return 'There is no older one','begin again'
+    return f'{left[-1]} is whole','the same call goes on from there'
 
 def _finish_step(tmp, new, about, files, keep): # `files`: name -> checksum; the folder moves to its place
     save_json(seal(about|dict(files=files)), tmp/'state.json')
@@ -62,6 +62,7 @@ def _read_whole(path): # tensors of a checkpoint in one file
 
 def _newest(folder, read, device=None): # -> what `read` makes of the newest checkpoint it can read, or None
     paths = sorted(folder.glob('step-*'), reverse=True)
+    if device is not None: paths = [folder/name for name in gathered([p.name for p in paths])[0]]
     for i,path in enumerate(paths):
         found = error = None
         try: found = read(path)
@@ -82,10 +83,13 @@ def newest_state(folder:Path,   # folder of the run's checkpoints
 def _rows_over_processes(tensors, latents): # own rows of those in `latents` (name -> number) as `DTensor`s
     from torch.distributed.tensor import DTensor, init_device_mesh, Shard
     meshes = {d: init_device_mesh(d, (process_rank()[1],)) for d in {tensors[k].device.type for k in latents}}
-    shapes = {k: (n, *tensors[k].shape[1:]) for k,n in latents.items()}
-    of = lambda t,shape: DTensor.from_local(t.contiguous(), meshes[t.device.type], [Shard(0)], run_check=False,
-                                            shape=shape, stride=torch.empty(shape, device='meta').stride())
-    return tensors|{k: of(tensors[k], shape) for k,shape in shapes.items()}
+    res = dict(tensors)
+    for k,n in latents.items():
+        own = tensors[k].contiguous()
+        whole = torch.empty(n, *own.shape[1:], device='meta')
+        res[k] = DTensor.from_local(own, meshes[own.device.type], [Shard(0)], run_check=False,
+                                    shape=whole.shape, stride=whole.stride())
+    return res
 
 def _save_rows(tensors, latents, folder): # every process its file; `OSError` on all where one cannot
     from torch.distributed.checkpoint import save
@@ -105,7 +109,7 @@ def write_shares(folder:Path,  # folder of the run's checkpoints, seen by every 
                  about:dict,   # anything JSON holds
                  keep:int,     # number of checkpoints that stay
                 ):
-    "Write a checkpoint by all processes; raises `WriteError` on all when that fails, and leaves the older ones"
+    "Write a checkpoint by all processes; raises `WriteError` on all of them when one fails"
     first = not process_rank()[0]
     new = folder/f'step-{step:08d}'
     tmp = folder/f'.{new.name}'

@@ -379,7 +379,7 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
           loggers=(),                 # functions of (step, values), called every 50 steps and at evaluations
           eval_every:int=0,           # steps between evaluations on held-out activations; 0 for none
           patience:int=0,             # evaluations without a better FVU before a stop; 0 for never
-          shard_latents:bool=False,   # whether several processes share out the latents instead of the tokens
+          shard_latents:bool=False,   # whether processes each hold a share of the latents, instead of tokens
           normalizer_tokens:int=1_000_000, # vectors the normalizer is fitted on, at most
           init=None,                  # SAE of the same shape to begin from, its folder or name; None for none
           again:bool=False,           # whether to train anew where `out` has a run or a dictionary

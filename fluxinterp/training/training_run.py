@@ -149,7 +149,7 @@ def _settle(self:TrainingRun, sae): # decoder rows back to length 1, and to near
     if self.config.frozen=='soft decoder': limit_turns_(sae.W_dec.data, sae.W_start, self.config.soft_cosine)
 
 # %% ../../nbs/30_training/12_training_run.ipynb #b86ecff4
-def _add_up(run, fired, *numbers): # over processes that each took a share of the tokens -> sums; gradients in place
+def _add_up(run, fired, *numbers): # -> sums over processes that took shares of the tokens; gradients in place
     for p in run.sae.parameters():
         if p.grad is not None: torch.distributed.all_reduce(p.grad)
     sums = over_ranks(torch.cat([fired, torch.stack(numbers)]))
