@@ -92,15 +92,25 @@ def kth_of_all(values:torch.Tensor, # this process's largest, (n, at most k)
 # %% ../../nbs/25_dictionaries/28_processes.ipynb #e18fe518
 class _SumOfParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, part): return over_ranks(part) # `part`: this process's
+    def forward(ctx,  # autograd's context
+                part, # this process's part
+               ): return over_ranks(part)
+
     @staticmethod
-    def backward(ctx, grad): return grad # of the sum, the same on every process
+    def backward(ctx,  # autograd's context
+                 grad, # gradient at the sum, the same on every process
+                ): return grad
 
 class _KnownToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, whole): return whole.view_as(whole) # `whole`: the same on every process
+    def forward(ctx,   # autograd's context
+                whole, # tensor that is the same on every process
+               ): return whole.view_as(whole)
+
     @staticmethod
-    def backward(ctx, grad): return over_ranks(grad) # of this process's use
+    def backward(ctx,  # autograd's context
+                 grad, # gradient of this process's use
+                ): return over_ranks(grad)
 
 def sum_of_parts(part:torch.Tensor, # this process's part, any shape
                 )->torch.Tensor:    # same shape
