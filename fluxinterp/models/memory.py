@@ -182,6 +182,6 @@ def training_memory(width:int,             # width of the activations
     counts = {'weights': parameters, 'gradients': parameters, "Adam's moments": 2*parameters,
               'average': parameters*ema, 'batch': 5*batch_size*width, 'codes': codes,
               'exchanged': exchanged, 'tile': tile}
-    res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n}})
+    res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n or name!='average'}})
     res.loc['together'] = res.GiB.sum()
     return res
