@@ -210,8 +210,8 @@ def train_command(
         sae = train(config, data, out, split=None if split=='all' else split, device=device,
                     checkpoint_every=checkpoint_every, eval_every=eval_every,
                     loggers=run_loggers(csv, tensorboard), shard_latents=shard_latents, again=again)
-        if first and any(has_checkpoint(out/n) for n in ('checkpoints', 'checkpoints-0')):
-            raise typer.Exit(130) # interrupted, as `train` has said; other processes remove theirs later
+        if first and has_checkpoint(out/'checkpoints'):
+            raise typer.Exit(130) # interrupted, as `train` has said
         if not first or saved_at(out)==finished: return # finished before, as `train` has said
         say_trained(out, sae.to(device), data, split)
 

@@ -1,5 +1,5 @@
 "Training that is killed and resumed, on two processes, on a full disk, with loggers of others: what a notebook cannot do to itself"
-import json, os, shutil, signal, subprocess, sys
+import json, os, shutil, signal, socket, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,55 +11,132 @@ from fluxinterp.training.training_run import TrainingRun
 
 here = Path(__file__).parent
 WORKER = '''
-import sys, time, torch
+import json, os, resource, signal, sys, time, torch, tqdm, threading
 from pathlib import Path
 from fluxinterp.dictionaries.sae import SAEConfig
 from fluxinterp.training.sae_training import train
+from fluxinterp.training.training_run import joined_processes, TrainingRun
+import torch.distributed.checkpoint.hf_storage, torch.distributed.tensor
 torch.set_num_threads(1)
-g = torch.Generator().manual_seed(0)
-x = torch.randn(4000, 12, generator=g)@torch.randn(12, 24, generator=g)+5
-common = dict(num_latents=96, k=4, steps=STEPS, batch_size=256, dead_after=2000, precision='fp32')
-configs = [SAEConfig(**common, architecture=a, **o) for a,o in (('topk', dict(ema=.99, k_start=8)), ('batchtopk', dict(dead='resample', resample_every=40)), ('jumprelu', {}))][:KINDS]
+common = dict(num_latents=97, k=4, steps=40, batch_size=256, dead_after=600, precision='fp32', warmup=10)
+kinds = [dict(ema=.99, k_start=8, grad_clip=.5), dict(architecture='batchtopk', dead='resample', resample_every=10, ema=.9),
+         dict(architecture='jumprelu', grad_clip=.5), dict(architecture='batchtopk', frozen='soft decoder', tied=False),
+         dict(architecture='jumprelu', dead='resample', resample_every=10, frozen='decoder', center='geometric median')]
+configs = [SAEConfig(**common|o) for o in kinds]
+step = TrainingRun.update
+def work(rank, size, out, shard, end, at): # one of several processes
+    def update(self, x):
+        last = rank==size-1
+        if self.step==at and 'killed' in end and last: os._exit(9)
+        if self.step==at and end=='pressed' and last and self.config==configs[1]: signal.raise_signal(signal.SIGINT)
+        step(self, x)
+        if self.step==2 and self.config.k_start==0: # a fifth of the latents falls silent, and is to come back
+            numbers = torch.arange(97)[self.shard or slice(None)]
+            self.sae.b_enc.data[numbers%5==0] -= 4.
+    TrainingRun.update = update
+    g = torch.Generator().manual_seed(1) # data without ties: no pre-activation is nearer than 4e-6 to where one would be chosen in another's place
+    x = torch.randn(4000, 12, generator=g)@torch.randn(12, 24, generator=g)+5
+    how = dict(progress=False, shard_latents=shard, checkpoint_every=10)
+    def full_disk(): # on one process, while the others have room
+        if rank: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        try: train(configs[0], x, out/'full', **how)
+        except OSError as e: assert 'step-00000010' in str(e) and 'There is no older one' in str(e) and 'too large' in str(e), str(e)
+        else: raise AssertionError('no error')
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert rank or not [p for p in (out/'full').rglob('*') if p.name!='.lock' and not p.is_dir()]
+    with joined_processes('cpu'):
+        if 'full' in end: full_disk()
+        train(configs, x, out/'saes', **how)
+    def name_of(thread):
+        try: return (thread/'comm').read_text()
+        except OSError: return '' # it ended just now
+    for _ in range(100): # one that has ended can be listed a moment longer
+        left = [t for t in map(name_of, Path('/proc/self/task').glob('*')) if 'gloo' in t]
+        if not left: break
+        time.sleep(.05)
+    assert not left, left # a thread left over can abort the process as it ends
+
+def fork(rank, size, port, out, *how):
+    pid = os.fork()
+    if pid: return pid
+    try:
+        with open(out/f'said-{rank}', 'w') as f: os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
+        os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE=str(size), RANK=str(rank))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        work(rank, size, out, *how)
+        status = 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+for line in sys.stdin: # everything is imported once; every process is a fork
+    port,size,out,*how = json.loads(line)
+    pids = [fork(r, size, port, Path(out), *how) for r in range(size)]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]), flush=True)
 '''
 
-JOINED = '''
-from fluxinterp.training.training_run import joined_processes
-with joined_processes('cpu'): train(configs, x, out=sys.argv[1], progress=False, shard_latents=bool(int(sys.argv[2])))
-def name_of(thread):
-    try: return (thread/'comm').read_text()
-    except OSError: return '' # it ended just now
-for _ in range(100): # one that has ended can be listed a moment longer
-    left = [t for t in map(name_of, Path('/proc/self/task').glob('*')) if 'gloo' in t]
-    if not left: break
-    time.sleep(.05)
-assert not left, left # a thread left over can abort the process as it ends
-'''
+def port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
 
-def run(code, *args, **env):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=os.environ|dict(OMP_NUM_THREADS='1')|env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture(scope='module')
+def ranks():
+    "A function: several processes train in one folder -> (exit status, what was said) of each"
+    p = subprocess.Popen([sys.executable, '-c', WORKER], env=os.environ|dict(OMP_NUM_THREADS='1'), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def run(size, out, shard, end='', at=0):
+        print(json.dumps([port(), size, str(out), shard, end, at]), file=p.stdin, flush=True)
+        return [(s, (out/f'said-{r}').read_text()) for r,s in enumerate(json.loads(p.stdout.readline()))]
+    yield run
+    p.stdin.close()
+    p.wait(60)
 
 def test_kill_and_resume(tmp_path):
     "kill -9 and Ctrl-C at random moments of three kinds on one stream; weights and log are those of a run left alone"
     p = subprocess.run([sys.executable, here/'scripts/kill_runs.py', tmp_path, 'several', '--times', '4'], env=os.environ|dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=240)
     assert p.returncode==0 and 'several: kills ' in p.stdout, p.stdout+p.stderr
 
-@pytest.mark.parametrize('shard', (False, True))
-def test_two_processes(tmp_path, shard):
-    "Training on two gloo processes, tokens or latents shared out, gives the single process's result within rounding"
-    body = WORKER.replace('STEPS', '60').replace('KINDS', '1')
-    p = run(body+"train(configs, x, out=sys.argv[1], progress=False)", tmp_path/'one')
-    out,_ = p.communicate(timeout=120)
-    assert p.returncode==0, out
-    code = body+JOINED
-    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(29617+shard), WORLD_SIZE='2')
-    ps = [run(code, tmp_path/'two', int(shard), RANK=str(r), **env) for r in (0, 1)]
-    for p in ps:
-        out,_ = p.communicate(timeout=240)
-        assert p.returncode==0, out
-    from fluxinterp.dictionaries.hub import load_dictionary
-    a,b = ({k: v for k,v in load_dictionary(next((tmp_path/n).rglob('cfg.json')).parent).state_dict().items()} for n in ('one', 'two'))
-    assert a.keys()==b.keys() and 'W_dec' in a
-    for k in a: assert float((a[k]-b[k]).norm())<=2e-3*float(a[k].norm())+1e-5, (k, float((a[k]-b[k]).norm()/a[k].norm()))
+@pytest.fixture(scope='module')
+def of_one(ranks, tmp_path_factory):
+    "Five kinds of SAE, as one process trains them: folder -> tensors"
+    out = tmp_path_factory.mktemp('one')
+    (status,said), = ranks(1, out, False)
+    assert status==0, said
+    return weights(out)
+
+def weights(out): return {f.name: fi.load_dictionary(f).state_dict() for f in sorted((out/'saes').iterdir())}
+def stored(out): return sorted(p.relative_to(out/'saes/checkpoints').as_posix() for p in (out/'saes/checkpoints').rglob('*.*') if p.is_file())
+
+def same_weights(one, several):
+    assert one.keys()==several.keys() and len(one)==5
+    for kind in one:
+        for k,t in one[kind].items(): assert float((t-several[kind][k]).norm())<=1e-5*float(t.norm()), (kind, k, float((t-several[kind][k]).norm()/t.norm()))
+
+def test_latents_shared_out(ranks, tmp_path, of_one):
+    "Begun on two processes, one with a full disk, and killed; interrupted on three; ended by one: the single process's weights. No pickle is written"
+    first,second = ranks(2, tmp_path, True, 'full, then killed', 15)
+    assert second[0]==9 and first[0]==1 and 'peer' in first[1], (first, second)
+    assert stored(tmp_path)==[f'step-00000010/{f}' for f in ('shard-00001-model-00001-of-00001.safetensors', 'shard-00002-model-00001-of-00001.safetensors', 'state.json')]
+    found = ranks(3, tmp_path, True, 'pressed', 24)
+    assert [s for s,_ in found]==[0, 0, 0] and ''.join(s for _,s in found).count('interrupted after 25 of 40')==1, found
+    assert len(stored(tmp_path))==8 and stored(tmp_path)[-1].startswith('step-00000025')
+    (status,said), = ranks(1, tmp_path, False)
+    assert status==0, said
+    same_weights(of_one, weights(tmp_path))
+    assert not (tmp_path/'saes/checkpoints').exists()
+
+def test_tokens_shared_out(ranks, tmp_path, of_one):
+    "Killed on three processes, ended by two that share out the latents instead: the single process's weights"
+    *others,last = ranks(3, tmp_path, False, 'killed', 25)
+    assert last[0]==9 and [s for s,_ in others]==[1, 1], others
+    assert stored(tmp_path)==[f'step-000000{s}0/{f}' for s in (1, 2) for f in ('state.json', 'state.safetensors')]
+    found = ranks(2, tmp_path, True)
+    assert [s for s,_ in found]==[0, 0], found
+    same_weights(of_one, weights(tmp_path))
 
 @pytest.fixture(scope='module')
 def acts(tmp_path_factory):

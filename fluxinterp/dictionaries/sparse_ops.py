@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .kernels import fastest
+from .processes import agreed, kth_of_all, over_ranks
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #64e44b1e
 def sort_by_latent(indices:torch.Tensor, # latents that each token uses, (n, k)
@@ -119,51 +120,49 @@ def topk_pre_acts(z:torch.Tensor, # tokens, (n, d)
     return torch.cat(values),torch.cat(indices)
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #4c07e59f
+def _chosen_first(values, indices, chosen): # chosen places to the front, as many as the longest row has
+    width = max(1, int(chosen.sum(1).max())) if len(values) else 1
+    first = chosen.int().argsort(dim=1, descending=True, stable=True)[:,:width]
+    drop = ~chosen.gather(1, first)
+    return values.gather(1, first).masked_fill_(drop, 0),indices.gather(1, first).masked_fill_(drop, 0)
+
 @torch.no_grad()
 def batch_topk_pre_acts(z:torch.Tensor, # tokens, (n, d)
                         W:torch.Tensor, # encoder, (num_latents, d)
                         b:torch.Tensor, # bias of the encoder, (num_latents,)
                         k:int,          # mean number of active latents per token
                         low_precision:bool=False, # whether latents are chosen by a bfloat16 product
+                        tokens:int=0,   # tokens of the batch of all processes; 0 for this one's alone
                        )->tuple:        # values and indices, each (n, longest row); unchosen places 0 at 0
     "The `n k` largest pre-activations `z W^T + b` of a batch (BatchTopK); values may be negative"
-    n = len(z)
+    wanted = (tokens or len(z))*k
     m = min(4*k, len(W)) # candidates per row
     while True:
         values,indices = topk_pre_acts(z, W, b, m, low_precision)
-        least = values.flatten().topk(n*k, sorted=False).values.amin()
+        largest = values.flatten().topk(min(wanted, values.numel()), sorted=False).values
+        least = kth_of_all(largest[None], wanted) if tokens else largest.amin()
         chosen = values>=least
-        if m==len(W) or not chosen.all(1).any(): break
+        more = m<len(W) and bool(chosen.all(1).any())
+        if tokens: more = bool(agreed(int(more), z.device, 'max'))
+        if not more: return _chosen_first(values, indices, chosen)
         m = min(2*m, len(W))
-    width = int(chosen.sum(1).max())
-    first = chosen.int().argsort(dim=1, descending=True, stable=True)[:,:width] # chosen places to the front
-    drop = ~chosen.gather(1, first)
-    return values.gather(1, first).masked_fill_(drop, 0),indices.gather(1, first).masked_fill_(drop, 0)
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #b3e0b0b7
-def _sum_over_processes(t):
-    torch.distributed.all_reduce(t)
-    return t
-
 @torch.no_grad()
 def sharded_topk_pre_acts(z:torch.Tensor, # tokens, (n, d)
                           W:torch.Tensor, # encoder of this process's share of the latents, (share, d)
                           b:torch.Tensor, # bias of the share, (share,)
                           k:int,          # active latents per token, over all processes
                           low_precision:bool=False, # whether latents are chosen by a bfloat16 product
-                         )->tuple:        # values and indices, each (n, at most k); unchosen places 0 at 0
+                         )->tuple:        # values and indices, each (n, longest row); unchosen places 0 at 0
     "This process's part of the `k` largest pre-activations over all processes"
     if len(W):
         values,indices = topk_pre_acts(z, W, b, min(k, len(W)), low_precision)
     else:
         values = z.new_full((len(z), 1), -torch.inf)
         indices = torch.zeros(len(z), 1, dtype=torch.int64, device=z.device)
-    wide = F.pad(values, (0, k-values.shape[1]), value=-torch.inf)
-    every = [torch.empty_like(wide) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(every, wide)
-    least = torch.cat(every, 1).topk(k, dim=1).values.amin(1, keepdim=True)
-    drop = (values<least) | values.isinf()
-    return values.masked_fill_(drop, 0),indices.masked_fill_(drop, 0)
+    chosen = (values>=kth_of_all(values, k)) & ~values.isinf()
+    return _chosen_first(values, indices, chosen)
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #d043878d
 class _SparseAutoencode(torch.autograd.Function):
@@ -214,12 +213,13 @@ def sparse_autoencode(z:torch.Tensor,     # tokens, (n, d)
                       low_precision:bool=False, # whether latents are chosen by a bfloat16 product
                       relu:bool=True,     # whether negative pre-activations are cut to 0
                       sharded:bool=False, # whether these are one process's share of the latents
+                      tokens:int=0,       # tokens of all processes, for `batch`; 0 for this one's alone
                      )->tuple:            # reconstruction (n, d), values and indices (n, k or more)
     "Sparse autoencoder over the largest of `(z - b_dec) W_enc^T + b_enc`; differentiable but for the choice"
-    if batch: topk = batch_topk_pre_acts
-    else: topk = sharded_topk_pre_acts if sharded else topk_pre_acts
+    topk = sharded_topk_pre_acts if sharded else topk_pre_acts
     choose = lambda z,W,b: topk(z, W, b, k, low_precision)
-    reduce = _sum_over_processes if sharded else lambda t: t
+    if batch: choose = lambda z,W,b: batch_topk_pre_acts(z, W, b, k, low_precision, tokens)
+    reduce = over_ranks if sharded else lambda t: t
     return _SparseAutoencode.apply(z, W_enc, b_enc, W_dec, b_dec, choose, relu, reduce)
 
 # %% ../../nbs/25_dictionaries/30_sparse_ops.ipynb #f2cd1190

@@ -161,18 +161,27 @@ def recording_memory(tokens:int,      # tokens of one image that are kept, see `
     return prod((tokens, width, pictures, steps, sites, dtype.itemsize))/2**30
 
 # %% ../../nbs/15_models/45_memory.ipynb #b763b5f2
+_tile_bytes = 64*2**20 # as `sparse_ops.tile_bytes`, of a later wing
+
 def training_memory(width:int,             # width of the activations
                     num_latents:int,       # number of latents
                     batch_size:int=8192,   # tokens in a batch
                     k:int=64,              # active latents per token
                     ema:bool=False,        # whether averaged weights are kept
                     processes:int=1,       # number of processes that share out the latents
+                   architecture:str='topk', # 'topk', 'batchtopk' or 'jumprelu'
                    )->pd.DataFrame:        # GiB of each share, and of all together
-    "What training a sparse autoencoder takes, in float32, without the tile of pre-activations"
+    "What training a sparse autoencoder takes on each process, in float32, most of all of it at one time"
+    jumps = architecture=='jumprelu'
     latents = -(-num_latents//processes) # of one process
-    parameters = 2*width*latents+latents+width
+    parameters = 2*width*latents+latents+width+latents*jumps
+    codes = batch_size*k*dict(topk=24, batchtopk=64, jumprelu=0)[architecture]
+    exchanged = (2*batch_size*width+2*processes*batch_size*k*(not jumps))*(processes>1)
+    tile = min(_tile_bytes//4, batch_size*latents)
+    if jumps: tile = 8*tile+2*width*latents
     counts = {'weights': parameters, 'gradients': parameters, "Adam's moments": 2*parameters,
-              'average': parameters*ema, 'batch': 2*batch_size*width, 'codes': 3*batch_size*k}
-    res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n}})
+              'average': parameters*ema, 'batch': 5*batch_size*width, 'codes': codes,
+              'exchanged': exchanged, 'tile': tile}
+    res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n or name!='average'}})
     res.loc['together'] = res.GiB.sum()
     return res

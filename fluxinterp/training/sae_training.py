@@ -29,11 +29,12 @@ from ..activations.site_records import SiteRecord
 from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
+from ..dictionaries.processes import agreed, common_interrupt, process_rank
 from .token_streams import TokenLoop
 from .training_folders import (another_run, check_folder, check_start, data_origin,
     differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences,
     remove_torn, say_finished, starting_dictionary)
-from .training_run import TrainingRun, process_rank
+from .training_run import TrainingRun
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #8edc2db4
 def _refuse_non_finite(batch, data): # by its place in the data, not in the shuffled order
@@ -151,17 +152,20 @@ class Trainer:
         self.eval_every = eval_every
         self.patience = patience
         self.several = several
-        self.rank,world = process_rank()
-        self.apart = shard_latents and world>1 # then every process has checkpoints of its own
-        self.writes = self.apart or not self.rank
+        self.rank,self.world = process_rank()
+        self.apart = shard_latents and self.world>1 # then every process writes its part of a checkpoint
         self.loggers = [] if self.rank else loggers
-        self.folder = None # of the checkpoints
-        if out is not None: self.folder = out/f'checkpoints-{self.rank}' if self.apart else out/'checkpoints'
+        self.folder = None if out is None else out/'checkpoints'
         self.total = max(c.steps for c in configs)
         self.order = configs[0].seed
         self.lost = [] # runs that diverged
         self.interrupted = False
         self.whole = True # whether no batch is half done
+
+    @property
+    def goes_on(self)->bool:
+        "Whether there is a checkpoint, for every process as for the one that sees most"
+        return bool(agreed(int(has_checkpoint(self.folder)), self.device, 'max'))
 
     @property
     def folders(self)->list:
@@ -177,7 +181,7 @@ def finished(self:Trainer,
             )->list|None: # an `SAE` per configuration; None where none is finished
     "Finished dictionaries of the folder; raises `ValueError` where they are of another run"
     self.origin = data_origin(self.data, mark)
-    if again or self.out is None or has_checkpoint(self.folder): return None
+    if again or self.out is None or self.goes_on: return None
     found = finished_dictionaries(self.folders, SAE)
     for folder,c,sae in zip(self.folders, self.configs, found or ()):
         other = differences(asdict(sae.config)|dict(width=sae.width), asdict(c)|dict(width=width), 'steps')
@@ -197,7 +201,7 @@ def _go_on(self:Trainer, before): # from finished dictionaries -> (step, epoch, 
     for r,d in zip(self.runs, before):
         r.begin_from(d, d.config.steps)
         r.sae.meta = d.meta
-    print(f'{self.out} goes on from its {step} steps')
+    if not self.rank: print(f'{self.out} goes on from its {step} steps')
     return step,step,0,step # in epoch `step`, which no batch so far was of
 
 @patch
@@ -221,8 +225,8 @@ def begin(self:Trainer,
     "Set up runs and stream: anew, from dictionaries, or where the newest checkpoint is"
     self.runs = [TrainingRun(c, width, self.device, self.apart) for c in self.configs]
     at = None
-    if again and self.folder is not None and self.writes: drop_checkpoints(self.folder)
-    if not again and has_checkpoint(self.folder):
+    if again and self.folder is not None and not self.rank: drop_checkpoints(self.folder)
+    if not again and self.goes_on:
         at = load_checkpoint(self.folder, self.runs, self.order, self.origin)
     if at is not None: self.lost = [r for r in self.runs if not r.finite()] # left behind before that
     elif before: at = self._go_on(before)
@@ -266,9 +270,10 @@ def evaluate(self:Trainer):
     for r in self.runs:
         if r.step!=self.step or r.evaluated==self.step or r in self.lost: continue
         e = evaluate(r.finished(), self.held, split=self.held_split, spaces=('raw',), by=())
+        e_fvu = agreed(e.fvu, self.device, 'min') # all stop, or none
         with uninterrupted():
-            r.report |= dict(fvu=e.fvu, held_out_dead=e.dead)
-            r.best,r.waited = (e.fvu, 0) if e.fvu<r.best else (r.best, r.waited+1)
+            r.report |= dict(fvu=e_fvu, held_out_dead=e.dead)
+            r.best,r.waited = (e_fvu, 0) if e_fvu<r.best else (r.best, r.waited+1)
             r.done = r.done or bool(self.patience) and r.waited>=self.patience
             r.evaluated = self.step
 
@@ -286,7 +291,7 @@ def log(self:Trainer):
 @patch
 def checkpoint(self:Trainer):
     "Write where everything stands"
-    if not self.writes: return
+    if self.rank and not self.apart: return
     epoch,taken = self.place
     stream = dict(epoch=epoch, taken=taken, seed=self.order, logged=self.logged)
     save_checkpoint(self.folder, self.runs, self.step, stream, self.keep)
@@ -322,11 +327,13 @@ def fit(self:Trainer):
     bar = tqdm(total=self.total, initial=self.step, desc=name, disable=hidden, leave=False)
     try:
         if self.step: self.settle(bar)
-        while self.step<self.total and not all(r.done for r in self.runs):
-            self.fit_batch()
-            bar.update()
-            self.settle(bar)
-            if self._saves(): self.checkpoint()
+        with common_interrupt(self.device) as ask:
+            while self.step<self.total and not all(r.done for r in self.runs):
+                self.fit_batch()
+                ask()
+                bar.update()
+                self.settle(bar)
+                if self._saves(): self.checkpoint()
     except KeyboardInterrupt: self._interrupted()
     finally:
         bar.close()
@@ -337,23 +344,25 @@ def fit(self:Trainer):
 @patch
 def _interrupted(self:Trainer):
     self.interrupted = True
-    self.lost += [r for r in self.runs if r not in self.lost and not r.finite(everywhere=False)]
+    together = self.world>1 # then all stand at this step
+    self.lost += [r for r in self.runs if r not in self.lost and not r.finite(everywhere=together)]
     if self.lost and not self.several:
         raise FloatingPointError(_diverged(self.runs[0], self.step, self.folder)) from None
     if self.folder is not None and self.whole:
         with uninterrupted(): self.checkpoint()
     again = '' if self.folder is None else f', and train(..., out={str(self.out)!r}) goes on from here'
+    if self.rank: return
     print(f'interrupted after {self.step} of {self.total} steps; the dictionary keeps what it learnt{again}')
 
 @patch
 def finish(self:Trainer)->list: # an `SAE` on the CPU per run, None for one that diverged
     "Write the dictionaries, then delete the checkpoints"
     res = [None if r in self.lost else r.finished() for r in self.runs]
-    goes_on = has_checkpoint(self.folder)
+    goes_on = self.goes_on
     if self.out is not None and not self.rank and (goes_on or not self.interrupted):
         for folder,sae in zip(self.folders, res):
             if sae is not None: _keep(sae, folder, self.folder)
-    if goes_on and self.writes and not self.interrupted: drop_checkpoints(self.folder)
+    if goes_on and not self.rank and not self.interrupted: drop_checkpoints(self.folder)
     return res
 
 # %% ../../nbs/30_training/15_sae_training.ipynb #c95bb5dc
@@ -370,7 +379,7 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
           loggers=(),                 # functions of (step, values), called every 50 steps and at evaluations
           eval_every:int=0,           # steps between evaluations on held-out activations; 0 for none
           patience:int=0,             # evaluations without a better FVU before a stop; 0 for never
-          shard_latents:bool=False,   # whether several processes share out the latents instead of the tokens
+          shard_latents:bool=False,   # whether processes each hold a share of the latents, instead of tokens
           normalizer_tokens:int=1_000_000, # vectors the normalizer is fitted on, at most
           init=None,                  # SAE of the same shape to begin from, its folder or name; None for none
           again:bool=False,           # whether to train anew where `out` has a run or a dictionary
@@ -396,11 +405,11 @@ def train(config:SAEConfig|list,      # one configuration, or several to be trai
                       checkpoint_every, keep, loggers, eval_every, patience, shard_latents, several)
     before = trainer.finished(width, mark, again)
     if before and all(d.config.steps==c.steps for d,c in zip(before, configs)):
-        if trainer.writes: remove_torn(trainer.folder)
+        if not trainer.rank: remove_torn(trainer.folder)
         for f,d in zip(trainer.folders, before) if not trainer.rank else ():
             say_finished(f, d, data, split, 'steps')
         return before if several else before[0]
-    with only_run(trainer.folder if trainer.writes else None):
+    with only_run(None if trainer.rank else trainer.folder):
         trainer.begin(normalizer_tokens, width, before, start, again)
         trainer.fit()
         with uninterrupted(): saes = trainer.finish()

@@ -21,9 +21,10 @@ from ..activations.site_records import SiteRecord
 from ..dictionaries.itda import ITDAConfig
 from ..dictionaries.sae import SAE, SAEConfig
 from ..dictionaries.files import save_dictionary
+from ..dictionaries.processes import agreed, common_interrupt, process_rank
 from .token_streams import TokenLoop
 from .training_folders import another_run, check_folder, check_start, data_origin, differences, drop_checkpoints, finished_dictionaries, has_checkpoint, only_run, origin_differences, remove_torn, say_finished, starting_dictionary
-from .training_run import TrainingRun, process_rank
+from .training_run import TrainingRun
 class Trainer:
     apart: Any
     checkpoint_every: Any
@@ -53,9 +54,13 @@ class Trainer:
     step: Any
     total: Any
     whole: Any
-    writes: Any
+    world: Any
 
     def __init__(self, configs: list, data, out: Path | None, held, held_split: str | None, split: str | None, device, progress: bool, checkpoint_every: int, keep: int, loggers: list, eval_every: int, patience: int, shard_latents: bool, several: bool):
+        ...
+
+    @property
+    def goes_on(self) -> bool:
         ...
 
     @property
