@@ -30,6 +30,7 @@ surface = {
     '': {
         'overlays': ('image_bytes', 'image_grid', 'map_figure', 'outline', 'overlay', 'pool_map'),
         'demo': ('run_demo',),
+        'run_plan': ('plan_run',),
     },
     'worlds': {
         'scenes': ('Scene', 'make_scene', 'scene_prompts'),

@@ -8,6 +8,7 @@ from .overlays import outline as outline
 from .overlays import overlay as overlay
 from .overlays import pool_map as pool_map
 from .demo import run_demo as run_demo
+from .run_plan import plan_run as plan_run
 
 from .worlds.scenes import Scene as Scene
 from .worlds.scenes import make_scene as make_scene

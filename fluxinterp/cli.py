@@ -18,7 +18,7 @@ from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_f
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
                                   some_explanations, status_counts, step_numbers, training_data)
 from .feature_commands import add_feature_commands
-from .launching import add_launch_command
+from .launching import add_launch_commands
 
 # %% ../nbs/92_cli.ipynb #3d22d982
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False,
@@ -400,7 +400,7 @@ def doctor_command(
         raise typer.Exit(1)
 
 add_feature_commands(app)
-add_launch_command(app)
+add_launch_commands(app)
 
 def main():
     "Entry point of the `fluxinterp` command"
