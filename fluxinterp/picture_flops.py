@@ -10,29 +10,31 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .activations.recording import record
 from .models.memory import checkpoint_parts
 from .models.pipelines import denoiser_of
-from .models.sites import resolve_site
+from .models.sites import default_text_tokens, resolve_site
 
 # %% ../nbs/81_picture_flops.ipynb #ec73ad2b
 class PictureFlops(NamedTuple):
     "Operations of one picture, in FLOPs"
-    text:float       # of the text encoders
-    step:float       # of a whole denoising step
-    last:float       # of a step that ends at the last wanted site
-    image_tokens:int # tokens of the site
-    width:int        # size of an activation vector
+    text:float  # of the text encoders, for a caption
+    step:float  # of a whole denoising step
+    last:float  # of a step that ends at the site
+    tokens:int  # tokens of the site
+    width:int   # size of an activation vector
 
     def of_steps(self,
                  steps:int, # denoising steps up to the last that is kept
                 )->float:   # FLOPs
-        "A recorded picture: text, whole steps, and a last one that is cut short"
-        return self.text+(steps-1)*self.step+self.last
+        "A recorded picture without its text: whole steps, and a last one that is cut short"
+        return (steps-1)*self.step+self.last
 
 class _Reached(Exception): pass
+
+_guided = ('stabilityai/stable-diffusion-xl-base-1.0',) # called with two rows for each picture
 
 def _pipeline(checkpoint): # with modules on the meta device
     import diffusers
@@ -44,24 +46,29 @@ def _pipeline(checkpoint): # with modules on the meta device
 
 def _empty(*shape, dtype=torch.float32): return torch.empty(shape, dtype=dtype, device='meta')
 
-def _flux_inputs(network, pixels, text_tokens):
-    c,n = network.config,(pixels//16)**2
-    res = dict(hidden_states=_empty(1, n, c.in_channels), img_ids=_empty(n, 3),
+def _flux_inputs(network, tokens, text_tokens):
+    c = network.config
+    res = dict(hidden_states=_empty(1, tokens, c.in_channels), img_ids=_empty(tokens, 3),
                encoder_hidden_states=_empty(1, text_tokens, c.joint_attention_dim),
                txt_ids=_empty(text_tokens, 3), pooled_projections=_empty(1, c.pooled_projection_dim),
                timestep=_empty(1))
     return res|(dict(guidance=_empty(1)) if c.guidance_embeds else {})
 
-def _unet_inputs(network, pixels, text_tokens):
+def _unet_inputs(network, pixels, rows):
     c = network.config
-    return dict(sample=_empty(1, c.in_channels, pixels//8, pixels//8), timestep=_empty(1),
-                encoder_hidden_states=_empty(1, text_tokens, c.cross_attention_dim),
-                added_cond_kwargs=dict(text_embeds=_empty(1, 1280), time_ids=_empty(1, 6)))
+    return dict(sample=_empty(rows, c.in_channels, pixels//8, pixels//8), timestep=_empty(1),
+                encoder_hidden_states=_empty(rows, 77, c.cross_attention_dim),
+                added_cond_kwargs=dict(text_embeds=_empty(rows, 1280), time_ids=_empty(rows, 6)))
+
+def _counter(): # torch's own, told of attention on a CPU, which it takes for nothing
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    count = lambda q,k,v,*_,**__: sdpa_flop_count(q, k, v)
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: count})
 
 def _flops(call, module=None): # of a call, up to the end of a module
     def stop(*_): raise _Reached
     hook = module.register_forward_hook(stop) if module is not None else None
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+    with _counter() as counted, torch.no_grad():
         try: call()
         except _Reached: pass
         finally:
@@ -69,35 +76,54 @@ def _flops(call, module=None): # of a call, up to the end of a module
     return float(counted.get_total_flops())
 
 # %% ../nbs/81_picture_flops.ipynb #321fe499
-_text_tokens = {'CLIPTextModel': 77, 'CLIPTextModelWithProjection': 77} # of other encoders: as many as asked for
+_own_tokens = ('CLIPTextModel', 'CLIPTextModelWithProjection') # encoders with 77 tokens, whatever is asked for
 
 def _encoders_flops(pipe, text_tokens):
     encoders = [m for name,m in pipe.components.items() if name.startswith('text_encoder') and m is not None]
-    def call(m): return m(_empty(1, _text_tokens.get(type(m).__name__, text_tokens), dtype=torch.long))
+    def call(m):
+        n = 77 if type(m).__name__ in _own_tokens else text_tokens
+        return m(_empty(1, n, dtype=torch.long))
     return sum(_flops(lambda: call(m)) for m in encoders)
-
-@cache
-def _of_checkpoint(checkpoint, site, pixels, text_tokens):
-    pipe = _pipeline(checkpoint)
-    network,found = denoiser_of(pipe),resolve_site(pipe, site)
-    flux = 'transformer' in pipe.components
-    inputs = (_flux_inputs if flux else _unet_inputs)(network, pixels, text_tokens if flux else 77)
-    seen = []
-    module = network.get_submodule(found.path.partition('.')[2])
-    hook = module.register_forward_hook(lambda m,args,out: seen.append(args))
-    step = _flops(lambda: network(**inputs))
-    hook.remove()
-    last = _flops(lambda: network(**inputs), module)
-    tokens = (pixels//16)**2 if flux else _spatial(seen)
-    return PictureFlops(_encoders_flops(pipe, text_tokens), step, last, tokens, found.width)
 
 def _spatial(seen): # tokens of a U-Net's site, from what its module was given
     x = next(t for t in seen[0] if torch.is_tensor(t))
     return x.shape[-1]*x.shape[-2] if x.dim()==4 else x.shape[1]
 
+def _check_size(checkpoint, site, pixels, side, text_tokens):
+    if pixels<side or pixels%side: raise ValueError(f'pixels={pixels}: a multiple of {side} for {checkpoint}')
+    if text_tokens is not None and text_tokens<1: raise ValueError(f'text_tokens={text_tokens}: at least 1')
+    if site.encoder: raise ValueError(f'{site.name} is in a text encoder: plan for a site of the denoiser')
+
+@cache
+def _text_and_step(checkpoint, pixels, text_tokens): # FLOPs of a caption and of a whole step
+    pipe = _pipeline(checkpoint)
+    step = _flops(lambda: denoiser_of(pipe)(**_inputs(pipe, checkpoint, pixels, text_tokens)))
+    return _encoders_flops(pipe, text_tokens),step
+
+def _inputs(pipe, checkpoint, pixels, text_tokens):
+    network = denoiser_of(pipe)
+    if 'transformer' in pipe.components: return _flux_inputs(network, (pixels//16)**2, text_tokens)
+    return _unet_inputs(network, pixels, 2 if checkpoint in _guided else 1)
+
+@cache
+def _of_checkpoint(checkpoint, site, pixels, text_tokens):
+    pipe = _pipeline(checkpoint)
+    found,flux = resolve_site(pipe, site),'transformer' in pipe.components
+    _check_size(checkpoint, found, pixels, 16 if flux else 64, text_tokens)
+    text_tokens = text_tokens or default_text_tokens(pipe) or 77
+    module = denoiser_of(pipe).get_submodule(found.path.partition('.')[2])
+    seen = []
+    hook = module.register_forward_hook(lambda m,args,out: seen.append(args)) # hooks run in order
+    try: last = _flops(lambda: denoiser_of(pipe)(**_inputs(pipe, checkpoint, pixels, text_tokens)), module)
+    finally: hook.remove()
+    if found.stream=='text': tokens = text_tokens
+    else: tokens = (pixels//16)**2 if flux else _spatial(seen)
+    text,step = _text_and_step(checkpoint, pixels, text_tokens)
+    return PictureFlops(text, step, last, tokens, found.width)
+
 # %% ../nbs/81_picture_flops.ipynb #9a05311c
-def _counted(pipe, site, steps, call): # FLOPs by part of a recorded pass, and its `SiteRecord`
-    with FlopCounterMode(display=False) as counted:
+def _counted(pipe, site, steps, call): # FLOPs of text and denoiser in a recorded pass, and its `SiteRecord`
+    with _counter() as counted:
         found = record(pipe, ['a picture'], site, num_inference_steps=steps, progress=False, **call)
     parts = {k: float(sum(v.values())) for k,v in counted.get_flop_counts().items() if '.' not in k}
     network = type(denoiser_of(pipe)).__name__
@@ -106,12 +132,15 @@ def _counted(pipe, site, steps, call): # FLOPs by part of a recorded pass, and i
 
 def picture_flops(model,                # a key of `checkpoints`, or a pipeline
                   site:str,             # name of the site
-                  pixels:int=512,       # height and width of the picture; a pipeline's own where `call` says so
-                  text_tokens:int=256,  # tokens of a caption, in FLUX
+                  pixels:int=512,       # height and width of the picture, for a key of `checkpoints`
+                  text_tokens:int|None=None, # tokens of a caption in FLUX; what it pads to when None
                   **call,               # keyword arguments of `record`, with a pipeline: height, width, ...
                  )->PictureFlops:
     "What one recorded picture costs; raises `ValueError` for an unknown checkpoint or site"
-    if isinstance(model, str): return _of_checkpoint(model, site, pixels, text_tokens)
+    if isinstance(model, str):
+        if call: raise ValueError(f'{", ".join(call)}: only with a loaded pipeline')
+        return _of_checkpoint(model, site, pixels, text_tokens)
+    if text_tokens is not None: call = call|dict(max_sequence_length=text_tokens)
     text,last,found = _counted(model, site, 1, call)
     _,two,_ = _counted(model, site, 2, call)
     return PictureFlops(text, two-last, last, found.x.shape[2], found.x.shape[3])
