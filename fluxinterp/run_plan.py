@@ -6,7 +6,7 @@
 __all__ = ['machines', 'shard_bytes', 'Machine', 'machine_of', 'Run', 'Rates', 'rates_of', 'measured_rates', 'RunPlan',
            'duration_text', 'size_text', 'plan_run']
 
-# %% ../nbs/82_run_plan.ipynb #7703c713
+# %% ../nbs/82_run_plan.ipynb #e0f8178b
 import math, shutil, tempfile, time
 from dataclasses import dataclass, field
 from html import escape
@@ -25,7 +25,7 @@ from .models.pipelines import denoiser_of
 from .picture_flops import PictureFlops, picture_flops
 from .training.sae_training import train
 
-# %% ../nbs/82_run_plan.ipynb #9f9d479f
+# %% ../nbs/82_run_plan.ipynb #baea022e
 class Machine(NamedTuple):
     "What one GPU, or one process of a CPU, does"
     name:str              # its name
@@ -60,7 +60,7 @@ def machine_of(machine:str|Machine, # one of `machines`, or one of your own
             raise ValueError(f'{name}={value} of {machine.name!r}: more than 0'+' and at most 1'*('share' in name))
     return machine
 
-# %% ../nbs/82_run_plan.ipynb #125d6f20
+# %% ../nbs/82_run_plan.ipynb #98836fd7
 @dataclass
 class Run:
     "What is to be harvested and trained"
@@ -121,7 +121,7 @@ class Run:
         "Training steps of one dictionary"
         return math.ceil(self.tokens*self.epochs/self.batch_size)
 
-# %% ../nbs/82_run_plan.ipynb #69107de0
+# %% ../nbs/82_run_plan.ipynb #63e732c6
 _counts = ('tokens', 'steps', 'kept_steps', 'images_per_prompt', 'num_latents', 'k', 'batch_size', 'epochs',
            'pixels')
 
@@ -138,7 +138,7 @@ def _check_run(run):
     if run.dtype not in store_dtypes:
         raise ValueError(f'dtype={run.dtype!r}: one of {", ".join(store_dtypes)}')
 
-# %% ../nbs/82_run_plan.ipynb #f576ace1
+# %% ../nbs/82_run_plan.ipynb #9bad94d5
 class Rates(NamedTuple):
     "Seconds that one machine takes"
     text:float       # for a caption; 0 where it was measured as part of the picture
@@ -166,7 +166,7 @@ def rates_of(run:Run,         # what is done
     disk = 1e-9/disk_gb_s
     return Rates(text, picture, sum(s for s,_ in steps), sum(o for _,o in steps), disk, disk)
 
-# %% ../nbs/82_run_plan.ipynb #045267f4
+# %% ../nbs/82_run_plan.ipynb #5c3580c0
 def _seconds(call):
     start = time.perf_counter()
     res = call()
@@ -214,7 +214,7 @@ def _trained_seconds(data, run, steps, device): # of a step
     first,all_ = _seconds(lambda: trained(2))[0],_seconds(lambda: trained(2+steps))[0]
     return max(all_-first, 1e-9)/steps # without what a training does once
 
-# %% ../nbs/82_run_plan.ipynb #3e52b5a4
+# %% ../nbs/82_run_plan.ipynb #faafe407
 @dataclass
 class RunPlan:
     "What a run takes; shows itself as a table, with what holds it up in a sentence"
@@ -254,7 +254,8 @@ class RunPlan:
         r,c = self.run,self.rates
         res = {'drawing': (r.prompts*c.text+r.pictures*c.picture)/self.drawers}
         if self.sent_bytes: res['sending'] = self.sent_bytes/(self.network_gb_s*1e9)
-        if self.stored: res |= {'writing': r.bytes*c.write, 'reading': r.bytes*r.epochs*c.read}
+        again = max(c.read, 1e-9/self.network_gb_s if self.sent_bytes else 0.) # a bucket is read over its network
+        if self.stored: res |= {'writing': r.bytes*c.write, 'reading': r.bytes*r.epochs*again}
         return res|{'training': r.train_steps*self.train_step}
 
     @property
@@ -280,7 +281,7 @@ class RunPlan:
         "Of all machines, in the unit of `price`"
         return self.seconds/3600*self.gpus*self.price
 
-# %% ../nbs/82_run_plan.ipynb #a03ce9ed
+# %% ../nbs/82_run_plan.ipynb #a791257f
 def _pipeline_gib(plan, quantize, offload): # on the GPU
     model,fixed = plan.run.model,not isinstance(plan.run.model, str)
     dtype = next(denoiser_of(model).parameters()).dtype if fixed else torch.bfloat16
@@ -327,7 +328,7 @@ def warnings(self:RunPlan)->list: # sentences
                    'or stored=False')
     return res
 
-# %% ../nbs/82_run_plan.ipynb #7180a157
+# %% ../nbs/82_run_plan.ipynb #bb587416
 _advice = {'sending': 'a faster network, int8 in a store, or fewer vectors',
            'writing': 'dtype="int8", a faster disk or several buckets, or stored=False',
            'reading': 'dtype="int8", a faster disk, one epoch instead of several, or stored=False',
@@ -366,27 +367,30 @@ def says(self:RunPlan)->str:
             f'{self.machine.name}: {duration_text(self.seconds)}{cost}, {kept}. The bottleneck is {worst}, '
             f'{duration_text(self.stages[worst])}. What helps: {help_}.')
 
-# %% ../nbs/82_run_plan.ipynb #7ea33036
+# %% ../nbs/82_run_plan.ipynb #6750778c
 def _rate_texts(plan): # stage -> how fast
     r,c,s = plan.run,plan.rates,plan.stages
     vectors = r.tokens*r.epochs/s['training']
     res = {'drawing': f'{r.pictures/s["drawing"]/plan.drawers:.3g} pictures/s a machine, {plan.drawers} draw',
            'training': f'{vectors:,.0f} vectors/s'}
     if 'sending' in s: res['sending'] = f'{plan.network_gb_s:.3g} GB/s'
-    return res|({k: f'{1e-9/v:.3g} GB/s' for k,v in (('writing', c.write), ('reading', c.read))} if plan.stored else {})
+    if not plan.stored: return res
+    return res|dict(writing=f'{1e-9/c.write:.3g} GB/s', reading=f'{r.bytes*r.epochs/s["reading"]/1e9:.3g} GB/s')
 
 @patch(as_prop=True)
 def frame(self:RunPlan)->pd.DataFrame:
     "A line per stage; `busy` is the part of the whole time in which it is at work"
     r,c,each = self.run,self.rates,_rate_texts(self)
     rows = {}
-    for name,seconds in self.stages.items():
-        rows[name] = dict(time=duration_text(seconds), busy=f'{seconds/self.seconds:.0%}', rate=each[name])
+    for name,taken in self.stages.items():
+        rows[name] = dict(time=duration_text(taken), busy=f'{taken/self.seconds:.0%}', rate=each[name])
         if name!='drawing' or c.measured: continue
-        parts = {'- text encoders': (r.prompts*c.text, r.flops.text), '- denoiser': (r.pictures*c.picture, r.flops.of_steps(r.steps))}
-        for part,(all_,flops) in parts.items():
-            rows[part] = dict(time=duration_text(all_/self.drawers), busy=f'{all_/self.drawers/self.seconds:.0%}',
-                              rate=f'{flops/1e12:.3g} TFLOP')
+        parts = {'- text encoders': (r.prompts*c.text, r.flops.text, 'prompt'),
+                 '- denoiser': (r.pictures*c.picture, r.flops.of_steps(r.steps), 'picture')}
+        for part,(of_all,flops,each_) in parts.items():
+            seconds = of_all/self.drawers
+            rows[part] = dict(time=duration_text(seconds), busy=f'{seconds/self.seconds:.0%}',
+                              rate=f'{flops/1e12:.3g} TFLOP a {each_}')
     return pd.DataFrame(rows).T
 
 @patch
@@ -397,7 +401,7 @@ def _repr_html_(self:RunPlan):
     lines = ''.join(f'<p>{escape(t)}</p>' for t in (self.says(), *self.warnings))
     return self.frame.to_html()+lines
 
-# %% ../nbs/82_run_plan.ipynb #c7185191
+# %% ../nbs/82_run_plan.ipynb #fd9805a2
 shard_bytes = 64*2**20 # of a store's shard, as `harvest` writes them
 
 def _check_plan(gpus, trainers, stored, disk_gb_s, disk_tb, network_gb_s, price):
