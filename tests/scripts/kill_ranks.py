@@ -39,10 +39,10 @@ def killed(folder, work, times, rng):
     for i in range(times):
         out,size = folder/f'{i}',rng.choice((2, 3))
         processes = started(out, size, work, env)
-        time.sleep(seconds*rng.uniform(.4, 1.3)) # importing takes the first half
+        time.sleep(seconds*rng.uniform(.6, 1.3)) # importing takes more than half of it
         victim = rng.randrange(size)
         processes[victim].send_signal(signal.SIGKILL)
-        codes,said = ended(processes, 60)
+        codes,said = ended(processes, 20)
         counts['late' if codes[victim]==0 else 'other' if victim else 'first'] += 1
         again = [c for r,c in enumerate(codes) if r!=victim and c]
         if again or victim==0:
