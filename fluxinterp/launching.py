@@ -95,10 +95,11 @@ def _plan_text(plan, simulate):
 
 def plan_command(
     pipeline:Annotated[str, typer.Argument( # checkpoint, packaged pipeline or folder
-        callback=place_of('pipeline'), help='FLUX.1 or SDXL Turbo by its hub id, a packaged one, or a folder')],
+        callback=place_of('pipeline'), help='FLUX.1, SDXL or SDXL Turbo by hub id, a packaged one, a folder')],
     site:Annotated[list[str], typer.Option( # names of the sites
         help='site that is read, such as double.18.image; may be given several times')],
-    tokens:Annotated[int, typer.Option(min=1, help='vectors to train on, of each site')]=1_000_000_000, # vectors
+    tokens:Annotated[int, typer.Option( # number of vectors
+        min=1, help='vectors to train on, of each site')]=1_000_000_000,
     machine:Annotated[str, typer.Option(help='such as h200, h100, a100, rtx4090 or laptop')]='h100', # GPU
     gpus:Annotated[int, typer.Option(min=1, help='how many of them')]=1, # number of machines
     stream:Annotated[bool, typer.Option( # whether nothing is stored
@@ -118,16 +119,18 @@ def plan_command(
     disk_tb:Annotated[float, typer.Option(help='size of the disk in TB; not looked at when 0')]=0., # TB
     network:Annotated[float, typer.Option(help='bandwidth in GB/s; not looked at when 0')]=0., # GB/s
     price:Annotated[float, typer.Option(min=0, help='of a machine and hour')]=0., # price
-    measure:Annotated[bool, typer.Option(help='rates of this machine, for a pipeline that is here')]=False, # rates
-    simulate:Annotated[bool, typer.Option(help='play it through as well; needs fluxinterp[plan]')]=False, # played
+    measure:Annotated[bool, typer.Option( # whether rates are measured
+        help='rates of this machine, for a pipeline that is here')]=False,
+    simulate:Annotated[bool, typer.Option( # whether it is played through
+        help='play it through as well; needs fluxinterp[plan]')]=False,
    ):
     "Say what a harvest and a training would take: time, memory, disk, cost, and what holds them up."
     from fluxinterp.models.memory import checkpoints
     from fluxinterp.models.pipelines import load_pipeline
     from fluxinterp.run_plan import plan_run
     model = pipeline if pipeline in checkpoints else load_pipeline(pipeline)
-    how = dict(steps=steps, kept_steps=kept_steps, kept_tokens=kept_tokens or None, pixels=pixels, dtype=dtype,
-               text_tokens=text_tokens or None, num_latents=num_latents, k=k)
+    how = dict(steps=steps, kept_steps=kept_steps, kept_tokens=kept_tokens or None, pixels=pixels,
+               dtype=dtype, text_tokens=text_tokens or None, num_latents=num_latents, k=k)
     plan = plan_run(model, site, tokens, machine, gpus, trainers, not stream, disk, disk_tb or None,
                     network or None, price, measured=measure, **how)
     typer.echo(_plan_text(plan, simulate))
