@@ -95,7 +95,7 @@ def _plan_text(plan, simulate):
 
 def plan_command(
     pipeline:Annotated[str, typer.Argument( # checkpoint, packaged pipeline or folder
-        callback=place_of('pipeline'), help='FLUX.1, SDXL or SDXL Turbo by hub id, a packaged one, a folder')],
+        callback=place_of('pipeline'), help='FLUX.1, SDXL, SDXL Turbo by hub id, a packaged one, a folder')],
     site:Annotated[list[str], typer.Option( # names of the sites
         help='site that is read, such as double.18.image; may be given several times')],
     tokens:Annotated[int, typer.Option( # number of vectors

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shard_bytes', 'RunPlan', 'duration_text', 'size_text', 'plan_run']
 
-# %% ../nbs/83_run_plan.ipynb #b53c35cb
+# %% ../nbs/83_run_plan.ipynb #c7c5f83b
 from dataclasses import dataclass
 from html import escape
 
@@ -16,7 +16,7 @@ from .models.description import describe
 from .models.memory import memory_table, recording_memory, training_memory, weight_memory
 from .run_rates import Machine, Rates, Run, machine_of, measured_rates, rates_of
 
-# %% ../nbs/83_run_plan.ipynb #2ca9f8fe
+# %% ../nbs/83_run_plan.ipynb #3f591bed
 @dataclass
 class RunPlan:
     "What a run takes; shows itself as a table, with what holds it up in a sentence"
@@ -51,7 +51,7 @@ class RunPlan:
         numbers = r.pictures*r.kept_steps*sum(n*p.width for n,p in zip(r.kept, r.parts))
         return r.bytes if self.stored else 2.*numbers # bfloat16
 
-# %% ../nbs/83_run_plan.ipynb #1075b2cb
+# %% ../nbs/83_run_plan.ipynb #249c5891
 @patch(as_prop=True)
 def stages(self:RunPlan)->dict: # name -> seconds
     "How long each stage takes, with all machines that work on it"
@@ -85,7 +85,7 @@ def cost(self:RunPlan)->float:
     "Of all machines, in the unit of `price`"
     return self.seconds/3600*self.gpus*self.price
 
-# %% ../nbs/83_run_plan.ipynb #3c6ab57d
+# %% ../nbs/83_run_plan.ipynb #5a96a46c
 def _pipeline_gib(plan, quantize, offload): # on the GPU
     model,fixed = plan.run.model,not isinstance(plan.run.model, str)
     if fixed: return float(weight_memory(model, describe(model).network.dtype).GiB.sum()) # as it is loaded
@@ -141,7 +141,7 @@ def warnings(self:RunPlan)->list: # sentences
                    'sites, or stored=False')
     return res
 
-# %% ../nbs/83_run_plan.ipynb #283fb2a7
+# %% ../nbs/83_run_plan.ipynb #c0a0e07b
 _advice = {'sending': 'a faster network, int8 in a store, or fewer vectors',
            'writing': 'dtype="int8", a faster disk or several buckets, or stored=False',
            'reading': 'dtype="int8", a faster disk, one epoch instead of several, or stored=False',
@@ -180,7 +180,7 @@ def says(self:RunPlan)->str:
             f'x {self.machine.name}: {duration_text(self.seconds)}{cost}, {kept}. The bottleneck is {worst}, '
             f'{duration_text(self.stages[worst])}. What helps: {help_}.')
 
-# %% ../nbs/83_run_plan.ipynb #a369f015
+# %% ../nbs/83_run_plan.ipynb #84f1a318
 def _rate_texts(plan): # stage -> how fast
     r,c,s = plan.run,plan.rates,plan.stages
     vectors = r.tokens*r.epochs/s['training']
@@ -215,7 +215,7 @@ def _repr_html_(self:RunPlan):
     lines = ''.join(f'<p>{escape(t)}</p>' for t in (self.says(), *self.warnings))
     return self.frame.to_html()+lines
 
-# %% ../nbs/83_run_plan.ipynb #af4328db
+# %% ../nbs/83_run_plan.ipynb #02f0b014
 shard_bytes = 64*2**20 # of a store's shard, as `harvest` writes them
 
 def _check_plan(gpus, trainers, stored, disk_gb_s, disk_tb, network_gb_s, price):

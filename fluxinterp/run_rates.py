@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['machines', 'Machine', 'machine_of', 'Run', 'Rates', 'rates_of', 'measured_rates']
 
-# %% ../nbs/82_run_rates.ipynb #e988ac7e
+# %% ../nbs/82_run_rates.ipynb #27cea7be
 import math, os, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from .dictionaries.sae import SAEConfig
 from .picture_flops import PictureFlops, count_flops
 from .training.sae_training import train
 
-# %% ../nbs/82_run_rates.ipynb #64067294
+# %% ../nbs/82_run_rates.ipynb #d25654ae
 class Machine(NamedTuple):
     "What one GPU, or one process of a CPU, does"
     name:str              # its name
@@ -53,7 +53,7 @@ def machine_of(machine:str|Machine, # one of `machines`, or one of your own
             raise ValueError(f'{name}={value} of {machine.name!r}: more than 0'+most)
     return machine
 
-# %% ../nbs/82_run_rates.ipynb #6d2a4952
+# %% ../nbs/82_run_rates.ipynb #454579e3
 @dataclass
 class Run:
     "What is to be harvested and trained"
@@ -114,7 +114,7 @@ class Run:
         "Training steps of one dictionary"
         return math.ceil(self.tokens*self.epochs/self.batch_size)
 
-# %% ../nbs/82_run_rates.ipynb #8593e870
+# %% ../nbs/82_run_rates.ipynb #411175b0
 _counts = ('tokens', 'steps', 'kept_steps', 'images_per_prompt', 'num_latents', 'k', 'batch_size', 'epochs',
            'pixels')
 
@@ -135,7 +135,7 @@ def _check_run(run):
     if run.dtype not in store_dtypes:
         raise ValueError(f'dtype={run.dtype!r}: one of {", ".join(store_dtypes)}')
 
-# %% ../nbs/82_run_rates.ipynb #28b5fdd5
+# %% ../nbs/82_run_rates.ipynb #c308dda9
 class Rates(NamedTuple):
     "Seconds that one machine takes"
     text:float       # for a caption; 0 where it was measured as part of the picture
@@ -163,7 +163,7 @@ def rates_of(run:Run,         # what is done
     disk = 1e-9/disk_gb_s
     return Rates(text, picture, sum(s for s,_ in steps), sum(o for _,o in steps), disk, disk)
 
-# %% ../nbs/82_run_rates.ipynb #22660956
+# %% ../nbs/82_run_rates.ipynb #8d92fc33
 def _seconds(call):
     start = time.perf_counter()
     res = call()
@@ -204,6 +204,6 @@ def measured_rates(pipe,                 # pipeline, on its device
 def _trained_seconds(data, run, steps, device): # of a step
     x = next(iter(data.batches(min(len(data), 4*run.batch_size)))).x
     size = dict(num_latents=run.num_latents, k=run.k, batch_size=run.batch_size)
-    first,full = (_seconds(lambda: train(SAEConfig(steps=n, **size), x, device=device, progress=False))[0]
-                  for n in (2, 2+steps))
-    return max(full-first, 1e-9)/steps # without what a training does once
+    _,first,full = (_seconds(lambda: train(SAEConfig(steps=n, **size), x, device=device, progress=False))[0]
+                    for n in (2, 2, 2+steps))
+    return max(full-first, 1e-9)/steps # without what a process or a training does once
