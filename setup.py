@@ -26,6 +26,6 @@ setup(
     python_requires='>='+cfg['min_python'],
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
     package_data={cfg['lib_path']: cfg['package_data'].split()}, include_package_data=False,
-    install_requires=requirements(), extras_require={kind: requirements(f'{kind}_') for kind in ('dev', 'plan')},
+    install_requires=requirements(), extras_require={k: requirements(f'{k}_') for k in ('dev', 's3', 'http', 'plan')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     cmdclass={'sdist': SDist}, zip_safe=False)

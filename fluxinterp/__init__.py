@@ -57,11 +57,12 @@ surface = {
         'site_statistics': ('stream_figure', 'stream_statistics', 'variance_shares'),
         'prompt_words': ('prompt_tokens', 'word_activations'),
         'word_neighbors': ('nearest_words',),
-        'store_files': ('StoreError',),
+        'store_folders': ('StoreError',),
         'store_check': ('check_store',),
         'store': ('Store',),
         'prompt_files': ('read_prompts',),
         'harvesting': ('harvest',),
+        'token_dataset': ('TokenDataset',),
     },
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),

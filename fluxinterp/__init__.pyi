@@ -55,11 +55,12 @@ from .activations.site_statistics import variance_shares as variance_shares
 from .activations.prompt_words import prompt_tokens as prompt_tokens
 from .activations.prompt_words import word_activations as word_activations
 from .activations.word_neighbors import nearest_words as nearest_words
-from .activations.store_files import StoreError as StoreError
+from .activations.store_folders import StoreError as StoreError
 from .activations.store_check import check_store as check_store
 from .activations.store import Store as Store
 from .activations.prompt_files import read_prompts as read_prompts
 from .activations.harvesting import harvest as harvest
+from .activations.token_dataset import TokenDataset as TokenDataset
 
 from .dictionaries.normalizers import Normalizer as Normalizer
 from .dictionaries.normalizers import moments as moments

@@ -16,7 +16,8 @@ import typer
 from .commands import (CommandGroup, count_or_auto, device_name, new_file, new_folder,
                                   number_ranges, one_of, place_of, price_pair,
                                   prompts_file, rank_device, run_loggers, saved_at, say_trained,
-                                  some_explanations, status_counts, step_numbers, training_data)
+                                  some_explanations, status_counts, step_numbers, store_help,
+                                  training_data)
 from .feature_commands import add_feature_commands
 from .launching import add_launch_commands
 
@@ -157,7 +158,7 @@ def harvest_command(
 @app.command('train')
 def train_command(
     store:Annotated[str, typer.Argument( # folder or URL of a store; with --prompts, a pipeline
-        help='folder or URL of a store; with --prompts, a pipeline that draws while it is trained on')],
+        help=f'{store_help}; with --prompts, a pipeline that draws while it is trained on')],
     out:Annotated[Path, typer.Argument( # folder of the dictionary
         callback=new_folder, help='folder of the dictionary; the same command again continues')],
     site:Annotated[str, typer.Option( # sites to read

@@ -14,11 +14,12 @@ from typing import Annotated
 
 import typer
 
-from .commands import device_name, new_file, new_folder, one_of, only_site, place_of, saved_at
+from .commands import (device_name, new_file, new_folder, one_of, only_site, place_of,
+                                 saved_at, store_help)
 
 # %% ../nbs/89_feature_commands.ipynb #a5b6d2d0
 # what several of these commands take
-_of_store = typer.Argument(callback=place_of('store'), help='folder or URL of a store')
+_of_store = typer.Argument(callback=place_of('store'), help=store_help)
 _of_split = typer.Option(callback=one_of('train', 'validation', 'test', 'all'),
                          help='prompts: train, validation, test, or all')
 _of_device = typer.Option(callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')

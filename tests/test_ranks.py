@@ -73,7 +73,7 @@ def ranks(out, dies=(), seeds=None, size=2, work='harvest', **env):
     where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), HF_HUB_OFFLINE='1', **env)
     dies = dict(dies)
     some = [subprocess.Popen([sys.executable, '-c', child, work, str(out), str(dies.get(r, 0)), str((seeds or {}).get(r, 0))], env=os.environ|where|dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
-    try: said = [p.communicate(timeout=120)[0] for p in some]
+    try: said = [p.communicate(timeout=300)[0] for p in some]
     finally: [p.kill() for p in some]
     return [(p.returncode, s) for p,s in zip(some, said)]
 

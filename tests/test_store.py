@@ -56,7 +56,8 @@ def at_most(seconds):
 def test_mutated_stores(world, tmp_path):
     "Damage to a file of a store: a clear error, or exactly the right numbers"
     import torch
-    from fluxinterp.activations.store_files import StoreError, seal_manifest
+    from fluxinterp.activations.store_files import seal_manifest
+    from fluxinterp.activations.store_folders import StoreError
     fi,pipe,prompts = world
     fi.harvest(pipe, prompts[:6], sites[:1], tmp_path/'acts', tokens=3, **args|dict(shard_mb=.001))
     def read(path, split=None):
@@ -98,7 +99,8 @@ def test_mutated_stores(world, tmp_path):
 def test_mutated_shards_whose_checksums_fit(world, tmp_path):
     "Headers that lie, with checksums made to fit: an error or numbers, never a crash"
     import torch
-    from fluxinterp.activations.store_files import StoreError, load_manifest, save_manifest
+    from fluxinterp.activations.store_files import load_manifest, save_manifest
+    from fluxinterp.activations.store_folders import StoreError
     fi,pipe,prompts = world
     fi.harvest(pipe, prompts[:2], sites[:1], tmp_path/'acts', tokens=2, dtype='int8', **args)
     file,manifest = tmp_path/'acts'/sites[0]/'00000.safetensors',load_manifest(tmp_path/'acts')

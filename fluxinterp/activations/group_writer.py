@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
 from .shard_writer import ShardWriter
-from .store_files import Moments, StoreFolder
+from .store_files import Moments
+from .store_folders import StoreFolder
 from .work_queue import WorkQueue
 
 # %% ../../nbs/20_activations/37_group_writer.ipynb #3796b209

@@ -27,8 +27,9 @@ from ..models.pipelines import check_pipeline
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
 from ..models.clock import runs_once
-from .store_files import (StoreError, StoreFolder, kept_tokens, load_manifest,
-    plan_shards, row_bytes, save_manifest, store_dtypes, store_format)
+from .store_files import (kept_tokens, load_manifest, plan_shards, row_bytes,
+    save_manifest, store_dtypes, store_format)
+from .store_folders import StoreError, StoreFolder
 from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store
@@ -306,7 +307,7 @@ def _begin(h, model, settings): # manifest of a new store, and the recordings of
     return manifest,first
 
 def _good_files(folder, manifest, verify, progress): # (shard, site) positions
-    report = check_store(folder, checksums=verify, progress=progress)
+    report = check_store(folder, folder.local if verify is None else verify, progress, manifest)
     return {(i, j) for j,s in enumerate(manifest['sites']) for i in report.good_shards(s['site']['name'])}
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #88a7d86f
@@ -348,7 +349,7 @@ def harvest(pipe,                               # diffusers pipeline
             shard_mb:float=64,                  # MiB of the shards of a run of prompts, all sites together
             max_gb:float|None=None,             # greatest size of the store in GB, or nothing is begun
             append:bool=False,                  # whether `prompts` are further ones
-            verify:bool=True,                   # whether checksums of files there are verified, or only sizes
+            verify:bool|None=None,              # whether files there are verified; None: those on a disk
             progress:bool|None=None,            # False for neither a bar nor the line with the size
             **call,                             # arguments of the pipeline call: height, guidance_scale, ...
            )->Store:                            # store, opened

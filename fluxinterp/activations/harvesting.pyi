@@ -20,7 +20,8 @@ from ..models.pipelines import check_pipeline
 from ..models.steps import Noise
 from ..models.guidance_rows import asked_kinds, guidance_kinds
 from ..models.clock import runs_once
-from .store_files import StoreError, StoreFolder, kept_tokens, load_manifest, plan_shards, row_bytes, save_manifest, store_dtypes, store_format
+from .store_files import kept_tokens, load_manifest, plan_shards, row_bytes, save_manifest, store_dtypes, store_format
+from .store_folders import StoreError, StoreFolder
 from ..models.sites import Site, resolve_site
 from .store import Store
 from .store_check import check_store
@@ -53,5 +54,5 @@ class _Sizes(NamedTuple):
     total: int
     missing: int
     free: int | None
-def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool=True, progress: bool | None=None, **call) -> Store:
+def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool | None=None, progress: bool | None=None, **call) -> Store:
     ...

@@ -10,7 +10,7 @@ import hashlib, json, os
 from pathlib import Path
 
 from .prompt_files import PromptFile, read_prompts
-from .store_files import StoreError
+from .store_folders import StoreError
 from ..core import user_path
 from ..models.pipelines import check_prompts
 

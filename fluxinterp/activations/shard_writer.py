@@ -7,9 +7,12 @@ __all__ = ['only_writer', 'ShardWriter']
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #e7db63dd
 import hashlib, os, threading, time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from queue import Full, Queue
+from queue import Empty, Full, Queue
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +21,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from tqdm.auto import tqdm
 
-from .store_files import (Moments, StoreError, StoreFolder, load_moments, save_manifest,
-    save_moments, shard_name, shard_tensors, shard_values)
+from .store_files import (Moments, load_moments, save_manifest, save_moments,
+    shard_name, shard_tensors, shard_values)
+from .store_folders import StoreError, StoreFolder
 from ..safe_files import remove_unfinished
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #f1bc28cc
@@ -28,6 +32,7 @@ def only_writer(folder:StoreFolder, # folder of the store
                )->Iterator[None]:   # nothing while the lock is held
     "The lock of a store while the context is open; raises `StoreError` when another process has it"
     if not folder.local: # object stores have no locks: one harvest at a time is the caller's care
+        folder.write('.lock', b'') # whoever may not write hears of it now
         yield
         return
     try:
@@ -54,6 +59,9 @@ class ShardWriter:
         self.error,self.queue = None,Queue(1)
         self.unsaved,self.next_save = False,0.
         self.waiting = {} # position -> `Moments` by folder, of shards that are not yet the next to count
+        self.underway = deque() # `_Underway` of shards whose files are being sent to a bucket
+        self.sending = {}       # futures -> bytes of these files
+        self.senders = None if folder.local else ThreadPoolExecutor(_files_at_once, 'fluxinterp-send')
         try: self.moments,self.covered = load_moments(folder, manifest)
         except StoreError: self._reset_statistics()
         self.thread = threading.Thread(target=self._run, name='fluxinterp-write', daemon=True)
@@ -61,8 +69,9 @@ class ShardWriter:
 
     def _run(self): # in the thread
         try:
-            while (item := self.queue.get()) is not None: self._write(*item)
+            while (item := self._next()) is not None: self._write(*item)
         except BaseException as e: self.error = e
+        if self.senders is not None: self._end_sending()
         try: self._save()
         except BaseException as e: self.error = self.error or e # the first one says what is wrong
 
@@ -98,26 +107,35 @@ def _moments_of(tensors): # of a shard
     for s in range(x.shape[1]): m.add(s, x[:,s].flatten(0, 1))
     return m
 
+class _Underway(NamedTuple):
+    "A shard whose files are being sent"
+    shard:int   # position of the shard
+    files:list  # size and checksum of the file of each site
+    sums:dict   # `Moments` by folder of the site
+    writes:list # futures of its files
+
 @patch
 def _write(self:ShardWriter, i, parts): # position of the shards; a list of (x, rows, token) for each site
-    m,files,sums = self.manifest,[],{}
+    m,sums = self.manifest,{}
+    files,writes = [],[]
     for j,s in enumerate(m['sites']):
         x,rows,token = map(_joined, zip(*parts[j]))
         tensors = shard_tensors(x, rows, token, m['dtype'])
         data = safetensors_bytes(tensors)
         files.append(dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         same = (i, j) in self.good and m['shards'][i]['files'][j]==files[-1]
-        if not same: self.folder.write(shard_name(m, i, j), data)
+        if not same: writes += self._send(shard_name(m, i, j), data)
         if self.wants_sums(i): sums[s['folder']] = _moments_of(tensors)
         parts[j] = x = tensors = data = None # the next site's arrays take their place
-    self.finish_shard(i, files, sums)
+    self.underway.append(_Underway(i, files, sums, writes))
+    self._note_sent()
 
 @patch
 def wants_sums(self:ShardWriter,
                i:int,   # position of a shard
               )->bool:
     "Whether the sums of a shard are wanted now"
-    return i==self.covered
+    return i==self.covered+sum(bool(s.sums) for s in self.underway)
 
 _most_waiting = 256 # shards whose sums wait for their turn; further ones are read again at the end
 
@@ -134,6 +152,46 @@ def finish_shard(self:ShardWriter,
     self.unsaved = True
     if time.monotonic()>=self.next_save: self._save()
 
+# %% ../../nbs/20_activations/36_shard_writer.ipynb #9585bcd7
+_files_at_once = 8     # sent to a bucket
+_bytes_at_once = 2**28 # of these files together
+
+@patch
+def _send(self:ShardWriter, name, data)->list: # futures of a file; none where it has been written
+    if self.senders is None:
+        self.folder.write(name, data)
+        return []
+    while self.sending and (len(self.sending)>=_files_at_once
+                            or sum(self.sending.values())+len(data)>_bytes_at_once):
+        for f in wait(self.sending, return_when=FIRST_COMPLETED).done:
+            del self.sending[f]
+            f.result()
+    future = self.senders.submit(self.folder.write, name, data)
+    self.sending[future] = len(data)
+    return [future]
+
+@patch
+def _next(self:ShardWriter): # what is to be written next; meanwhile what has been sent is noted
+    while self.underway:
+        self._note_sent()
+        try: return self.queue.get(timeout=.05)
+        except Empty: pass
+    return self.queue.get()
+
+@patch
+def _end_sending(self:ShardWriter): # what is under way comes to its end, and what is good is noted
+    self.senders.shutdown()
+    try: self._note_sent(to_the_end=True)
+    except BaseException as e: self.error = self.error or e
+
+@patch
+def _note_sent(self:ShardWriter, to_the_end=False): # shards whose files are there
+    while self.underway and (to_the_end or all(f.done() for f in self.underway[0].writes)):
+        shard = self.underway[0]
+        for f in shard.writes: f.result()
+        self.underway.popleft()
+        self.finish_shard(shard.shard, shard.files, shard.sums)
+
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #sav00001
 @patch
 def _save(self:ShardWriter): # manifest and statistics, as they are
@@ -143,7 +201,7 @@ def _save(self:ShardWriter): # manifest and statistics, as they are
     if self.covered>=0: save_moments(self.folder, self.moments, self.covered)
     self.unsaved = False
     now = time.monotonic()
-    self.next_save = now+20*(now-start)
+    self.next_save = now+60*(now-start)
 
 @patch
 def _count(self:ShardWriter, sums): # `Moments` of one more shard, by folder of the site

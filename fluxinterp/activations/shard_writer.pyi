@@ -2,16 +2,20 @@
 from typing import Any
 __all__ = ['only_writer', 'ShardWriter']
 import hashlib, os, threading, time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from queue import Full, Queue
+from queue import Empty, Full, Queue
+from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 from tqdm.auto import tqdm
-from .store_files import Moments, StoreError, StoreFolder, load_moments, save_manifest, save_moments, shard_name, shard_tensors, shard_values
+from .store_files import Moments, load_moments, save_manifest, save_moments, shard_name, shard_tensors, shard_values
+from .store_folders import StoreError, StoreFolder
 from ..safe_files import remove_unfinished
 @contextmanager
 def only_writer(folder: StoreFolder) -> Iterator[None]:
@@ -25,7 +29,10 @@ class ShardWriter:
     moments: Any
     next_save: Any
     queue: Any
+    senders: Any
+    sending: Any
     thread: Any
+    underway: Any
     unsaved: Any
     waiting: Any
 
@@ -49,4 +56,11 @@ class ShardWriter:
 
     def complete_statistics(self, progress: bool | None):
         ...
+class _Underway(NamedTuple):
+    shard: int
+    files: list
+    sums: dict
+    writes: list
 _most_waiting = 256
+_files_at_once = 8
+_bytes_at_once = 2 ** 28

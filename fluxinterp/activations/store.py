@@ -16,8 +16,10 @@ from fastcore.basics import patch
 
 from ..arguments import short_name
 from .site_records import prompt_split, splits
-from .store_files import (Moments, SiteStatistics, StoreError, load_manifest, load_moments,
-    shard_name, store_dtypes, store_folder)
+from fluxinterp.activations.store_files import (Moments, SiteStatistics, load_manifest, load_moments,
+    shard_name, store_dtypes)
+from .store_folders import FileRanges, StoreError, store_folder
+from .shard_cache import cache_of
 from ..models.identity import model_difference
 from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
@@ -29,29 +31,38 @@ from .store_check import check_store
 class Store:
     "Activations on disk: `store.site(name)` reads those of one site"
     def __init__(self,
-                 path,               # folder of the store, or its URL
-                 model=None,         # pipeline or `fingerprint` that the store must be of; None takes any
-                 partial:bool=False, # whether to verify all files and read what is good, with gaps
-                 verify:bool=True,   # whether to verify the checksum of each file at its first use
+                 path,                     # folder of the store, or its URL
+                 model=None,               # pipeline or `fingerprint` it must be of; None takes any
+                 partial:bool=False,       # whether to verify all files and read what is good, with gaps
+                 verify:bool|None=None,    # whether files are verified at first use; None: not parts of them
+                 cache=None,               # folder for copies of a bucket's files; FLUXINTERP_CACHE when None
+                 cache_gb:float|None=None, # their greatest size, GB; FLUXINTERP_CACHE_GB, else 50
                 ):
         self.folder = store_folder(path)
         self.manifest = load_manifest(self.folder)
-        self.model,self._verify = self.manifest['model'],verify
+        self.cache = cache_of(self.folder, cache, cache_gb)
+        if self.cache is not None: self.cache.check(self._largest_file())
+        self.model = self.manifest['model']
+        self._verify = (self.folder.local or self.cache is not None) if verify is None else verify
         self._verified = set() # (shard, site) of the files whose checksum is right
         if model is not None: self._check_model(model)
-        self.report = check_store(self.folder, checksums=partial)
+        self.report = check_store(self.folder, checksums=partial, manifest=self.manifest)
         shards = self.report.frame[self.report.frame.site.notna()]
         if not partial and (shards.state!='good').any(): raise StoreError(f'a store with gaps: {self.report}')
         if partial:
             good = shards[shards.state=='good']
             self._verified = {(int(r.shard), self.sites.index(r.site)) for r in good.itertuples()}
-        split_codes = (splits.index(prompt_split(c)) for c in self._read_prompts())
-        self.split_of = np.fromiter(split_codes, np.uint8, self.num_prompts) # (prompt,) position in `splits`
+        codes = {s: i for i,s in enumerate(splits)}
+        splits_read = (codes[prompt_split(c)] for c in self._read_prompts())
+        self.split_of = np.fromiter(splits_read, np.uint8, self.num_prompts) # (prompt,) position in `splits`
+
+    def _largest_file(self): # bytes
+        return max((f['bytes'] for s in self.manifest['shards'] for f in s['files'] or ()), default=0)
 
     def _check_model(self, model): # a pipeline or a fingerprint
         model = model if isinstance(model, str) else describe(model).fingerprint
         if model!=self.model:
-            raise StoreError(f'{self.folder.root} holds activations of another model: its fingerprint is '
+            raise StoreError(f'{self.folder.name} holds activations of another model: its fingerprint is '
                              f'{self.model}, that of this pipeline {model}: '
                              f'{model_difference(self.model, model)}')
 
@@ -78,12 +89,16 @@ class Store:
                 f"{m['dtype']}, model {self.model}\n{self.frame.to_string()}")
 
 # %% ../../nbs/20_activations/35_store.ipynb #8c2eecf7
-def _parse_prompt(where, line): # a caption from its line in the file
-    try: caption = json.loads(line)
-    except ValueError: caption = None
-    if not isinstance(caption, str):
-        raise StoreError(f'{where} holds a line that is no prompt: {line[:60]!r}')
-    return caption
+def _is_prompt(line): # whether it is a text as JSON
+    try: return isinstance(json.loads(line), str)
+    except ValueError: return False
+
+def _parse_prompts(where, lines): # captions, of all lines at once
+    try: captions = json.loads(b'['+b','.join(lines)+b']')
+    except ValueError: captions = []
+    if len(captions)==len(lines) and all(isinstance(c, str) for c in captions): return captions
+    wrong = next((l for l in lines if not _is_prompt(l)), b'')
+    raise StoreError(f'{where} holds a line that is no prompt: {wrong[:60]!r}')
 
 @patch
 def _read_prompts(self:Store): # captions, from the verified files
@@ -95,7 +110,7 @@ def _read_prompts(self:Store): # captions, from the verified files
         lines = data.splitlines()
         if len(lines)!=s['prompts']:
             raise StoreError(f"{where} has {len(lines)} prompts, the manifest says {s['prompts']}")
-        for line in lines: yield _parse_prompt(where, line)
+        yield from _parse_prompts(where, lines)
 
 @patch
 def verify_shard(self:Store,
@@ -106,11 +121,25 @@ def verify_shard(self:Store,
     if not self._verify or (shard, site) in self._verified: return
     name = shard_name(self.manifest, shard, site)
     if self.folder.checksum(name)!=self.manifest['shards'][shard]['files'][site]['sha256']:
-        raise StoreError(f'{self.folder.at(name)} is damaged: its checksum is wrong. '
-                         f'`fluxinterp doctor {self.folder.root}` says what is still good; '
+        raise StoreError(f'{self.folder.url(name)} is damaged: its checksum is wrong. '
+                         f'`fluxinterp doctor {self.folder.name}` says what is still good; '
                          'harvest again with the same arguments to redo this file alone')
     self._verified.add((shard, site))
 
+@patch
+def open_shard(self:Store,
+               shard:int, # position of the shard
+               site:int,  # position of the site
+              )->FileRanges: # the file, or its copy
+    "A verified file of the store, open; with a cache, its local copy"
+    name = shard_name(self.manifest, shard, site)
+    if self.cache is not None:
+        about = self.manifest['shards'][shard]['files'][site]
+        return self.cache.open(self.folder, name, about, self._verify)
+    self.verify_shard(shard, site)
+    return FileRanges(self.folder, name)
+
+# %% ../../nbs/20_activations/35_store.ipynb #a6932019
 @patch
 def site(self:Store, name:str)->'StoreData': # name, one of `sites`; without its end where one fits
     "The activations of one site; raises `KeyError` with the sites there are"

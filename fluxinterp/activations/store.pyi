@@ -9,7 +9,9 @@ import torch
 from fastcore.basics import patch
 from ..arguments import short_name
 from .site_records import prompt_split, splits
-from .store_files import Moments, SiteStatistics, StoreError, load_manifest, load_moments, shard_name, store_dtypes, store_folder
+from fluxinterp.activations.store_files import Moments, SiteStatistics, load_manifest, load_moments, shard_name, store_dtypes
+from .store_folders import FileRanges, StoreError, store_folder
+from .shard_cache import cache_of
 from ..models.identity import model_difference
 from ..models.initial_noise import NoiseDraw
 from ..models.sites import Site
@@ -17,13 +19,14 @@ from ..models.description import describe
 from .store_stream import TokenStream, row_coordinates, ShardReader
 from .store_check import check_store
 class Store:
+    cache: Any
     folder: Any
     manifest: Any
     model: Any
     report: Any
     split_of: Any
 
-    def __init__(self, path, model=None, partial: bool=False, verify: bool=True):
+    def __init__(self, path, model=None, partial: bool=False, verify: bool | None=None, cache=None, cache_gb: float | None=None):
         ...
 
     @property
@@ -42,6 +45,9 @@ class Store:
         ...
 
     def verify_shard(self, shard: int, site: int):
+        ...
+
+    def open_shard(self, shard: int, site: int) -> FileRanges:
         ...
 
     def site(self, name: str) -> 'StoreData':

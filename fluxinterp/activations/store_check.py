@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .store_files import StoreError, load_manifest, load_moments, shard_name, store_folder
+from .store_files import load_manifest, load_moments, shard_name
+from .store_folders import StoreError, store_folder
 
 # %% ../../nbs/20_activations/32_store_check.ipynb #4185386d
 def _ranges(pairs): # (start, stop) pairs in order -> '0-15, 32-47'
@@ -73,7 +74,7 @@ class _File(NamedTuple):
     size:int|None       # expected size in bytes
     sha256:str|None     # expected checksum; None where it is not written yet
 
-def _expected_files(folder, manifest): # what the manifest says
+def _expected_files(manifest, backup): # what the manifest says; checksum of its backup
     files = [_File(s['file'], None, None, '', None, s['sha256']) for s in manifest['segments']]
     for i,p in enumerate(manifest['shards']):
         for j,s in enumerate(manifest['sites']):
@@ -81,40 +82,47 @@ def _expected_files(folder, manifest): # what the manifest says
             prompts = f"{p['start']}-{p['stop']-1}"
             files.append(_File(shard_name(manifest, i, j), s['site']['name'], i, prompts,
                                f['bytes'], f['sha256']))
-    files.append(_File('manifest.backup.json', None, None, '', None, folder.checksum('manifest.json')))
+    files.append(_File('manifest.backup.json', None, None, '', None, backup))
     return files
 
 def _file_state(folder, f, sizes, checksums):
     if f.site and f.sha256 is None: return 'not written yet'
-    if f.file not in sizes: return 'missing'
-    if f.size is not None and sizes[f.file]!=f.size: return 'damaged'
+    if sizes is not None:
+        if f.file not in sizes: return 'missing'
+        if f.size is not None and sizes[f.file]!=f.size: return 'damaged'
     try: return 'good' if not checksums or folder.checksum(f.file)==f.sha256 else 'damaged'
-    except StoreError: return 'unreadable'
+    except StoreError as e:
+        return 'missing' if isinstance(e.__cause__, FileNotFoundError) else 'unreadable'
 
-def _statistics_state(folder, manifest, sizes):
+def _file_states(folder, files, sizes, checksums, shown): # of each file
+    if not checksums: return [_file_state(folder, f, sizes, False) for f in files]
+    with ThreadPoolExecutor(4) as pool:
+        states = pool.map(lambda f: _file_state(folder, f, sizes, True), files)
+        return list(tqdm(states, desc='verify', total=len(files), disable=not shown, leave=False))
+
+def _statistics_state(folder, manifest):
     try: covered = load_moments(folder, manifest)[1]
-    except StoreError: return 'damaged' if 'statistics.safetensors' in sizes else 'missing'
+    except StoreError as e: return 'missing' if isinstance(e.__cause__, FileNotFoundError) else 'damaged'
     return 'not written yet' if covered<len(manifest['shards']) else 'good'
 
+# %% ../../nbs/20_activations/32_store_check.ipynb #e8f63d7b
 def check_store(path,                    # folder of the store, or its URL
                 checksums:bool=True,     # whether to read every file; otherwise only sizes are looked at
                 progress:bool|None=None, # progress bar, shown if True; where there is much to read when None
+                manifest:dict|None=None, # manifest that has just been read; read here when None
                )->StoreReport:           # state of every file
     "What is good in a store and what is not; raises `StoreError` when its manifest cannot be believed"
     folder = store_folder(path)
-    manifest = load_manifest(folder)
-    sizes = folder.sizes()
-    files = _expected_files(folder, manifest)
-    big = sum(sizes.values())>2**30
+    if manifest is None: manifest = load_manifest(folder)
+    sizes = folder.sizes() if folder.lists else None
+    files = _expected_files(manifest, folder.checksum('manifest.json') if checksums else None)
+    big = sum(f.size or 0 for f in files)>2**30
     shown = big and checksums if progress is None else progress
-    with ThreadPoolExecutor(4) as pool:
-        states = pool.map(lambda f: _file_state(folder, f, sizes, checksums), files)
-        states = list(tqdm(states, desc='verify', total=len(files), disable=not shown, leave=False))
-    rows = [dict(file=f.file, site=f.site, shard=f.shard, prompts=f.prompts,
-                 bytes=sizes.get(f.file, 0), state=s)
-            for f,s in zip(files, states)]
+    states = _file_states(folder, files, sizes, checksums, shown)
     if all(p['files'] is not None for p in manifest['shards']):
-        name = 'statistics.safetensors'
-        rows.append(dict(file=name, site=None, shard=None, prompts='', bytes=sizes.get(name, 0),
-                         state=_statistics_state(folder, manifest, sizes)))
-    return StoreReport(folder.name, manifest, pd.DataFrame(rows))
+        files.append(_File('statistics.safetensors', None, None, '', None, None))
+        states.append(_statistics_state(folder, manifest))
+    frame = pd.DataFrame(files).drop(columns='sha256').rename(columns=dict(size='bytes'))
+    if sizes is None: frame['bytes'] = frame.bytes.fillna(0).astype(int)
+    else: frame['bytes'] = [sizes.get(f.file, 0) for f in files]
+    return StoreReport(folder.name, manifest, frame.assign(state=states))

@@ -6,8 +6,9 @@
 __all__ = ['row_coordinates', 'ShardReader', 'TokenStream']
 
 # %% ../../nbs/20_activations/33_store_stream.ipynb #baa95ab8
-import json, math
-from concurrent.futures import ThreadPoolExecutor
+import json, math, warnings
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from fastcore.basics import patch
 
 from .site_records import TokenBatch, splits
-from .store_files import StoreError, shard_name, store_dtypes
+from .store_files import row_bytes, shard_name, store_dtypes
+from .store_folders import StoreError, reads_at_once
 
 # %% ../../nbs/20_activations/33_store_stream.ipynb #724f70b3
 _item_bytes = {'BF16': 2, 'F32': 4, 'I8': 1, 'I32': 4, 'I64': 8} # of the number formats of safetensors
@@ -48,21 +50,26 @@ class ShardReader:
         manifest = store.manifest
         plan,self.per_prompt = manifest['shards'][shard],manifest['rows_per_prompt']
         self.start,self.n = plan['start'],(plan['stop']-plan['start'])*self.per_prompt
+        size,each = plan['files'][site]['bytes'],row_bytes(manifest, manifest['sites'][site])
         want = _expected_tensors(manifest, self.n, manifest['sites'][site])
-        store.verify_shard(shard, site)
-        name = shard_name(manifest, shard, site)
-        self.path,self.f = store.folder.at(name),store.folder.open(name)
-        try: self.offsets = self._offsets(want, plan['files'][site]['bytes'])
+        self.f = store.open_shard(shard, site)
+        self.path = store.folder.url(shard_name(manifest, shard, site))
+        self.head = memoryview(bytearray(min(size, size-self.n*each+32*self.n))) # header, and rows behind it
+        try:
+            self.f.read_into(self.head, 0)
+            self.offsets = self._offsets(want, size)
+        except StoreError:
+            self.f.close()
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             self.f.close()
             raise StoreError(f'{self.path} does not hold what the manifest says '
                              f'({type(e).__name__} {e})') from None
 
     def _offsets(self, want, size): # name -> where the tensor's bytes begin
-        head = self.f.read(8)
-        n = int.from_bytes(head, 'little')
-        if len(head)<8 or n>min(size, 2**20): raise ValueError('header')
-        about = json.loads(self.f.read(n))
+        n = int.from_bytes(self.head[:8], 'little')
+        if 8+n>len(self.head): raise ValueError('header')
+        about = json.loads(bytes(self.head[8:8+n]))
         return {k: _tensor_offset(k, about[k], w, 8+n, size) for k,w in want.items()}
 
     def __enter__(self): return self
@@ -76,13 +83,9 @@ def read_into(self:ShardReader,
               first:int,      # entry of the tensor to begin with
              ):
     "Fill an array with entries of a tensor; raises `StoreError` when the file ends early"
-    self.f.seek(self.offsets[what]+first*(out.nbytes//len(out)))
-    view,filled = memoryview(out).cast('B'),0
-    while filled<len(view):
-        try: n = self.f.readinto(view[filled:])
-        except OSError as e: raise StoreError(f'cannot read {self.path}: {e.strerror or e}') from e
-        if not n: raise StoreError(f'{self.path} ended early while it was read')
-        filled += n
+    start,view = self.offsets[what]+first*(out.nbytes//len(out)),memoryview(out).cast('B')
+    if start+len(view)>len(self.head): self.f.read_into(view, start)
+    else: view[:] = self.head[start:start+len(view)]
 
 @patch
 def read_rows(self:ShardReader)->np.ndarray: # (n, 4): prompt, image, seed, guidance
@@ -173,6 +176,15 @@ def _wanted_prompts(store, split, prompts): # (prompt,) bool
     if split is not None: mask &= store.split_of==splits.index(split)
     return mask
 
+def _check_cache(data, shards): # warn where copies would be fetched again for each buffer
+    cache,files = data.store.cache,data.store.manifest['shards']
+    if cache is None: return
+    sizes = sorted(files[i]['files'][data.index]['bytes'] for i in set(shards.tolist()))[-_window:]
+    if sum(sizes)>cache.limit:
+        warnings.warn(f'cache_gb={cache.gb} holds fewer than the {len(sizes)} files that are mixed at a '
+                      'time, so they are fetched again and again: '
+                      f'give at least {sum(sizes)/1e9:.2g}, or no cache', stacklevel=4)
+
 def _buffer_size(data, batch_size, memory_mb): # vectors a buffer holds
     two_batches = 2*batch_size*(data.width*data.read_dtype.itemsize+56) # the one given out, the one before it
     each = data.bytes_in_memory+_overhead
@@ -204,13 +216,16 @@ class TokenStream:
         if not self.total:
             why = f'none of the {mask.size} prompts is in split {split!r} and readable'
             raise ValueError(f'no vectors: {why if split else "no prompts chosen"}')
+        if seed is not None: _check_cache(data, self.pieces[0])
         self.capacity = min(size, self.total)
         self.position = 0   # vectors given out
         self._buffer = None # the filling that is being emptied
         self._at = None     # its number
         self._next = None   # (number, future) of the filling that is being read
         self._slots = {}    # arrays that fillings are read into
-        self._pool = ThreadPoolExecutor(1, 'fluxinterp-read')
+        self._pool = ThreadPoolExecutor(1, 'fluxinterp-fill')
+        self._readers = None # threads that read for it, behind a URL
+        if not data.store.folder.local: self._readers = ThreadPoolExecutor(reads_at_once, 'fluxinterp-read')
 
     def __len__(self): return -(-self.total//self.batch_size) # batches in an epoch
     def __iter__(self): return self
@@ -218,6 +233,7 @@ class TokenStream:
     def close(self):
         "Stop reading ahead and let go of the buffers"
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._readers is not None: self._readers.shutdown(wait=False)
         self._buffer = self._next = self._at = None
         self._slots = {}
 
@@ -234,6 +250,14 @@ def _slot(self:TokenStream, i): # arrays of one of the two buffers: x, row, plac
         self._slots[i] = x,row,place,scale,token
     return self._slots[i]
 
+def _each(pool, call, items): # what it gives for each; in the threads of a pool, if there is one
+    if pool is None: return [call(i) for i in items]
+    futures = [pool.submit(call, i) for i in items]
+    try: return [f.result() for f in futures]
+    finally:
+        for f in futures: f.cancel()
+        wait(futures) # after an error too, nothing is written into the arrays any more
+
 @patch
 def _fill(self:TokenStream, filling)->_Buffer: # runs in the thread
     data,part = self.data,self.pieces[:,self.cuts[filling]:self.cuts[filling+1]]
@@ -241,19 +265,23 @@ def _fill(self:TokenStream, filling)->_Buffer: # runs in the thread
     n = sum(part[2])-sum(part[1])
     x,row,place,scale,token = (None if v is None else v[:n] for v in self._slot(filling%2))
     numbers = dict(x=x.view(torch.uint8).numpy(), scale=scale, token=token)
-    tables,done,known = [],0,0 # coordinates of the shards' rows; vectors read; rows in `tables`
-    for shard,pieces in groupby(zip(*part), lambda p: p[0]):
-        with ShardReader(data.store, shard, data.index) as f:
+    shards = [(shard, [p[1:] for p in pieces]) for shard,pieces in groupby(zip(*part), lambda p: p[0])]
+    tables,done,known = [],0,0 # coordinates of the shards' rows; vectors placed; rows in `tables`
+    with ExitStack() as opened:
+        files = _each(self._readers, lambda s: ShardReader(data.store, s[0], data.index), shards)
+        for f in files: opened.enter_context(f)
+        reads = []
+        for f,(_,pieces) in zip(files, shards):
             tables.append(f.read_rows())
-            for _,a,b in pieces:
+            for a,b in pieces:
                 here = slice(done, done+b-a)
-                for name,out in numbers.items():
-                    if out is not None: f.read_into(name, out[here], a)
+                reads += [(f, name, out[here], a) for name,out in numbers.items() if out is not None]
                 flat = np.arange(a, b)
                 row[here] = known+flat//data.per_row
                 place[here] = flat%data.per_row
                 done += b-a
-        known += len(tables[-1])
+            known += len(tables[-1])
+        _each(self._readers, lambda r: r[0].read_into(*r[1:]), reads)
     order = None
     if self.seed is not None:
         order = np.random.default_rng([self.seed, 1, filling]).permutation(n).astype(np.int32)

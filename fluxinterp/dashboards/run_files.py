@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..activations.store_files import store_folder, load_manifest, shard_name
+from ..activations.store_files import load_manifest, shard_name
+from ..activations.store_folders import store_folder
 from ..atlases.annotations import read_uri, statuses
 from ..atlases.atlas import Atlas
 from ..atlases.atlas_files import read_tensor

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import fluxinterp as fi
 from fluxinterp.activations.harvesting import harvest
-from fluxinterp.activations.store_files import StoreError
+from fluxinterp.activations.store_folders import StoreError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_store import files
