@@ -87,12 +87,20 @@ def launch_command(
     raise typer.Exit(done.returncode)
 
 # %% ../nbs/88_launching.ipynb #9f9cb455
+def _plan_text(plan, simulate):
+    if not simulate: return repr(plan)
+    from fluxinterp.run_simulation import simulate_run
+    try: return f'{plan!r}\nPlayed through, it {simulate_run(plan)!r}'
+    except ImportError as e: raise typer.BadParameter(str(e)) from None
+
 def plan_command(
     pipeline:Annotated[str, typer.Argument( # checkpoint, packaged pipeline or folder
-        callback=place_of('pipeline'), help='FLUX.1 or SDXL Turbo by its hub id, a packaged one, or a folder')],
-    site:Annotated[str, typer.Option(help='site that is read, such as double.18.image')], # name of the site
-    tokens:Annotated[int, typer.Option(min=1, help='vectors to train on')]=1_000_000_000, # number of vectors
-    machine:Annotated[str, typer.Option(help='h200, h100, a100, l40s, rtx4090, rtx3090 or core')]='h100', # GPU
+        callback=place_of('pipeline'), help='FLUX.1, SDXL, SDXL Turbo by hub id, a packaged one, a folder')],
+    site:Annotated[list[str], typer.Option( # names of the sites
+        help='site that is read, such as double.18.image; may be given several times')],
+    tokens:Annotated[int, typer.Option( # number of vectors
+        min=1, help='vectors to train on, of each site')]=1_000_000_000,
+    machine:Annotated[str, typer.Option(help='such as h200, h100, a100, rtx4090 or laptop')]='h100', # GPU
     gpus:Annotated[int, typer.Option(min=1, help='how many of them')]=1, # number of machines
     stream:Annotated[bool, typer.Option( # whether nothing is stored
         help='train on what is drawn meanwhile, without a store')]=False,
@@ -101,22 +109,31 @@ def plan_command(
     kept_steps:Annotated[int, typer.Option(min=1, help='of which are kept')]=1, # kept steps
     kept_tokens:Annotated[int, typer.Option(min=0, help='tokens kept of a picture; all when 0')]=0, # tokens
     pixels:Annotated[int, typer.Option(min=64, help='height and width of a picture')]=512, # pixels
+    text_tokens:Annotated[int, typer.Option( # tokens of a caption
+        min=0, help='tokens of a caption in FLUX; what it pads to when 0')]=0,
     dtype:Annotated[str, typer.Option( # number format of the store
         callback=one_of('bfloat16', 'float32', 'int8'), help='bfloat16, float32 or int8')]='bfloat16',
     num_latents:Annotated[int, typer.Option(min=1)]=65_536, # latents of the dictionary
     k:Annotated[int, typer.Option(min=1, help='active latents per token')]=64, # active latents per token
     disk:Annotated[float, typer.Option(help='bandwidth of disk or bucket, GB/s')]=1., # GB/s
     disk_tb:Annotated[float, typer.Option(help='size of the disk in TB; not looked at when 0')]=0., # TB
+    network:Annotated[float, typer.Option(help='bandwidth in GB/s; not looked at when 0')]=0., # GB/s
     price:Annotated[float, typer.Option(min=0, help='of a machine and hour')]=0., # price
+    measure:Annotated[bool, typer.Option( # whether rates are measured
+        help='rates of this machine, for a pipeline that is here')]=False,
+    simulate:Annotated[bool, typer.Option( # whether it is played through
+        help='play it through as well; needs fluxinterp[plan]')]=False,
    ):
     "Say what a harvest and a training would take: time, memory, disk, cost, and what holds them up."
     from fluxinterp.models.memory import checkpoints
     from fluxinterp.models.pipelines import load_pipeline
     from fluxinterp.run_plan import plan_run
     model = pipeline if pipeline in checkpoints else load_pipeline(pipeline)
-    how = dict(steps=steps, kept_steps=kept_steps, kept_tokens=kept_tokens or None, pixels=pixels)
-    typer.echo(repr(plan_run(model, site, tokens, machine, gpus, trainers, not stream, disk, disk_tb or None,
-                             price, dtype=dtype, num_latents=num_latents, k=k, **how)))
+    how = dict(steps=steps, kept_steps=kept_steps, kept_tokens=kept_tokens or None, pixels=pixels,
+               dtype=dtype, text_tokens=text_tokens or None, num_latents=num_latents, k=k)
+    plan = plan_run(model, site, tokens, machine, gpus, trainers, not stream, disk, disk_tb or None,
+                    network or None, price, measured=measure, **how)
+    typer.echo(_plan_text(plan, simulate))
 
 # %% ../nbs/88_launching.ipynb #fcdc3ba5
 def add_launch_commands(app:typer.Typer): # application that is added to

@@ -13,7 +13,7 @@ library = [p for p in notebooks if re.match(r'\d\d_', p.relative_to(root/'nbs').
 wings = ('worlds', 'models', 'activations', 'dictionaries', 'training', 'features', 'evaluation', 'steering', 'atlases',
          'autointerp', 'widgets', 'dashboards')
 apart = {'training', 'features', 'evaluation', 'steering', 'atlases'} # these import none of each other
-order = ('core', 'arguments', 'safe_files', 'export', 'overlays', *wings, 'picture_flops', 'run_plan', 'run_simulation', 'commands', 'launching', 'feature_commands', 'packaged', 'demo', 'cli',
+order = ('core', 'arguments', 'safe_files', 'export', 'overlays', *wings, 'picture_flops', 'run_rates', 'run_plan', 'run_simulation', 'commands', 'launching', 'feature_commands', 'packaged', 'demo', 'cli',
          '__init__')
 
 def name_of(path):
