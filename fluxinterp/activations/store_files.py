@@ -13,7 +13,6 @@ import hashlib, json, re
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
 from ..models.sites import Site
