@@ -64,6 +64,10 @@ surface = {
         'harvesting': ('harvest',),
         'token_dataset': ('TokenDataset',),
     },
+}
+
+# %% ../nbs/93_init.ipynb #b49219d5
+surface |= {
     'dictionaries': {
         'normalizers': ('Normalizer', 'moments'),
         'nuisances': ('Nuisance', 'fit_nuisance', 'removed_share'),
