@@ -104,7 +104,7 @@ def _planned_model(name): # a key of `checkpoints`, or a pipeline
     try: return load_pipeline(name)
     except (ValueError, OSError) as e:
         known = ', '.join(checkpoints)
-        raise ValueError(f'{e}\nWhat can be planned for without being here: {known}') from None
+        raise ValueError(f'{e}; what can be planned for without being here: {known}') from None
 
 def plan_command(
     pipeline:Annotated[str, typer.Argument( # checkpoint, packaged pipeline or folder
