@@ -93,9 +93,22 @@ def _plan_text(plan, simulate):
     try: return f'{plan!r}\nPlayed through, it {simulate_run(plan)!r}'
     except ImportError as e: raise typer.BadParameter(str(e)) from None
 
+def _plannable(name): # what looks like a hub id may be a checkpoint that is not here
+    hub_id = name and name.count('/')==1 and not name.startswith(('.', '/'))
+    return name if hub_id else place_of('pipeline')(name)
+
+def _planned_model(name): # a key of `checkpoints`, or a pipeline
+    from fluxinterp.models.memory import checkpoints
+    from fluxinterp.models.pipelines import load_pipeline
+    if name in checkpoints: return name
+    try: return load_pipeline(name)
+    except (ValueError, OSError) as e:
+        known = ', '.join(checkpoints)
+        raise ValueError(f'{e}; what can be planned for without being here: {known}') from None
+
 def plan_command(
     pipeline:Annotated[str, typer.Argument( # checkpoint, packaged pipeline or folder
-        callback=place_of('pipeline'), help='FLUX.1, SDXL, SDXL Turbo by hub id, a packaged one, a folder')],
+        callback=_plannable, help='FLUX.1, SDXL, SDXL Turbo by hub id, a packaged one, a folder')],
     site:Annotated[list[str], typer.Option( # names of the sites
         help='site that is read, such as double.18.image; may be given several times')],
     tokens:Annotated[int, typer.Option( # number of vectors
@@ -125,12 +138,10 @@ def plan_command(
         help='play it through as well; needs fluxinterp[plan]')]=False,
    ):
     "Say what a harvest and a training would take: time, memory, disk, cost, and what holds them up."
-    from fluxinterp.models.memory import checkpoints
-    from fluxinterp.models.pipelines import load_pipeline
     from fluxinterp.run_plan import plan_run
-    model = pipeline if pipeline in checkpoints else load_pipeline(pipeline)
     how = dict(steps=steps, kept_steps=kept_steps, kept_tokens=kept_tokens or None, pixels=pixels,
                dtype=dtype, text_tokens=text_tokens or None, num_latents=num_latents, k=k)
+    model = _planned_model(pipeline)
     plan = plan_run(model, site, tokens, machine, gpus, trainers, not stream, disk, disk_tb or None,
                     network or None, price, measured=measure, **how)
     typer.echo(_plan_text(plan, simulate))

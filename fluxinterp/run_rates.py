@@ -16,6 +16,7 @@ from .activations.store_files import row_bytes, store_dtypes
 from .dictionaries.sae import SAEConfig
 from .picture_flops import PictureFlops, count_flops
 from .training.sae_training import train
+from .worlds.scenes import scene_prompts
 
 # %% ../nbs/82_run_rates.ipynb #d25654ae
 class Machine(NamedTuple):
@@ -192,7 +193,7 @@ def measured_rates(pipe,                 # pipeline, on its device
     if run.text_tokens is not None: call = dict(max_sequence_length=run.text_tokens)|call
     how = dict(num_inference_steps=run.steps, steps=slice(run.steps-run.kept_steps, None), dtype=run.dtype,
                tokens=run.kept_tokens, num_images_per_prompt=run.images_per_prompt, progress=False)|call
-    prompts = [f'a picture, number {i}' for i in range(max(1, pictures//run.images_per_prompt))]
+    prompts = scene_prompts(max(1, pictures//run.images_per_prompt)) # captions that differ, in common words
     with tempfile.TemporaryDirectory() as folder:
         harvest(pipe, prompts[:2], run.sites, Path(folder)/'warm', **how)
         drawing,store = _seconds(lambda: harvest(pipe, prompts, run.sites, Path(folder)/'acts', **how))
