@@ -197,10 +197,10 @@ def train_command(
         callback=device_name, help='cuda, mps or cpu; default: CUDA, then MPS, then CPU')]='',
    ):
     "Train a sparse autoencoder on a store, also with torchrun; interrupted in any way, run it again."
+    place_of('store' if prompts is None else 'pipeline', "'store'")(store)
     from fluxinterp.dictionaries.sae import SAEConfig
     from fluxinterp.training.sae_training import train
     from fluxinterp.training.training_folders import has_checkpoint
-    place_of('store' if prompts is None else 'pipeline')(store)
     config = SAEConfig(num_latents=num_latents, k=k, architecture=architecture, normalizer=normalizer,
                        steps=steps, batch_size=batch_size, lr=lr, dead_after=dead_after, dead=dead, seed=seed)
     source = store,site,prompts,num_inference_steps,trainers
