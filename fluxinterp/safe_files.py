@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['write_advice', 'WriteError', 'write_error', 'writing', 'remove_unfinished', 'atomic_path', 'save_json', 'load_json',
-           'save_tensors', 'file_checksum', 'tensors_checksum', 'seal', 'is_sealed']
+           'save_tensors', 'SeldomSaves', 'file_checksum', 'tensors_checksum', 'seal', 'is_sealed']
 
 # %% ../nbs/03_safe_files.ipynb #saf00004
-import errno, json, os, re, socket, tempfile
-from collections.abc import Iterator
+import errno, json, os, re, socket, tempfile, time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -122,6 +122,29 @@ def save_tensors(tensors:dict,            # name -> tensor
             number = re.search(r'os error (\d+)', str(e))
             if number is None: raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from e
+
+# %% ../nbs/03_safe_files.ipynb #ef69fcc1
+class SeldomSaves:
+    "Saves that take a small part of the time"
+    pause = 10. # seconds between saves, at least
+
+    def __init__(self,
+                 times:float=50,        # times as long as the last save took that the next one waits
+                 pause:float|None=None, # seconds between saves, at least; 10 when None
+                ):
+        self.times = times
+        if pause is not None: self.pause = pause
+        self.next = time.monotonic()+self.pause
+
+    def __call__(self,
+                 save:Callable, # what saves, called without arguments
+                ):
+        "Save if it is time"
+        begun = time.monotonic()
+        if begun<self.next: return
+        save()
+        now = time.monotonic()
+        self.next = now+max(self.pause, self.times*(now-begun))
 
 # %% ../nbs/03_safe_files.ipynb #wre00003
 def file_checksum(path:str|os.PathLike, # file

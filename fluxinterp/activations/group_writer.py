@@ -12,19 +12,17 @@ import torch
 from safetensors.torch import load as safetensors_load, save as safetensors_bytes
 
 from .shard_writer import ShardWriter
-from .store_files import Moments
+from .store_files import Moments, moment_sums
 from .store_folders import StoreFolder
 from .work_queue import WorkQueue
 
 # %% ../../nbs/20_activations/37_group_writer.ipynb #3796b209
-_parts = ('count', 'sum', 'square', 'norm') # arrays of `Moments`
-
 def pack_shard(i:int,      # position of the shard
                files:list, # size and checksum of the file of each site
                sums:dict,  # `Moments` by folder of the site
               )->bytes:
     "What rank 0 needs to know of a written shard"
-    arrays = {f'{k}/{n}': torch.from_numpy(getattr(m, n)) for k,m in sums.items() for n in _parts}
+    arrays = {f'{k}/{n}': torch.from_numpy(getattr(m, n)) for k,m in sums.items() for n in moment_sums}
     return safetensors_bytes(arrays, dict(shard=json.dumps([i, files])))
 
 def unpack_shard(data:bytes, # what `pack_shard` made

@@ -6,7 +6,7 @@
 __all__ = ['only_writer', 'ShardWriter']
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #e7db63dd
-import hashlib, os, threading, time
+import hashlib, os, threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .store_files import (Moments, load_moments, save_manifest, save_moments,
     shard_name, shard_tensors, shard_values)
 from .store_folders import StoreError, StoreFolder
-from ..safe_files import remove_unfinished
+from ..safe_files import SeldomSaves, remove_unfinished
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #f1bc28cc
 @contextmanager
@@ -57,7 +57,7 @@ class ShardWriter:
                 ):
         self.folder,self.manifest,self.good = folder,manifest,good
         self.error,self.queue = None,Queue(1)
-        self.unsaved,self.next_save = False,0.
+        self.unsaved,self.seldom = False,SeldomSaves(times=60, pause=0.)
         self.waiting = {} # position -> `Moments` by folder, of shards that are not yet the next to count
         self.underway = deque() # `_Underway` of shards whose files are being sent to a bucket
         self.sending = {}       # futures -> bytes of these files
@@ -150,7 +150,7 @@ def finish_shard(self:ShardWriter,
     while self.covered in self.waiting: self._count(self.waiting.pop(self.covered))
     self.manifest['shards'][i]['files'] = files
     self.unsaved = True
-    if time.monotonic()>=self.next_save: self._save()
+    self.seldom(self._save)
 
 # %% ../../nbs/20_activations/36_shard_writer.ipynb #9585bcd7
 _files_at_once = 8     # sent to a bucket
@@ -196,12 +196,9 @@ def _note_sent(self:ShardWriter, to_the_end=False): # shards whose files are the
 @patch
 def _save(self:ShardWriter): # manifest and statistics, as they are
     if not self.unsaved: return
-    start = time.monotonic()
     save_manifest(self.manifest, self.folder)
     if self.covered>=0: save_moments(self.folder, self.moments, self.covered)
     self.unsaved = False
-    now = time.monotonic()
-    self.next_save = now+60*(now-start)
 
 @patch
 def _count(self:ShardWriter, sums): # `Moments` of one more shard, by folder of the site
@@ -229,5 +226,5 @@ def complete_statistics(self:ShardWriter,
             sums[s['folder']] = _moments_of(safetensors_load(self.folder.read(shard_name(m, i, j))))
         self._count(sums)
         self.unsaved = True
-        if time.monotonic()>=self.next_save: self._save()
+        self.seldom(self._save)
     self._save()

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['plan_atlas', 'new_pass', 'block_prompts', 'block_starts', 'block_stop', 'delete_strays', 'save_state', 'kept_state',
-           'BlockScan', 'SeldomSaves', 'write_text', 'sweep_parts', 'finish']
+           'BlockScan', 'write_text', 'sweep_parts', 'finish']
 
 # %% ../../nbs/50_atlases/10_building.ipynb #atf00003
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from fluxinterp.atlases.atlas_files import (array_files, atlas_format, atlas_key
 from ..core import uninterrupted
 from ..dictionaries.dictionary import Dictionary, two_sided, dictionary_fingerprint
 from ..overlays import image_bytes
-from ..safe_files import save_json, save_tensors, seal, tensors_checksum
+from ..safe_files import SeldomSaves, save_json, save_tensors, seal, tensors_checksum
 
 # %% ../../nbs/50_atlases/10_building.ipynb #wgc00007
 def plan_atlas(dictionary:Dictionary, # dictionary whose features are looked up
@@ -179,22 +177,6 @@ def save(self:BlockScan):
     save_state(self.features.state()|_joined(self.unwritten)|done, self.file)
 
 # %% ../../nbs/50_atlases/10_building.ipynb #7b697bb3
-class SeldomSaves:
-    "Saves that take a fiftieth of the time at most"
-    pause = 10. # seconds between saves, at least
-
-    def __init__(self): self.next = time.monotonic()+self.pause
-
-    def __call__(self,
-                 save:Callable, # what saves, called without arguments
-                ):
-        "Save if it is time"
-        begun = time.monotonic()
-        if begun<self.next: return
-        save()
-        now = time.monotonic()
-        self.next = now+max(self.pause, 50*(now-begun))
-
 def _nuisance(dictionary, source, rows): # what is removed from images, (image, step, token, d), or None
     if dictionary.nuisance is None: return None
     shape = len(rows),len(source.levels),source.tokens

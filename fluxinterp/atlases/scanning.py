@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 
 from ..activations.work_queue import WorkQueue
 from .annotations import AtlasError
-from fluxinterp.atlases.building import (BlockScan, SeldomSaves, block_starts, block_stop, kept_state,
-    new_pass, save_state)
+from fluxinterp.atlases.building import (BlockScan, block_starts, block_stop, kept_state, new_pass,
+    save_state)
 from .image_sources import ImageSource
 from .scan_statistics import FeaturePass, best_scores
 from ..core import uninterrupted
 from ..dictionaries.dictionary import Dictionary
+from ..safe_files import SeldomSaves
 
 # %% ../../nbs/50_atlases/16_scanning.ipynb #54c72d12
 class BlockTotals:

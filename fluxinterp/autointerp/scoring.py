@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..atlases.annotations import add_scores, detail_field, read_detail, unfinished
 from ..activations.work_queue import work_group
 from ..atlases.atlas import Atlas
-from .explainers import chosen_features, explanations
+from .explainers import chosen_features, explanations, share_features
 from .judges import ReaderVerdicts, binary_names
 from .scorer_base import Scorer, settle, shuffled_explanations
 from .scorers import Detection
@@ -70,18 +70,6 @@ def _measured(scorer, atlas, judge, said, other, some, keys, settings): # rows o
         rows.append((f, *keys, status, value, dict(detail, settings=settings), verdicts))
     return rows
 
-def _share_out(atlas, measured, left, every, bar, said, group): # alone, or with other processes
-    def parts():
-        some = left()
-        bar.total = len(some)
-        return [some[k:k+every] for k in range(0, len(some), every)]
-    def keep(part,  # numbers of features
-             rows): # their scores
-        add_scores(atlas.text, rows)
-        bar.update(len(part))
-    if group is not None: return group.share(said, parts, measured, keep)
-    for part in parts(): keep(part, measured(part))
-
 def score(atlas:Atlas,              # atlas in which scores are kept
           scorer:Scorer|None=None,  # scorer; `Detection()` when None
           explainer:str='prompts',  # name of the explainer whose explanations are scored
@@ -102,15 +90,16 @@ def score(atlas:Atlas,              # atlas in which scores are kept
     _check_explained(said, features, explainer)
     name = f'{scorer.name}/{judge.name}' if scorer.asks else scorer.name
     settings = f'{scorer.settings}; {getattr(judge, "settings", "") if scorer.asks else ""}'
-    other,group,keys = shuffled_explanations(said, seed),work_group(),(explainer, name)
+    other,keys = shuffled_explanations(said, seed),(explainer, name)
     def left(): # features to score
         return _to_score(atlas, explainer, name, features, settings, again)
     def measured(part): # some of them
         return _measured(scorer, atlas, judge, said, other, part, keys, settings)
     called = dict(atlas=atlas.about['key'], explainer=explainer, scorer=name, settings=settings, seed=seed)
+    group = work_group()
     first = group is None or group.rank==0
     with tqdm(desc=name, disable=not (progress and first), leave=False) as bar:
-        _share_out(atlas, measured, left, every, bar, called, group)
+        share_features(left, every, measured, lambda rows: add_scores(atlas.text, rows), called, bar)
     return scores(atlas, explainer, name).reindex(pd.Index(features, name='feature'))
 
 # %% ../../nbs/55_explaining/28_scoring.ipynb #wgj00006

@@ -18,11 +18,11 @@ here = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(here))
 import fluxinterp as fi
 from fluxinterp.atlases.atlas_files import array_files, atlas_key
-from fluxinterp.atlases.building import BlockScan, SeldomSaves, kept_state, plan_atlas
+from fluxinterp.atlases.building import BlockScan, kept_state, plan_atlas
 from fluxinterp.atlases.image_sources import image_source
 from fluxinterp.dictionaries.dictionary import dictionary_fingerprint
 from fluxinterp.dictionaries.sae import architectures, make_sae
-from fluxinterp.safe_files import seal
+from fluxinterp.safe_files import SeldomSaves, seal
 from fluxinterp.training.checkpoints import newest_state, save_checkpoint
 from fluxinterp.training.itda_transcoder import fit_transcoder, load_transcoder, save_transcoder
 from fluxinterp.training.training_run import TrainingRun

@@ -76,7 +76,8 @@ def growing(kind, out, root):
 def scanning(out, root, slow=True):
     from fluxinterp.atlases import building
     from fluxinterp.atlases.scan_statistics import FeaturePass
-    building.SeldomSaves.pause = .05
+    from fluxinterp.safe_files import SeldomSaves
+    SeldomSaves.pause = .05
     building.block_prompts = lambda about: 12
     if slow: slowly(FeaturePass, 'update', .03)
     how = dict(examples=3, batch_tokens=1024, progress=False)
