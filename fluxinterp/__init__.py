@@ -135,7 +135,7 @@ surface |= {
         'image_distances': ('feature_color', 'manhattan_distance', 'perceptual_distance', 'texture_score'),
         'feature_tests': ('color_spreads', 'feature_sensitivity', 'intervention_locality'),
         'referee': ('EditTask', 'grid_energy', 'score_edits', 'steering_tasks'),
-        'steering_methods': ('Change', 'along', 'chosen_features', 'mean_distances', 'negative_prompt', 'rewritten', 'switch'),
+        'steering_methods': ('Change', 'along', 'chosen_features', 'mean_distances', 'negative_prompt', 'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),
         'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
                         'replace_with_feature', 'steering_effects', 'top_activating_images'),

@@ -197,6 +197,7 @@ from .steering.steering_methods import mean_distances as mean_distances
 from .steering.steering_methods import negative_prompt as negative_prompt
 from .steering.steering_methods import rewritten as rewritten
 from .steering.steering_methods import switch as switch
+from .steering.steering_methods import together as together
 from .steering.steering_comparison import SteeringComparison as SteeringComparison
 from .steering.steering_comparison import compare_steering as compare_steering
 from .steering.block_roles import ablate_blocks as ablate_blocks
