@@ -128,7 +128,8 @@ surface |= {
     'steering': {
         'applying_edits': ('apply_edits',),
         'edits': ('Ablate', 'Add', 'Clamp', 'Negate', 'Replace', 'Scale', 'mean_activations'),
-        'interventions': ('clean_range', 'steer'),
+        'guards': ('Guard', 'clean_range'),
+        'interventions': ('steer',),
         'generation': ('generate',),
         'recipes': ('RecipeError', 'load_recipe', 'recipe_json', 'save_recipe'),
         'image_judges': ('CLIPJudge', 'reader_judge'),
@@ -137,6 +138,7 @@ surface |= {
         'referee': ('EditTask', 'grid_energy', 'score_edits', 'steering_tasks'),
         'steering_methods': ('Change', 'along', 'chosen_features', 'mean_distances', 'negative_prompt', 'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),
+        'strengths': ('StrengthRange', 'find_strengths'),
         'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
                         'replace_with_feature', 'steering_effects', 'top_activating_images'),
     },

@@ -170,7 +170,8 @@ from .steering.edits import Negate as Negate
 from .steering.edits import Replace as Replace
 from .steering.edits import Scale as Scale
 from .steering.edits import mean_activations as mean_activations
-from .steering.interventions import clean_range as clean_range
+from .steering.guards import Guard as Guard
+from .steering.guards import clean_range as clean_range
 from .steering.interventions import steer as steer
 from .steering.generation import generate as generate
 from .steering.recipes import RecipeError as RecipeError
@@ -200,6 +201,8 @@ from .steering.steering_methods import switch as switch
 from .steering.steering_methods import together as together
 from .steering.steering_comparison import SteeringComparison as SteeringComparison
 from .steering.steering_comparison import compare_steering as compare_steering
+from .steering.strengths import StrengthRange as StrengthRange
+from .steering.strengths import find_strengths as find_strengths
 from .steering.block_roles import ablate_blocks as ablate_blocks
 from .steering.block_roles import feature_icons as feature_icons
 from .steering.block_roles import feature_roles as feature_roles

@@ -14,7 +14,8 @@ import pandas as pd
 from PIL import Image
 
 from .edits import Edit
-from .interventions import Guard, is_recipes, steer
+from .guards import Guard
+from .interventions import is_recipes, steer
 from ..overlays import image_bytes, image_grid
 from ..activations.batching import PromptBatches, batched, check_call
 from ..models.description import describe

@@ -19,7 +19,7 @@ from ..activations.batching import PromptBatches
 from ..overlays import image_grid
 from .generation import draw_recipes
 from .image_distances import perceptual_distance
-from .interventions import Guard
+from .guards import Guard
 from .referee import cluster_interval, score_edits
 from .steering_methods import as_change
 from ..worlds.world import World
