@@ -127,6 +127,7 @@ surface |= {
     },
     'steering': {
         'applying_edits': ('apply_edits',),
+        'transport': ('Transport',),
         'edits': ('Ablate', 'Add', 'Clamp', 'Negate', 'Replace', 'Scale', 'mean_activations'),
         'guards': ('Guard', 'clean_range'),
         'interventions': ('steer',),

@@ -163,6 +163,7 @@ from .evaluation.itda_similarity import jaccard_by_chance as jaccard_by_chance
 from .evaluation.itda_similarity import similarity_map as similarity_map
 
 from .steering.applying_edits import apply_edits as apply_edits
+from .steering.transport import Transport as Transport
 from .steering.edits import Ablate as Ablate
 from .steering.edits import Add as Add
 from .steering.edits import Clamp as Clamp

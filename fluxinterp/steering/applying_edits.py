@@ -54,11 +54,11 @@ class _Writer:
             return x.float().norm(dim=-1, keepdim=True)/self.norms[self._columns(e.latents)].to(x.device)
         return torch.ones(1, device=x.device)
 
-    def _change(self, e, x, old, grid, rows): # (batch, token, latent of e), or None if its mask is empty
+    def _change(self, e, x, old, grid, rows, clock): # (batch, token, latent of e), or None if its mask is empty
         mask = _mask(e, x, old, grid)
         if rows is not None: mask = rows if mask is None else rows*mask
         if mask is not None and not mask.any(): return None
-        c = e.change(old, self._unit(e, x))
+        c = e.change_at(old, self._unit(e, x), clock, grid)
         if mask is not None and mask.shape[-1]>1: mask = mask.repeat(1, 1, len(e.latents)//len(e.features))
         return (c if mask is None else c*mask).expand(*x.shape[:2], len(e.latents))
 
@@ -74,7 +74,7 @@ def _delta(self:_Writer, x, now, grid, rows, clock): # new - old, (batch, token,
     total = None
     for e in active:
         old = read[...,self._columns(e.features)] if e.reads else None
-        c = self._change(e, x, old, grid, rows(e))
+        c = self._change(e, x, old, grid, rows(e), clock)
         if c is None: continue
         if total is None: total = x.new_zeros(*x.shape[:2], len(self.directions), dtype=torch.float32)
         columns,place = self._columns(e.latents).unique(return_inverse=True)

@@ -45,6 +45,9 @@ class Edit:
     def change(self, old: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         ...
 
+    def change_at(self, old: torch.Tensor, unit: torch.Tensor, clock=None, grid: tuple | None=None) -> torch.Tensor:
+        ...
+
     def __repr__(self):
         ...
 @dataclass(frozen=True, eq=False, repr=False)
