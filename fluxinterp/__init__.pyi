@@ -79,6 +79,7 @@ from .dictionaries.baselines import random_directions as random_directions
 from .dictionaries.concept_directions import ConceptDirections as ConceptDirections
 from .dictionaries.concept_directions import leace as leace
 from .dictionaries.concept_directions import mean_differences as mean_differences
+from .dictionaries.concept_directions import pair_differences as pair_differences
 from .dictionaries.concept_directions import prompt_differences as prompt_differences
 from .dictionaries.concept_directions import randomized as randomized
 from .dictionaries.control_sets import controls as controls
@@ -194,6 +195,7 @@ from .steering.referee import score_edits as score_edits
 from .steering.referee import steering_tasks as steering_tasks
 from .steering.steering_methods import Change as Change
 from .steering.steering_methods import along as along
+from .steering.steering_methods import between as between
 from .steering.steering_methods import chosen_features as chosen_features
 from .steering.steering_methods import mean_distances as mean_distances
 from .steering.steering_methods import negative_prompt as negative_prompt
