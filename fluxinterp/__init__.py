@@ -141,6 +141,7 @@ surface |= {
         'steering_methods': ('Change', 'along', 'between', 'chosen_features', 'mean_distances', 'negative_prompt',
                              'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),
+        'editing_benchmark': ('EditItem', 'carried', 'read_riebench', 'scene_items', 'score_edited'),
         'strengths': ('StrengthRange', 'find_strengths'),
         'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
                         'replace_with_feature', 'steering_effects', 'top_activating_images'),

@@ -204,6 +204,11 @@ from .steering.steering_methods import switch as switch
 from .steering.steering_methods import together as together
 from .steering.steering_comparison import SteeringComparison as SteeringComparison
 from .steering.steering_comparison import compare_steering as compare_steering
+from .steering.editing_benchmark import EditItem as EditItem
+from .steering.editing_benchmark import carried as carried
+from .steering.editing_benchmark import read_riebench as read_riebench
+from .steering.editing_benchmark import scene_items as scene_items
+from .steering.editing_benchmark import score_edited as score_edited
 from .steering.strengths import StrengthRange as StrengthRange
 from .steering.strengths import find_strengths as find_strengths
 from .steering.block_roles import ablate_blocks as ablate_blocks
