@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['every_site', 'head_site', 'count_heads', 'Patching', 'patch_activations']
 
-# %% ../../nbs/45_steering/31_patching.ipynb #4d3333de
+# %% ../../nbs/45_steering/31_patching.ipynb #b9d602c6
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,14 +26,14 @@ from ..models.regions import valid_index
 from ..models.sites import Site, SiteTable, list_sites, resolve_site
 from ..models.steps import Noise, step_window
 
-# %% ../../nbs/45_steering/31_patching.ipynb #f072df7a
+# %% ../../nbs/45_steering/31_patching.ipynb #ecd3d9da
 def every_site(pipe,       # a diffusers pipeline
               )->SiteTable: # sites in computed order, the denoiser's output last
     "All named sites of a denoiser, attention maps left out, and its own output as the site `output`"
     root = 'unet' if getattr(pipe, 'unet', None) is not None else 'transformer'
     return SiteTable([*list_sites(pipe), Site('output', root)])
 
-# %% ../../nbs/45_steering/31_patching.ipynb #cd5ee19c
+# %% ../../nbs/45_steering/31_patching.ipynb #a229ed5e
 def _projection(network, site): # path below the denoiser of the layer that mixes the heads
     path = site.path.partition('.')[2]
     module = network.get_submodule(path)
@@ -74,7 +74,7 @@ def count_heads(pipe,          # a diffusers pipeline
     path = head_site(pipe, site).path.partition('.')[2]
     return int(_attention_of(describe(pipe).network, path).heads)
 
-# %% ../../nbs/45_steering/31_patching.ipynb #8ca00da9
+# %% ../../nbs/45_steering/31_patching.ipynb #38add879
 def _check_source(pipe, record, model):
     site = record.site
     resolve_site(pipe, site)
@@ -112,7 +112,7 @@ def _records(source): # site name -> record
     if isinstance(source, dict) and all(isinstance(r, SiteRecord) for r in source.values()): return source
     raise TypeError(f'a source is a Recording or a SiteRecord of the other run, not {type(source).__name__}')
 
-# %% ../../nbs/45_steering/31_patching.ipynb #e15d3b2d
+# %% ../../nbs/45_steering/31_patching.ipynb #f5217d89
 def _places(kinds, guidance, name): # of the source's rows, of the batch's -> (rows of the batch, of the source)
     mine,theirs = [],[]
     for kind in dict.fromkeys(guidance):
@@ -157,18 +157,19 @@ def _check_shape(record, x): # activations of one step of the source, and what i
         raise ValueError(f'{name} was recorded as {record.x.dtype}, this call computes in {x.dtype}: record '
                          'without dtype=, so that nothing is rounded')
 
-# %% ../../nbs/45_steering/31_patching.ipynb #ffb17315
+# %% ../../nbs/45_steering/31_patching.ipynb #58efcce8
 class Patching:
     "An open `patch_activations`: what is written where, and how many vectors were"
     def __init__(self,
                  pipe,          # diffusers pipeline
                  records:list,  # `SiteRecord`s of the source
-                 steps,         # window of steps
-                 region,        # region of tokens; all when None
-                 heads,         # indices of heads; all when None
-                 same_noise:bool, # whether both runs must begin from the same noise
+                 steps=None,    # window of steps; all when None
+                 region=None,   # region of tokens; all when None
+                 heads=None,    # indices of heads; all when None
+                 same_noise:bool=False, # whether both runs must begin from the same noise
                 ):
-        self.records,self.steps,self.region = records,steps,region
+        self.pipe,self.records = pipe,records
+        self.steps,self.region = steps,region
         self.clock = None
         self.written = {r.site.name: 0 for r in records} # site name -> vectors written so far
         self._same_noise = same_noise
@@ -202,7 +203,7 @@ class Patching:
                                  f'{missing[0]} rows there')
         self._ran.clear()
 
-# %% ../../nbs/45_steering/31_patching.ipynb #47701711
+# %% ../../nbs/45_steering/31_patching.ipynb #401500bd
 @patch
 def _check_noise(self:Patching, record, rows, mine): # rows: of the source; mine: of the batch, of images
     begun,self._begun = self._begun,True
@@ -251,7 +252,18 @@ def _written(self:Patching, name, x, new, mine, tokens, columns):
     if columns.numel(): self.written[name] += len(mine)*tokens.numel()
     return y
 
-# %% ../../nbs/45_steering/31_patching.ipynb #15247f94
+# %% ../../nbs/45_steering/31_patching.ipynb #347c93b2
+@patch
+@contextmanager
+def opened(self:Patching,
+          )->Iterator[Patching]: # the same
+    "Patch every call of the pipeline while the context is open; the source was checked before"
+    with hooked(self.pipe, [(r.site, self._at(r)) for r in self.records]) as clock:
+        self.clock = clock
+        clock.schedule_callbacks.append(self._start)
+        clock.step_callbacks.append(self._end_step)
+        yield self
+
 @contextmanager
 def patch_activations(pipe,                # diffusers pipeline
                       source:Recording|SiteRecord, # activations of the other run, from the same noise
@@ -275,9 +287,4 @@ def patch_activations(pipe,                # diffusers pipeline
         raise ValueError(f'{r.site.name} does not show heads apart: record fi.head_site(pipe, name) and patch '
                          'that site')
     if heads is not None: heads = items_of(heads) or (heads,)
-    patching = Patching(pipe, records, steps, region, heads, same_noise)
-    with hooked(pipe, [(r.site, patching._at(r)) for r in records]) as clock:
-        patching.clock = clock
-        clock.schedule_callbacks.append(patching._start)
-        clock.step_callbacks.append(patching._end_step)
-        yield patching
+    with Patching(pipe, records, steps, region, heads, same_noise).opened() as patching: yield patching

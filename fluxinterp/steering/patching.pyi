@@ -26,15 +26,20 @@ def count_heads(pipe, site: str | Site) -> int:
     ...
 class Patching:
     clock: Any
+    pipe: Any
     records: Any
     region: Any
     steps: Any
     written: Any
 
-    def __init__(self, pipe, records: list, steps, region, heads, same_noise: bool):
+    def __init__(self, pipe, records: list, steps=None, region=None, heads=None, same_noise: bool=False):
         ...
 
     def __repr__(self):
+        ...
+
+    @contextmanager
+    def opened(self) -> Iterator[Patching]:
         ...
 @contextmanager
 def patch_activations(pipe, source: Recording | SiteRecord, sites: str | list | None=None, steps=None, region=None, heads: int | list | None=None, same_noise: bool=True) -> Iterator[Patching]:
