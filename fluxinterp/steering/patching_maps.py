@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_interval', 'PatchingMap', 'patching_map']
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #a2ee8a33
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #ee28ecd4
 import inspect
 import io
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from ..activations.recording import record
 from ..models.clock import runs_once
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts, image_generators
-from ..models.sites import list_sites, resolve_site
+from ..models.sites import Site, list_sites, resolve_site
 from ..models.steps import step_window
 from ..overlays import plain_text
 from .first_steps import keep_outputs, skip_steps
@@ -30,7 +30,7 @@ from .image_judges import pixel_distance, reader_judge
 from .patching import Patching
 from ..worlds.world import World
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #f6de95c8
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #cd10eb2c
 def mean_interval(values,           # numbers, (..., n); NaN is left out
                   level:float=.9,   # share of the bootstrap means inside
                   resamples:int=500, # bootstrap samples
@@ -94,7 +94,7 @@ class PatchingMap:
                 f'of captions; share brought of the other picture')
         return f'{head}\n{self.table().round(2).to_string()}'
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #dd710c9e
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #2c526eb2
 def _panel(ax, values, title, names, levels):
     ax.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto', interpolation='none')
     for (i,j),v in np.ndenumerate(values):
@@ -136,7 +136,7 @@ def maps(self:PatchingMap,
     values = self.table(what, source).to_numpy(np.float32)
     return {s: v[:,None,None] for s,v in zip(self.sites, values)}
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #447eb249
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #944058be
 def _pairs(captions, others, name='other captions'): # both as lists of one length
     captions,others = check_prompts(captions),check_prompts(others)
     if len(captions)==len(others): return captions,others
@@ -185,7 +185,7 @@ class _PatchedRuns:
         with skip_steps(self.pipe, self.kept, step, source.site), Patching(self.pipe, [source], step).opened():
             return self.draw()
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #3426baa7
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #10185ae9
 def _noised(own, other, seed): # records of both runs -> record of equal-norm noise
     g = torch.Generator().manual_seed(seed)
     noise = torch.randn(own.x.shape, generator=g)
@@ -203,7 +203,7 @@ def _sources(runs, others, controls, noise): # of one batch -> name -> Recording
     return res,main.images
 
 def _check_sites(pipe, sites):
-    sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, str) else sites)]
+    sites = [resolve_site(pipe, s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
     if not sites: raise ValueError('no sites to patch: sites=None takes all of fi.list_sites(pipe)')
     outside = next((s.name for s in sites if runs_once(s.path)), None)
     if outside: raise ValueError(f'{outside} runs once, outside of the steps: a map has sites of the denoiser')
@@ -236,7 +236,7 @@ class _Scores:
         if self.factor is None: return brought,np.full(len(brought), np.nan)
         return brought,np.where(self.differs, self.labels(images)==self.theirs, np.nan)
 
-# %% ../../nbs/45_steering/32_patching_maps.ipynb #90b0d8a0
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #0acc4b6c
 def patching_map(pipe,                   # diffusers pipeline
                  captions:str|list,      # captions that are drawn
                  other_captions:str|list, # as many captions, whose activations are put in; one word differs
