@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommitmentCurve', 'commitment_curve', 'commit_window']
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #ec44c5e1
+# %% ../../nbs/45_steering/34_commitment.ipynb #2a0f8cb2
 import inspect
 import io
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ from .image_judges import reader_judge
 from .patching_maps import mean_interval
 from ..worlds.world import World
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #2aa09cca
-def _crossing(levels, decided, threshold): # highest level at which a curve, read from noise to image, reaches it
+# %% ../../nbs/45_steering/34_commitment.ipynb #90a1d7f7
+def _crossing(levels, decided, threshold): # level from which on, towards the image, a curve stays above
     order = np.argsort(levels)[::-1]
     levels,decided = np.asarray(levels)[order],np.asarray(decided)[order]
-    above = np.flatnonzero(decided>=threshold)
-    if not len(above): return 0. # it never does
-    i = int(above[0])
-    if not i: return float(levels[0])
-    share = (threshold-decided[i-1])/(decided[i]-decided[i-1])
-    return float(levels[i-1]+share*(levels[i]-levels[i-1]))
+    below = np.flatnonzero(~(decided>=threshold))
+    if not len(below): return float(levels[0])
+    i = int(below[-1])
+    if i==len(levels)-1: return 0. # it does not, as far as was measured
+    share = (threshold-decided[i])/(decided[i+1]-decided[i])
+    return float(levels[i]+share*(levels[i+1]-levels[i]))
 
 @dataclass(repr=False)
 class CommitmentCurve:
@@ -62,7 +62,7 @@ class CommitmentCurve:
               factor:str,         # one of `factors`
               threshold:float=.5, # share decided at which a factor counts as committed
              )->float:            # noise level, in [0, 1]; 0 when it is never reached
-        "The highest noise level at which a factor is committed, between measured levels on a straight line"
+        "The noise level from which on a factor is committed, between measured levels on a straight line"
         return _crossing(self.levels, np.nan_to_num(self.decided(factor)), threshold)
 
     @property
@@ -88,7 +88,7 @@ class CommitmentCurve:
         return (f'CommitmentCurve: {len(self.captions)} pictures; decided by the latents\n'
                 f'{self.table().round(2).to_string()}')
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #82a5fd6e
+# %% ../../nbs/45_steering/34_commitment.ipynb #2f299060
 @patch
 def figure(self:CommitmentCurve,
           )->'Figure': # matplotlib figure
@@ -115,7 +115,7 @@ def _repr_png_(self:CommitmentCurve):
     self.figure().savefig(file, format='png')
     return file.getvalue()
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #45cc93d6
+# %% ../../nbs/45_steering/34_commitment.ipynb #98bab57f
 def _check_one_step(scheduler): # whether a step depends on nothing but the latents and this step's output
     multistep = any(hasattr(scheduler, a) for a in ('model_outputs', 'ets', 'derivatives'))
     if multistep or getattr(scheduler, 'order', 1)>1:
@@ -168,7 +168,7 @@ class _Finisher:
         with skip_steps(self.pipe, self.kept, step):
             return self.pipe(callback_on_step_end=_put, **self.arguments|generators).images
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #46edddd4
+# %% ../../nbs/45_steering/34_commitment.ipynb #798e77bc
 def _labels_of(judge, images, factors): # factor -> (image,)
     labels = judge(images).labels
     missing = [f for f in factors or () if f not in labels]
@@ -223,7 +223,7 @@ def commitment_curve(pipe,             # diffusers pipeline
     arrays = [{f: np.array(v) for f,v in shares.items()} for shares in (stays, control)]
     return CommitmentCurve(prompts, list(clean), window, [runs.levels[i] for i in window], *arrays)
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #5a6fdd03
+# %% ../../nbs/45_steering/34_commitment.ipynb #4ccadb5b
 def commit_window(curve:CommitmentCurve, # measured curves
                   factor:str,            # one of the curve's factors
                   threshold:float=.5,    # share decided at which a factor counts as committed
