@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommitmentCurve', 'commitment_curve', 'commit_window']
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #2a0f8cb2
+# %% ../../nbs/45_steering/34_commitment.ipynb #28ee895f
 import inspect
 import io
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from .image_judges import reader_judge
 from .patching_maps import mean_interval
 from ..worlds.world import World
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #90a1d7f7
+# %% ../../nbs/45_steering/34_commitment.ipynb #84e17127
 def _crossing(levels, decided, threshold): # level from which on, towards the image, a curve stays above
     order = np.argsort(levels)[::-1]
     levels,decided = np.asarray(levels)[order],np.asarray(decided)[order]
@@ -88,7 +88,7 @@ class CommitmentCurve:
         return (f'CommitmentCurve: {len(self.captions)} pictures; decided by the latents\n'
                 f'{self.table().round(2).to_string()}')
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #2f299060
+# %% ../../nbs/45_steering/34_commitment.ipynb #5f6a5e11
 @patch
 def figure(self:CommitmentCurve,
           )->'Figure': # matplotlib figure
@@ -115,7 +115,7 @@ def _repr_png_(self:CommitmentCurve):
     self.figure().savefig(file, format='png')
     return file.getvalue()
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #98bab57f
+# %% ../../nbs/45_steering/34_commitment.ipynb #63b50607
 def _check_one_step(scheduler): # whether a step depends on nothing but the latents and this step's output
     multistep = any(hasattr(scheduler, a) for a in ('model_outputs', 'ets', 'derivatives'))
     if multistep or getattr(scheduler, 'order', 1)>1:
@@ -168,7 +168,7 @@ class _Finisher:
         with skip_steps(self.pipe, self.kept, step):
             return self.pipe(callback_on_step_end=_put, **self.arguments|generators).images
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #798e77bc
+# %% ../../nbs/45_steering/34_commitment.ipynb #c36cfdd9
 def _labels_of(judge, images, factors): # factor -> (image,)
     labels = judge(images).labels
     missing = [f for f in factors or () if f not in labels]
@@ -223,7 +223,7 @@ def commitment_curve(pipe,             # diffusers pipeline
     arrays = [{f: np.array(v) for f,v in shares.items()} for shares in (stays, control)]
     return CommitmentCurve(prompts, list(clean), window, [runs.levels[i] for i in window], *arrays)
 
-# %% ../../nbs/45_steering/34_commitment.ipynb #4ccadb5b
+# %% ../../nbs/45_steering/34_commitment.ipynb #bd612919
 def commit_window(curve:CommitmentCurve, # measured curves
                   factor:str,            # one of the curve's factors
                   threshold:float=.5,    # share decided at which a factor counts as committed

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['every_site', 'head_site', 'count_heads', 'Patching', 'patch_activations']
 
-# %% ../../nbs/45_steering/31_patching.ipynb #b9d602c6
+# %% ../../nbs/45_steering/31_patching.ipynb #d1c47e3f
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,14 +26,14 @@ from ..models.regions import valid_index
 from ..models.sites import Site, SiteTable, list_sites, resolve_site
 from ..models.steps import Noise, step_window
 
-# %% ../../nbs/45_steering/31_patching.ipynb #ecd3d9da
+# %% ../../nbs/45_steering/31_patching.ipynb #8d3632c1
 def every_site(pipe,       # a diffusers pipeline
               )->SiteTable: # sites in computed order, the denoiser's output last
     "All named sites of a denoiser, attention maps left out, and its own output as the site `output`"
     root = 'unet' if getattr(pipe, 'unet', None) is not None else 'transformer'
     return SiteTable([*list_sites(pipe), Site('output', root)])
 
-# %% ../../nbs/45_steering/31_patching.ipynb #a229ed5e
+# %% ../../nbs/45_steering/31_patching.ipynb #53a1b726
 def _projection(network, site): # path below the denoiser of the layer that mixes the heads
     path = site.path.partition('.')[2]
     module = network.get_submodule(path)
@@ -74,7 +74,7 @@ def count_heads(pipe,          # a diffusers pipeline
     path = head_site(pipe, site).path.partition('.')[2]
     return int(_attention_of(describe(pipe).network, path).heads)
 
-# %% ../../nbs/45_steering/31_patching.ipynb #38add879
+# %% ../../nbs/45_steering/31_patching.ipynb #c8c1e473
 def _check_source(pipe, record, model):
     site = record.site
     resolve_site(pipe, site)
@@ -112,7 +112,7 @@ def _records(source): # site name -> record
     if isinstance(source, dict) and all(isinstance(r, SiteRecord) for r in source.values()): return source
     raise TypeError(f'a source is a Recording or a SiteRecord of the other run, not {type(source).__name__}')
 
-# %% ../../nbs/45_steering/31_patching.ipynb #f5217d89
+# %% ../../nbs/45_steering/31_patching.ipynb #0025348f
 def _places(kinds, guidance, name): # of the source's rows, of the batch's -> (rows of the batch, of the source)
     mine,theirs = [],[]
     for kind in dict.fromkeys(guidance):
@@ -157,7 +157,7 @@ def _check_shape(record, x): # activations of one step of the source, and what i
         raise ValueError(f'{name} was recorded as {record.x.dtype}, this call computes in {x.dtype}: record '
                          'without dtype=, so that nothing is rounded')
 
-# %% ../../nbs/45_steering/31_patching.ipynb #58efcce8
+# %% ../../nbs/45_steering/31_patching.ipynb #6049ecd3
 class Patching:
     "An open `patch_activations`: what is written where, and how many vectors were"
     def __init__(self,
@@ -203,7 +203,7 @@ class Patching:
                                  f'{missing[0]} rows there')
         self._ran.clear()
 
-# %% ../../nbs/45_steering/31_patching.ipynb #401500bd
+# %% ../../nbs/45_steering/31_patching.ipynb #b66f40e0
 @patch
 def _check_noise(self:Patching, record, rows, mine): # rows: of the source; mine: of the batch, of images
     begun,self._begun = self._begun,True
@@ -252,7 +252,7 @@ def _written(self:Patching, name, x, new, mine, tokens, columns):
     if columns.numel(): self.written[name] += len(mine)*tokens.numel()
     return y
 
-# %% ../../nbs/45_steering/31_patching.ipynb #347c93b2
+# %% ../../nbs/45_steering/31_patching.ipynb #5c5e75f8
 @patch
 @contextmanager
 def opened(self:Patching,
