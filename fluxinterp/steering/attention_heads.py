@@ -33,7 +33,7 @@ from ..worlds.world import World
 @dataclass(repr=False)
 class HeadAblations:
     "What pictures lose with each attention head; prints as a table, shows itself as heat maps"
-    frame:pd.DataFrame # a line per layer and head: `distance`, `similarity`, share of changed labels by factor
+    frame:pd.DataFrame # a line per layer and head: `distance`, `similarity`, changed labels by factor
     chance:pd.Series   # the same numbers of another prompt's picture
     how:str            # 'zero' or 'mean'
     prompts:list       # prompts of the pictures
@@ -88,13 +88,20 @@ class _Means:
     def __init__(self):
         self.sums = {} # (place, step) -> sum and count of vectors
 
-    def add(self, place): # hook that adds
+    def add(self,
+            place, # `Site` of heads
+           ):      # hook
+        "Hook that adds what it sees"
         def _add(clock, x):
             total,n = self.sums.get((place.name, clock.step), (0, 0))
             self.sums[place.name,clock.step] = total+x.double().sum((0, 1)),n+x.shape[0]*x.shape[1]
         return _add
 
-    def at(self, place, step): # (width,)
+    def at(self,
+           place, # `Site` of heads
+           step,  # index of a step
+          ):      # (width,)
+        "Mean vector of a place in a step"
         total,n = self.sums[place.name,step]
         return total/n
 
@@ -134,8 +141,9 @@ def ablate_heads(pipe,                  # diffusers pipeline
     every = [place for places in layers.values() for place in places]
     clean = _drawn([(p, means.add(p)) for p in every] if means else [])
     seen = judge(clean)
-    def _line(images, judged): return pd.concat([pd.Series({'distance': float(distance(clean, images).mean())}),
-                                                 label_changes(seen, judged)])
+    def _line(images, judged):
+        moved = pd.Series({'distance': float(distance(clean, images).mean())})
+        return pd.concat([moved, label_changes(seen, judged)])
     todo = [(name, h) for name,places in layers.items() for h in range(count_heads(pipe, places[0]))]
     rows = {}
     for name,h in tqdm(todo, desc='heads', leave=False, disable=progress is False):

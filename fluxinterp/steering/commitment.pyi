@@ -61,7 +61,7 @@ class _Finisher:
     def __init__(self, pipe, captions: list, seed: int, batch_size: int, call: dict):
         ...
 
-    def start(self, part):
+    def start(self, part: list) -> tuple:
         ...
 
     def finish(self, latents, step: int, seed: int) -> list:

@@ -52,8 +52,8 @@ class KeptOutputs:
         outputs = self.blocks.get(block, {}) if block else self.network
         if (step, call) in outputs: return outputs[step,call]
         steps = sorted({s for s,_ in self.network})
-        raise ValueError(f'{block or "the denoiser"} was not kept in call {call} of step {step}, only in steps '
-                         f'{steps or "of no run"}: make the same call of the pipeline in keep_outputs first')
+        raise ValueError(f'{block or "the denoiser"} was not kept in call {call} of step {step}, only '
+                         f'in steps {steps or "of no run"}: make the same call of the pipeline in keep_outputs first')
 
 # %% ../../nbs/45_steering/30_first_steps.ipynb #03ca1803
 @contextmanager
@@ -77,7 +77,7 @@ def keep_outputs(pipe,              # diffusers pipeline
 def skip_steps(pipe,             # diffusers pipeline
                kept:KeptOutputs, # outputs of the same call of the pipeline, of `keep_outputs`
                before:int,       # first step that is computed
-               site:Site|None=None, # place in which that step may differ; blocks before it are not computed then
+               site:Site|None=None, # place of a change in that step; blocks before it are not computed
               )->Iterator[None]: # a context
     "Hand out kept outputs in the first steps, so that the denoiser computes only the steps from `before` on"
     network = describe(pipe).network

@@ -53,7 +53,7 @@ def _attention_of(network, path): # the attention layer around or beside a proje
 def head_site(pipe,          # a diffusers pipeline
               site:str|Site, # name of an attention site, such as 'double.1.image.attn'; '.heads' may follow
              )->Site:        # the place, of which `width` is the width of all heads together
-    "Where an attention layer's heads still lie side by side; raises `ValueError` where there is no such place"
+    "Where an attention layer's heads still lie side by side; raises `ValueError` without such a place"
     if isinstance(site, str): site = resolve_site(pipe, site.removesuffix('.heads'))
     if site.name.endswith('.heads'): return site
     network = describe(pipe).network
@@ -104,8 +104,8 @@ def _check_schedule(record, window, levels): # whether the steps of this call ar
                          f'{record.steps}: record it, or give steps=')
     for i in sorted(window):
         if abs(of[i]-levels[i])<=1e-3: continue
-        raise ValueError(f'step {i} was recorded at noise level {of[i]:.3f} and is at {levels[i]:.3f} in this '
-                         'call: record the source with as many steps (num_inference_steps=)')
+        raise ValueError(f'step {i} was recorded at noise level {of[i]:.3f} and is at {levels[i]:.3f} in '
+                         'this call: record the source with as many steps (num_inference_steps=)')
 
 def _records(source): # site name -> record
     if isinstance(source, SiteRecord): return {source.site.name: source}
@@ -113,20 +113,20 @@ def _records(source): # site name -> record
     raise TypeError(f'a source is a Recording or a SiteRecord of the other run, not {type(source).__name__}')
 
 # %% ../../nbs/45_steering/31_patching.ipynb #0025348f
-def _places(kinds, guidance, name): # of the source's rows, of the batch's -> (rows of the batch, of the source)
+def _places(kinds, guidance, name): # of the source, of the batch -> rows of the batch, of the source
     mine,theirs = [],[]
     for kind in dict.fromkeys(guidance):
         to = [i for i,g in enumerate(guidance) if g==kind]
         of = np.flatnonzero(kinds==kind).tolist()
         if len(of)==1: of = of*len(to)
         if of and len(of)!=len(to):
-            raise ValueError(f'{name} has {len(of)} {kind} rows and this call {len(to)}: record as many images '
-                             'as are generated at a time, or one for all of them')
+            raise ValueError(f'{name} has {len(of)} {kind} rows and this call {len(to)}: record as many '
+                             'images as are generated at a time, or one for all of them')
         if of: mine += to
         theirs += of
     return mine,theirs
 
-def _tokens(region, n, grid, name): # indices of the tokens that a region covers at least by half; None for all
+def _tokens(region, n, grid, name): # indices of tokens that a region covers by half; None for all
     if region is None: return None
     if isinstance(region, TextTokens): mask = region.mask(n)
     elif isinstance(region, Box):
@@ -135,8 +135,8 @@ def _tokens(region, n, grid, name): # indices of the tokens that a region covers
     else: mask = region
     if mask.size!=n or (mask.ndim==2 and grid and mask.shape!=tuple(grid)):
         shape,have = ' x '.join(map(str, mask.shape)),' x '.join(map(str, grid or (n,)))
-        raise ValueError(f'the region mask is {shape} but {name} has {have} tokens here: pool it to the token '
-                         'grid with fi.pool_map, or use fi.Box')
+        raise ValueError(f'the region mask is {shape} but {name} has {have} tokens here: pool it to the '
+                         'token grid with fi.pool_map, or use fi.Box')
     return torch.from_numpy(np.flatnonzero(mask.reshape(-1)>=.5))
 
 def _columns(pipe, site, heads): # of a place of heads, those that are patched; None for all
@@ -237,8 +237,8 @@ def _at(self:Patching, record): # the hook of a site
         if 'conditional' in guidance: self._check_noise(record, theirs, mine)
         place = x.shape[1],clock.grid if site.stream=='image' else None
         if place not in cache: cache[place] = _tokens(self.region, *place, site.name)
-        return self._written(site.name, x, record.x[theirs,record.steps.index(clock.step)], mine, cache[place],
-                             columns)
+        new = record.x[theirs,record.steps.index(clock.step)]
+        return self._written(site.name, x, new, mine, cache[place], columns)
     return _patched
 
 @patch
@@ -268,15 +268,16 @@ def opened(self:Patching,
 def patch_activations(pipe,                # diffusers pipeline
                       source:Recording|SiteRecord, # activations of the other run, from the same noise
                       sites:str|list|None=None, # names of recorded sites, one or several; all when None
-                      steps=None,          # window of steps: index, slice, list, `noise(low, high)`; all when None
-                      region=None,         # tokens: a `Box`, `TextTokens`, a mask over the tokens; all when None
+                      steps=None,          # window: index, slice, list, `noise(low, high)`; all when None
+                      region=None,         # tokens: `Box`, `TextTokens`, a mask over them; all when None
                       heads:int|list|None=None, # attention heads, for sites of `head_site`; all when None
                       same_noise:bool=True, # whether to refuse a call that begins from other noise
                      )->Iterator[Patching]: # what is written, while the context is open
     "Activation patching: every call of the pipeline gets recorded activations of another run"
     check_pipeline(pipe)
     known = _records(source)
-    names = list(known) if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    if isinstance(sites, str): sites = [sites]
+    names = list(known if sites is None else sites)
     records = [Recording(known)[n] for n in names]
     model = describe(pipe).fingerprint
     region,steps = check_region(region),check_steps(steps)
@@ -284,7 +285,7 @@ def patch_activations(pipe,                # diffusers pipeline
         _check_source(pipe, r, model)
         _check_place(r.site, region)
         if heads is None or r.site.name.endswith('.heads'): continue
-        raise ValueError(f'{r.site.name} does not show heads apart: record fi.head_site(pipe, name) and patch '
-                         'that site')
+        raise ValueError(f'{r.site.name} does not show heads apart: record fi.head_site(pipe, name) and '
+                         'patch that site')
     if heads is not None: heads = items_of(heads) or (heads,)
     with Patching(pipe, records, steps, region, heads, same_noise).opened() as patching: yield patching
