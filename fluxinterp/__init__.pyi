@@ -186,6 +186,13 @@ from .steering.image_distances import feature_color as feature_color
 from .steering.image_distances import manhattan_distance as manhattan_distance
 from .steering.image_distances import perceptual_distance as perceptual_distance
 from .steering.image_distances import texture_score as texture_score
+from .steering.patching import every_site as every_site
+from .steering.patching import head_site as head_site
+from .steering.patching import patch_activations as patch_activations
+from .steering.patching_maps import patching_map as patching_map
+from .steering.attention_heads import ablate_heads as ablate_heads
+from .steering.commitment import commit_window as commit_window
+from .steering.commitment import commitment_curve as commitment_curve
 from .steering.feature_tests import color_spreads as color_spreads
 from .steering.feature_tests import feature_sensitivity as feature_sensitivity
 from .steering.feature_tests import intervention_locality as intervention_locality
