@@ -53,7 +53,8 @@ class KeptOutputs:
         if (step, call) in outputs: return outputs[step,call]
         steps = sorted({s for s,_ in self.network})
         raise ValueError(f'{block or "the denoiser"} was not kept in call {call} of step {step}, only '
-                         f'in steps {steps or "of no run"}: make the same call of the pipeline in keep_outputs first')
+                         f'in steps {steps or "of no run"}: make the same call of the pipeline in '
+                         'keep_outputs first')
 
 # %% ../../nbs/45_steering/30_first_steps.ipynb #03ca1803
 @contextmanager

@@ -212,6 +212,7 @@ def _check_sites(pipe, sites):
         raise ValueError(f'{outside} runs once, outside of the steps: a map has sites of the denoiser')
     return sites
 
+# %% ../../nbs/45_steering/32_patching_maps.ipynb #9c39ffba
 @dataclass
 class _Scores:
     "How far and how alike patched pictures are, pair by pair"
