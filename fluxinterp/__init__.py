@@ -74,6 +74,7 @@ surface |= {
         'dictionary': ('Dictionary', 'SparseCode', 'reconstruct'),
         'readouts': ('feature_activations',),
         'baselines': ('LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions'),
+        'concept_directions': ('ConceptDirections', 'leace', 'mean_differences', 'prompt_differences', 'randomized'),
         'control_sets': ('controls',),
         'step_overlap': ('code_overlap',),
         'selectivity': ('noise_selectivity',),

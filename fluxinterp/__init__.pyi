@@ -76,6 +76,11 @@ from .dictionaries.baselines import coordinates as coordinates
 from .dictionaries.baselines import neurons as neurons
 from .dictionaries.baselines import pca as pca
 from .dictionaries.baselines import random_directions as random_directions
+from .dictionaries.concept_directions import ConceptDirections as ConceptDirections
+from .dictionaries.concept_directions import leace as leace
+from .dictionaries.concept_directions import mean_differences as mean_differences
+from .dictionaries.concept_directions import prompt_differences as prompt_differences
+from .dictionaries.concept_directions import randomized as randomized
 from .dictionaries.control_sets import controls as controls
 from .dictionaries.step_overlap import code_overlap as code_overlap
 from .dictionaries.selectivity import noise_selectivity as noise_selectivity

@@ -54,11 +54,9 @@ class _Writer:
             return x.float().norm(dim=-1, keepdim=True)/self.norms[self._columns(e.latents)].to(x.device)
         return torch.ones(1, device=x.device)
 
-    def _change(self, e, x, old, grid, guidance): # (batch, token, latent of e), or None if its mask is empty
+    def _change(self, e, x, old, grid, rows): # (batch, token, latent of e), or None if its mask is empty
         mask = _mask(e, x, old, grid)
-        if e.guidance!='both':
-            rows = torch.tensor([g==e.guidance for g in guidance], device=x.device)[:,None,None]
-            mask = rows if mask is None else rows*mask
+        if rows is not None: mask = rows if mask is None else rows*mask
         if mask is not None and not mask.any(): return None
         c = e.change(old, self._unit(e, x))
         if mask is not None and mask.shape[-1]>1: mask = mask.repeat(1, 1, len(e.latents)//len(e.features))
@@ -66,7 +64,7 @@ class _Writer:
 
 # %% ../../nbs/45_steering/02_applying_edits.ipynb #7713d721
 @patch
-def _delta(self:_Writer, x, now, grid, guidance, clock): # new - old, (batch, token, touched)
+def _delta(self:_Writer, x, now, grid, rows, clock): # new - old, (batch, token, touched)
     d = self.directions.shape[1]
     if x.shape[-1]!=d:
         raise ValueError(f'the dictionary writes vectors of width {d}, '
@@ -75,7 +73,8 @@ def _delta(self:_Writer, x, now, grid, guidance, clock): # new - old, (batch, to
     read = self._read(x, clock) if any(e.reads for e in active) else None
     total = None
     for e in active:
-        c = self._change(e, x, read[...,self._columns(e.features)] if e.reads else None, grid, guidance)
+        old = read[...,self._columns(e.features)] if e.reads else None
+        c = self._change(e, x, old, grid, rows(e))
         if c is None: continue
         if total is None: total = x.new_zeros(*x.shape[:2], len(self.directions), dtype=torch.float32)
         columns,place = self._columns(e.latents).unique(return_inverse=True)
@@ -114,8 +113,13 @@ def _mask(e, x, old, grid): # (..., token, 1), or (batch, token, feature) for th
 class EditPlan:
     "The edits of one site, with what does not depend on activations computed once"
     def __init__(self,
-                 edits:list): # edits of one site
+                 edits:list,            # edits of one site
+                 images:dict|None=None, # id of an edit -> places of its images in a call; all images when None
+                 num_images:int=1,      # images of a call, where edits are of some of them
+                ):
         self.edits = list(edits)
+        self.images = images
+        self.num_images = num_images
         by_dictionary = {}
         for e in self.edits: by_dictionary.setdefault(id(e.dictionary), []).append(e)
         self._writers = [_Writer(es[0].dictionary, es) for es in by_dictionary.values()]
@@ -125,6 +129,15 @@ class EditPlan:
             raise ValueError('an edit asks for some guidance rows only: say which they are, guidance=[...]')
         if grid and grid[0]*grid[1]!=x.shape[1]:
             raise ValueError(f'a grid of {grid[0]} x {grid[1]} does not hold {x.shape[1]} tokens')
+        if self.images is not None and len(x)%self.num_images:
+            raise ValueError(f'{self.num_images} recipes for {len(x)} rows: give one for each image of a call')
+
+    def _rows(self, e, x, guidance): # whether an edit acts on each row, (batch, 1, 1); None for every row
+        if e.guidance=='both' and self.images is None: return None
+        acts = [e.guidance=='both' or guidance[i]==e.guidance for i in range(len(x))]
+        if self.images is not None: # a block of rows for each kind of guidance, an image a row
+            acts = [a and i%self.num_images in self.images[id(e)] for i,a in enumerate(acts)]
+        return torch.tensor(acts, device=x.device)[:,None,None]
 
     def __call__(self,
                  x:torch.Tensor,          # raw activations, (batch, token, d)
@@ -136,7 +149,8 @@ class EditPlan:
         "Edited activations and which tokens changed"
         now = {id(e) for e in (self.edits if now is None else now)}
         self._check_call(x, now, grid, guidance)
-        deltas = [(w, w._delta(x, now, grid, guidance, clock)) for w in self._writers]
+        deltas = [(w, w._delta(x, now, grid, lambda e: self._rows(e, x, guidance), clock))
+                  for w in self._writers]
         deltas = [(w, d) for w,d in deltas if d is not None]
         if not deltas: return None
         changed = torch.stack([(d!=0).any(-1) for _,d in deltas]).any(0)

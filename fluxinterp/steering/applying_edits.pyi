@@ -16,8 +16,10 @@ class _Writer:
         ...
 class EditPlan:
     edits: Any
+    images: Any
+    num_images: Any
 
-    def __init__(self, edits: list):
+    def __init__(self, edits: list, images: dict | None=None, num_images: int=1):
         ...
 
     def __call__(self, x: torch.Tensor, now: list | None=None, grid: tuple | None=None, guidance: list | None=None, clock=None) -> tuple | None:

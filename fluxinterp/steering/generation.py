@@ -14,9 +14,10 @@ import pandas as pd
 from PIL import Image
 
 from .edits import Edit
-from .interventions import Guard, steer
+from .interventions import Guard, is_recipes, steer
 from ..overlays import image_bytes, image_grid
-from ..activations.batching import PromptBatches, check_call
+from ..activations.batching import PromptBatches, batched, check_call
+from ..models.description import describe
 from ..models.pipelines import check_pipeline
 
 # %% ../../nbs/45_steering/10_generation.ipynb #78b89637
@@ -47,9 +48,25 @@ class Generated:
 
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
+def _by_recipe(pipe, batches, recipes, batch_size, force, guard): # -> images, guard report
+    if len(recipes)!=len(batches):
+        raise ValueError(f'{len(recipes)} recipes for {len(batches)} prompts: give one for each, '
+                         'or one list of edits for all')
+    each = batches.images # of a prompt
+    reports = []
+    def _draw(part):
+        mine = [recipes[i] for i in part for _ in range(each)]
+        with describe(pipe).lock, steer(pipe, mine, force, guard) as steering:
+            images = pipe(**batches.arguments(part)).images
+        if guard: reports.append(steering.report.assign(run=len(reports)))
+        return images
+    parts = batched(list(range(len(batches))), batch_size, _draw, 'generate', None)
+    images = [i for images in parts for i in images]
+    return images,pd.concat(reports, ignore_index=True) if reports else None
+
 def generate(pipe,                  # diffusers pipeline
              prompts:str|list|None, # prompt, or several; None with `prompt_embeds`
-             edits:list|Edit=(),    # edits, `Add`, `Scale`, ..., one or a list
+             edits:list|Edit=(),    # edits, `Add`, `Scale`, ..., one or a list; or a list for each prompt
              seed:int=0,            # noise seed; `(seed, i, j)` for image j of prompt i
              batch_size:int|str=16, # prompts at a time; 'auto': halved when memory runs out
              force:bool=False,      # accept dictionaries of another model or site, with a warning
@@ -65,6 +82,9 @@ def generate(pipe,                  # diffusers pipeline
     if isinstance(edits, (list, tuple)) and not edits:
         plain = batches.draw(batch_size)
         return Generated(plain, plain, captions)
+    if is_recipes(edits):
+        images,report = _by_recipe(pipe, batches, edits, batch_size, force, guard)
+        return Generated(images, batches.draw(batch_size), captions, report)
     with steer(pipe, edits, force, guard) as steering: # first, so that a wrong edit costs nothing
         images = batches.draw(batch_size)
     return Generated(images, batches.draw(batch_size), captions, steering.report if guard else None)
