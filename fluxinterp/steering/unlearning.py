@@ -106,6 +106,20 @@ def _swapper(swap, site, kept, flags): # puts the other run's tokens where the d
     return _put
 
 @patch
+def swap_hooks(self:Erasure,
+               pipe,        # diffusers pipeline
+               others:list, # arguments of the pipeline call of each swap's other run; None where it has none
+              )->list:      # (site, function) pairs for `hooked`
+    "Run what the swaps take tokens from, and give the hooks that put them in; good for one call"
+    hooks = []
+    for swap,other in zip(self.swaps, others):
+        kept,flags = {},{}
+        if other is not None:
+            with hooked(pipe, [(s, _recorder(kept, s)) for s in swap.sites]): pipe(**other)
+        hooks += [(s, _swapper(swap, s, kept, flags)) for s in swap.sites]
+    return hooks
+
+@patch
 def images(self:Erasure,
            pipe,                  # diffusers pipeline
            prompts:str|list,      # prompts
@@ -121,12 +135,7 @@ def images(self:Erasure,
               for s in self.swaps]
     def _draw(part):
         with describe(pipe).lock, ExitStack() as stack:
-            hooks = []
-            for swap,other in zip(self.swaps, others):
-                kept,flags = {},{}
-                if other is not None:
-                    with hooked(pipe, [(s, _recorder(kept, s)) for s in swap.sites]): pipe(**other.arguments(part))
-                hooks += [(s, _swapper(swap, s, kept, flags)) for s in swap.sites]
+            hooks = self.swap_hooks(pipe, [o and o.arguments(part) for o in others])
             stack.enter_context(steer(pipe, self.edits))
             if hooks: stack.enter_context(hooked(pipe, hooks))
             return pipe(**batches.arguments(part)).images

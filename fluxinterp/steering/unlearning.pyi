@@ -58,6 +58,9 @@ class Erasure:
     def prompt(self, prompt: str) -> str:
         ...
 
+    def swap_hooks(self, pipe, others: list) -> list:
+        ...
+
     def images(self, pipe, prompts: str | list, seed: int=0, batch_size: int | str=32, progress: bool | None=None, **call) -> list:
         ...
 
