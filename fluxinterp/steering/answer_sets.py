@@ -33,7 +33,8 @@ def picture_name(style:str|None,  # style, or the value that stands in its place
     "File name of a picture; raises `ValueError` for names that could not be read back"
     for part in (style, object):
         if part is not None and not re.fullmatch(r'[^\s/\\]+', part):
-            raise ValueError(f'{part!r} cannot be part of a file name: write Van_Gogh, without spaces or slashes')
+            raise ValueError(f'{part!r} cannot be part of a file name: write Van_Gogh, without spaces or '
+                             'slashes')
     return '_'.join(p for p in (style, object, f'seed{int(seed)}') if p)+suffix
 
 def parse_picture_name(name:str,          # file name
@@ -113,8 +114,8 @@ class AnswerSet:
 
 def _target_of(name, styles, objects, factors): # name of a folder -> request, '' for the unchanged model
     if name=='clean': return ''
-    parts = [((factors[0], n) if n in styles else (factors[1], n) if n in objects else None)
-             for n in name.split('+')]
+    of_name = dict.fromkeys(objects, factors[1])|dict.fromkeys(styles, factors[0])
+    parts = [(of_name[n], n) if n in of_name else None for n in name.split('+')]
     if None not in parts: return concept_text(parts)
     raise ValueError(f'folder {name!r} is named after no {factors[0]} or {factors[1]} of its pictures: give '
                      f'target="{factors[0]}=..." for what its model was to forget')
@@ -122,11 +123,12 @@ def _target_of(name, styles, objects, factors): # name of a folder -> request, '
 def read_answer_set(folder:str|Path,         # folder with a folder for each unlearned model, or one of these
                     factors:tuple=('style', 'object'), # factors in the places of style and object
                     objects:list|None=None,  # names of the objects; without underscores when None
-                    target:str|None=None,    # what the model was to forget, for a single folder; its name when None
+                    target:str|None=None,    # what the model was to forget; the folder's name when None
                    )->AnswerSet:
     "Table of the pictures in UnlearnCanvas' layout"
     folder = user_path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}: give the one that holds the pictures')
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no folder {folder}: give the one that holds the pictures')
     files = sorted(p for p in folder.rglob('*') if p.is_file())
     parsed = [(p, parse_picture_name(p.name, objects)) for p in files]
     found = [(p, *what) for p,what in parsed if what]
@@ -161,7 +163,8 @@ def answers(self:AnswerSet,
            )->pd.DataFrame:              # rows of `answer_columns`, for `score_unlearning`
     "What a judge recognizes in every picture; a picture without style is not asked for its style"
     p,parts = self.pictures,[pd.DataFrame(columns=answer_columns)]
-    for (target,seed),group in tqdm(p.groupby(['target', 'seed'], sort=False), 'judge', disable=not progress):
+    groups = p.groupby(['target', 'seed'], sort=False)
+    for (target,seed),group in tqdm(groups, 'judge', disable=not progress):
         places = p.index.get_indexer(group.index)
         for part in (places[k:k+batch_size] for k in range(0, len(places), batch_size)):
             rows = p.iloc[part]

@@ -93,7 +93,7 @@ def _word_tokens(pipe, site, prompts, asked, n): # factor -> which tokens are of
 # %% ../../nbs/45_steering/53_concept_data.ipynb #cda50012
 def record_concepts(pipe,          # diffusers pipeline
                     prompts:list,  # prompts, one image each
-                    asked:list,    # for each prompt a dict: factor -> value it asks for
+                    asked:list,    # what each prompt asks for, dicts: factor -> value
                     sites:list,    # names of image and text sites
                     image_tokens:Callable|None=scene_image_tokens, # function: images, grid -> factor -> tokens
                     seed:int=1,    # seed of the noise
@@ -101,7 +101,8 @@ def record_concepts(pipe,          # diffusers pipeline
                     **call,        # further arguments of `record`
                    )->ConceptData:
     "Generate an image for every prompt and keep what its tokens hold at some sites"
-    if len(prompts)!=len(asked): raise ValueError(f'{len(prompts)} prompts, {len(asked)} dicts of what they ask for')
+    if len(prompts)!=len(asked):
+        raise ValueError(f'{len(prompts)} prompts, {len(asked)} dicts of what they ask for')
     asked = pd.DataFrame(list(asked)).fillna('')
     rec = record(pipe, prompts, sites, images=True, seed=seed, batch_size=batch_size, **call)
     image = [r for r in rec.values() if r.site.stream!='text']
@@ -162,7 +163,8 @@ def check_concepts(self:ConceptData,
         if f not in self.asked:
             raise ValueError(f'no prompt of the data asks for a {f}: there are {", ".join(self.asked)}')
         have = [w for w in self.asked[f].unique() if w]
-        if v not in have: raise ValueError(f'no prompt of the data asks for {f}={v}: they ask for {", ".join(have)}')
+        if v not in have:
+            raise ValueError(f'no prompt of the data asks for {f}={v}: they ask for {", ".join(have)}')
         if set(have)<={w for g,w in concepts if g==f}:
             raise ValueError(f'every {f} is to be forgotten: leave one that can take their place')
 

@@ -63,7 +63,8 @@ def differentiable_images(pipe,                # a FLUX-class diffusers pipeline
                          )->torch.Tensor:      # images, (n, 3, height, width) in [0, 1], with gradient
     "Generate through the pipeline's own call, with gradient to the prompt embeddings"
     own = inspect.signature(type(pipe).__call__).parameters
-    base = next(c for c in type(pipe).__mro__ if c.__module__.startswith('diffusers.') and '__call__' in vars(c))
+    base = next(c for c in type(pipe).__mro__
+                if c.__module__.startswith('diffusers.') and '__call__' in vars(c))
     names = ('height', 'width', 'num_inference_steps', 'guidance_scale', 'max_sequence_length')
     usual = {k: own[k].default for k in names if k in own and own[k].default is not None}
     noise = [prompt_generator(seed, i) for i in range(len(embeds))]
@@ -119,8 +120,16 @@ def _as_images(pipe, x): # (n, 3, h, w) in [0, 1] -> PIL images
 def _norm(x): return x.flatten(1).norm(dim=1)
 
 class _Search: # embeddings of some prompts, moved step by step
-    def __init__(self, pipe, prompts, erasure, seed, loss, call):
-        self.pipe,self.erasure,self.seed,self.loss,self.call = pipe,erasure,seed,loss,call
+    def __init__(self,
+                 pipe,    # a FLUX-class diffusers pipeline
+                 prompts, # prompts the search starts from
+                 erasure, # what the model forgot
+                 seed,    # seed of the noise
+                 loss,    # function: images in [0, 1] -> (n,)
+                 call,    # keyword arguments of the pipeline call
+                ):
+        self.pipe,self.erasure,self.seed = pipe,erasure,seed
+        self.loss,self.call = loss,call
         options = {k: call[k] for k in ('max_sequence_length',) if k in call}
         with torch.no_grad(): embeds,pooled,_ = pipe.encode_prompt(prompts, None, **options)
         self.start = [embeds.float(), pooled.float()]
@@ -140,7 +149,11 @@ class _Search: # embeddings of some prompts, moved step by step
         return [o and o|dict(generator=[prompt_generator(self.seed, i) for i in range(len(o['prompt']))])
                 for o in self.others]
 
-    def within(self, delta, radius): # moves no larger than a share of the embeddings' norms
+    def within(self,
+               delta,  # moves of both embeddings, which are shortened in place
+               radius, # largest share of an embedding's norm; None for any
+              ):
+        "Moves no larger than a share of the embeddings' norms"
         if radius is None: return
         with torch.no_grad():
             for s,d in zip(self.start, delta):
@@ -164,8 +177,8 @@ def attack_embedding(pipe,               # a FLUX-class diffusers pipeline
     "Optimize prompt embeddings until a forgotten concept comes back; the best of all steps counts"
     check_count(steps, 'steps', 1)
     if not hasattr(describe(pipe).network, 'context_embedder'):
-        raise ValueError(f'{type(pipe).__name__}: the attack knows FLUX-class pipelines, with text embeddings and a '
-                         'pooled one')
+        raise ValueError(f'{type(pipe).__name__}: the attack knows FLUX-class pipelines, with text embeddings '
+                         'and a pooled one')
     (factor,value), = as_concepts(concept)
     prompts = check_prompts(prompts)
     search = _Search(pipe, prompts, erasure or Erasure('', 'unchanged'), seed, loss or reader_loss(concept), call)

@@ -130,14 +130,29 @@ def grid(self:UnlearningComparison,
     width = len(self.samples[rows[0]])
     return image_grid([i for r in rows for i in self.samples[r]], width, scale=scale)
 
+# %% ../../nbs/45_steering/55_unlearning_protocol.ipynb #unp55031
 class _Asked: # prompts of one comparison and their pictures
-    def __init__(self, pipe, scenes, kinds, seed, judge, broken, batch_size):
-        self.pipe,self.kinds,self.seed,self.judge,self.broken = pipe,kinds,seed,judge,broken
+    def __init__(self,
+                 pipe,       # diffusers pipeline
+                 scenes,     # scenes asked for
+                 kinds,      # kind of each scene
+                 seed,       # seed of the noise
+                 judge,      # function: images -> `Judgement`
+                 broken,     # function: images, clean images -> bool
+                 batch_size, # prompts at a time
+                ):
+        self.pipe,self.kinds,self.seed = pipe,kinds,seed
+        self.judge,self.broken = judge,broken
         self.prompts,self.asked = [s.caption for s in scenes],[asked_of(s) for s in scenes]
         self.batch_size = batch_size
         self.clean = None
 
-    def run(self, method, erasure, fitted=0.): # -> images, answers, line of `runs`
+    def run(self,
+            method,    # name of the method
+            erasure,   # what is forgotten
+            fitted=0., # seconds that fitting took
+           ):          # images, answers, line of `runs`
+        "Pictures of all prompts with a concept forgotten, judged"
         start = time.perf_counter()
         images = erasure.images(self.pipe, self.prompts, self.seed, self.batch_size, progress=False)
         if self.clean is None: self.clean = images
@@ -147,10 +162,16 @@ class _Asked: # prompts of one comparison and their pictures
                     seconds=time.perf_counter()-start+fitted)
         return images,a,line
 
-    def showing(self, images, target, n): # the first pictures whose prompts ask for any of the target's concepts
+    def showing(self,
+                images, # pictures of all prompts
+                target, # concepts, as `concept_text` has them
+                n,      # number of pictures
+               ):       # the first of them
+        "Pictures whose prompts ask for one of the target's concepts"
         wanted = [tuple(c.split('=')) for c in target.split(', ')]
         return [i for i,said in zip(images, self.asked) if any(said.get(f)==v for f,v in wanted)][:n]
 
+# %% ../../nbs/45_steering/55_unlearning_protocol.ipynb #unp55032
 def compare_unlearning(pipe,            # diffusers pipeline
                        targets:list,    # concepts, each forgotten by itself
                        methods:dict,    # name -> method of `unlearn`, or (method, options)
@@ -169,7 +190,8 @@ def compare_unlearning(pipe,            # diffusers pipeline
     if scenes is None: scenes,kinds = unlearning_scenes(128)
     if broken is None:
         period = token_pixels(pipe)
-        def broken(images, clean): return broken_images(images, clean, period)
+        def _broken(images, clean): return broken_images(images, clean, period)
+        broken = _broken
     asked = _Asked(pipe, scenes, kinds or ['']*len(scenes), seed, judge, broken, batch_size)
     images,a,line = asked.run('unchanged', Erasure('', 'unchanged'))
     answers,runs = [a],{('unchanged', ''): line}

@@ -65,14 +65,15 @@ def check_answers(answers:pd.DataFrame,      # a row per question about a pictur
 
 # %% ../../nbs/45_steering/50_unlearning_scores.ipynb #unl50012
 def collect_answers(images:list,          # PIL images
-                    asked:list,           # for each image a dict: factor -> value its prompt asked for
+                    asked:list,           # what each image's prompt asked for, dicts: factor -> value
                     target:str|tuple|list='', # what the model was to forget; '' for the unchanged model
                     prompts:list|None=None, # name or number of each image's prompt; its position when None
                     seed:int=0,           # seed of the noise, as a name
                     judge:Callable=reader_judge, # function: images -> `Judgement`, see `image_judges`
                    )->pd.DataFrame:       # rows of `answer_columns`
     "Ask a judge what it recognizes in pictures, for every factor their prompts speak of"
-    if len(images)!=len(asked): raise ValueError(f'{len(images)} images for {len(asked)} dicts of what was asked')
+    if len(images)!=len(asked):
+        raise ValueError(f'{len(images)} images for {len(asked)} dicts of what was asked')
     prompts = list(range(len(images)) if prompts is None else prompts)
     if len(prompts)!=len(images): raise ValueError(f'{len(prompts)} prompts for {len(images)} images')
     labels = judge(images).labels
@@ -97,7 +98,13 @@ def _kinds(a, concepts, pictures): # checked answers -> (kind of each row, wheth
 
 class _Sums:
     "Successes and questions of one request, by prompt and group"
-    def __init__(self, a, concepts, prompts, average, pictures):
+    def __init__(self,
+                 a,        # checked answers
+                 concepts, # (factor, value) pairs
+                 prompts,  # index of all prompts
+                 average,  # 'picture' or 'value'
+                 pictures, # 'all' or 'retained'
+                ):
         kind,success = _kinds(a, concepts, pictures)
         keep = kind!=''
         kind,success = kind[keep],success[keep]
@@ -164,7 +171,8 @@ def _row(samples, questions): # (sample, UA IRA CRA mean), the first is the esti
 def _requests(a, targets): # -> text of each request, and the rows it is scored on
     own = [t for t in a.target.unique() if t]
     if targets is None and not own:
-        raise ValueError("the answers name no target, as of an unchanged model: give targets=['color=red', ...]")
+        raise ValueError('the answers name no target, as of an unchanged model: give '
+                         "targets=['color=red', ...]")
     names = [concept_text(t) for t in (own if targets is None else targets)]
     canonical = a.target.map({t: concept_text(t) if t else '' for t in a.target.unique()})
     clean = bool((canonical=='').all())
