@@ -193,7 +193,6 @@ from .steering.block_roles import image_activations as image_activations
 from .steering.block_roles import replace_with_feature as replace_with_feature
 from .steering.block_roles import steering_effects as steering_effects
 from .steering.block_roles import top_activating_images as top_activating_images
-from .steering.unlearning_scores import check_answers as check_answers
 from .steering.unlearning_scores import collect_answers as collect_answers
 from .steering.unlearning_scores import recognition_table as recognition_table
 from .steering.unlearning_scores import score_unlearning as score_unlearning
@@ -208,6 +207,7 @@ from .steering.unlearning import unlearn_in_turn as unlearn_in_turn
 from .steering.unlearning_protocol import broken_images as broken_images
 from .steering.unlearning_protocol import compare_unlearning as compare_unlearning
 from .steering.unlearning_protocol import grid_energy as grid_energy
+from .steering.unlearning_attack import attack_embedding as attack_embedding
 
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas

@@ -157,7 +157,7 @@ def open_images(self:AnswerSet,
 
 @patch
 def answers(self:AnswerSet,
-            judge:Callable=reader_judge, # function: images -> `Judgement` with the two factors among its labels
+            judge:Callable=reader_judge, # function: images -> `Judgement` that labels both factors
             batch_size:int=64,           # pictures judged at a time
             progress:bool=True,          # whether a progress bar is shown
            )->pd.DataFrame:              # rows of `answer_columns`, for `score_unlearning`

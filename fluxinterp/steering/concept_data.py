@@ -95,7 +95,7 @@ def record_concepts(pipe,          # diffusers pipeline
                     prompts:list,  # prompts, one image each
                     asked:list,    # what each prompt asks for, dicts: factor -> value
                     sites:list,    # names of image and text sites
-                    image_tokens:Callable|None=scene_image_tokens, # function: images, grid -> factor -> tokens
+                    image_tokens:Callable|None=scene_image_tokens, # function: images, grid -> tokens
                     seed:int=1,    # seed of the noise
                     batch_size:int|str=32, # prompts at a time
                     **call,        # further arguments of `record`
