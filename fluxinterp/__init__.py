@@ -149,6 +149,12 @@ surface |= {
         'strengths': ('StrengthRange', 'find_strengths'),
         'block_roles': ('ablate_blocks', 'feature_icons', 'feature_roles', 'image_activations',
                         'replace_with_feature', 'steering_effects', 'top_activating_images'),
+        'unlearning_scores': ('collect_answers', 'recognition_table', 'score_unlearning', 'stages'),
+        'answer_sets': ('read_answer_set', 'write_answer_set'),
+        'concept_data': ('record_concepts', 'scene_concepts'),
+        'unlearning': ('ScaleAbove', 'unlearn', 'unlearn_in_turn'),
+        'unlearning_protocol': ('broken_images', 'compare_unlearning', 'grid_energy'),
+        'unlearning_attack': ('attack_embedding',),
     },
 }
 

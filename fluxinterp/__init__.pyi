@@ -225,6 +225,21 @@ from .steering.block_roles import image_activations as image_activations
 from .steering.block_roles import replace_with_feature as replace_with_feature
 from .steering.block_roles import steering_effects as steering_effects
 from .steering.block_roles import top_activating_images as top_activating_images
+from .steering.unlearning_scores import collect_answers as collect_answers
+from .steering.unlearning_scores import recognition_table as recognition_table
+from .steering.unlearning_scores import score_unlearning as score_unlearning
+from .steering.unlearning_scores import stages as stages
+from .steering.answer_sets import read_answer_set as read_answer_set
+from .steering.answer_sets import write_answer_set as write_answer_set
+from .steering.concept_data import record_concepts as record_concepts
+from .steering.concept_data import scene_concepts as scene_concepts
+from .steering.unlearning import ScaleAbove as ScaleAbove
+from .steering.unlearning import unlearn as unlearn
+from .steering.unlearning import unlearn_in_turn as unlearn_in_turn
+from .steering.unlearning_protocol import broken_images as broken_images
+from .steering.unlearning_protocol import compare_unlearning as compare_unlearning
+from .steering.unlearning_protocol import grid_energy as grid_energy
+from .steering.unlearning_attack import attack_embedding as attack_embedding
 
 from .atlases.annotations import AtlasError as AtlasError
 from .atlases.atlas import Atlas as Atlas
