@@ -153,7 +153,7 @@ surface |= {
         'answer_sets': ('read_answer_set', 'write_answer_set'),
         'concept_data': ('record_concepts', 'scene_concepts'),
         'unlearning': ('ScaleAbove', 'unlearn', 'unlearn_in_turn'),
-        'unlearning_protocol': ('broken_images', 'compare_unlearning', 'grid_energy'),
+        'unlearning_protocol': ('broken_images', 'compare_unlearning'),
         'unlearning_attack': ('attack_embedding',),
     },
 }
