@@ -124,7 +124,7 @@ class EditList(View):
     empty = traitlets.Unicode('No edits yet: add a feature.').tag(sync=True)
     snap = traitlets.Bool(True).tag(sync=True)   # whether sliders snap to the steps that were found
     finds = traitlets.Bool(False).tag(sync=True) # whether somebody answers `find`
-    find = traitlets.List([]).tag(sync=True)     # number of the row to find strengths for, and how often was asked
+    find = traitlets.List([]).tag(sync=True)     # row to find strengths for, and how often was asked
 
     def _active(self): # rows that are switched on
         return [r for r in self.rows if r['on']]
