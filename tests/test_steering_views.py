@@ -79,6 +79,6 @@ def test_a_concept_before_and_after(browser, parts, tmp_path):
             page.goto((tmp_path/'page.html').as_uri())
             expect(page.locator('.flx-erased canvas')).to_have_count(4)
             check_view(page, '.flx-erased', shot=f'erased_{"dark" if dark else "light"}')
-            page.get_by_label('erasure').select_option('none')
+            page.get_by_label('erasure', exact=True).select_option('none')
             expect(page.locator('.flx-erased h4').first).to_have_text('should change: 0 of 1 changed')
     view.close()
