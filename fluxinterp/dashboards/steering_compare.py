@@ -92,8 +92,8 @@ class SteeringCompare(View):
 
 def _about(comparison): # what the numbers are of
     rows = comparison.rows
-    return (f'{len(rows.groupby(["prompt", "seed", "factor", "target"]))} tasks on {rows.prompt.nunique()} '
-            'captions; hit: the picture shows the target, kept: the share of the other factors that stayed')
+    return (f'{len(rows.groupby(["prompt", "seed", "factor", "target"]))} tasks, captions: {rows.prompt.nunique()}; '
+            'hit: the picture shows the target, kept: the share of the other factors that stayed')
 
 # %% ../../nbs/65_dashboards/17_steering_compare.ipynb #e616036c
 @patch
