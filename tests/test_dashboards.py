@@ -302,6 +302,10 @@ def test_studio_finds_strengths(lab_page):
     field(lab_page, 'studio', 'Guard').select_option('cap')
     expect(v).to_contain_text('They were then capped')
     field(lab_page, 'studio', 'Guard').select_option('report')
+    exact = v.get_by_label(re.compile('strength, as a number')) # takes any number
+    exact.fill('25')
+    exact.press('Tab')
+    kernel_until(lab_page, 'studio.build()[0].strength==25')
     kernel_value(lab_page, 'studio.wait()')
 
 def test_studio_keyboard_brush(lab_page):

@@ -38,7 +38,7 @@ class ErasedGroup(NamedTuple):
         return [{f: (a[f], b[f]) for f in a if a[f]!=b[f]} for a,b in pairs]
 
 def erased_pairs(pipe,         # diffusers pipeline
-                 erasure,      # with `generate` or `edits`; or a list of edits
+                 erasure,      # edits, or a value that has `edits` or `generate`
                  prompts:list, # prompts
                  seed:int=0,   # seed of the noise
                  **call,       # keyword arguments of the pipeline call
@@ -61,7 +61,8 @@ def _named_erasures(erasure): # -> name -> erasure
     for n,e in named.items():
         edits = isinstance(e, Edit) or isinstance(e, (list, tuple)) and all(isinstance(x, Edit) for x in e)
         if not (edits or hasattr(e, 'generate') or hasattr(e, 'edits')):
-            raise TypeError(f'{n!r} is {type(e).__name__}, no erasure: give edits, or what has edits or generate')
+            raise TypeError(f'{n!r} is {type(e).__name__}, no erasure: give edits, '
+                            'or what has edits or generate')
     if not named: raise ValueError('no erasure: give one, or name -> erasure')
     return {str(n): e for n,e in named.items()}
 
@@ -95,9 +96,9 @@ class ErasedPictures(View):
             self.tiles,self.erasures = tiles,shown
             self.pictures = jpeg
 
-def _group_page(group, name, images): # -> what the page shows of a group; its pictures are added to the images
-    pairs,changes = [],group.changes()
-    for p,a,b,change,seen in zip(group.prompts, group.before, group.after, changes, group.seen.to_dict('records')):
+def _group_page(group, name, images): # -> what the page shows of a group; its pictures are added
+    pairs,changes,labels = [],group.changes(),group.seen.to_dict('records')
+    for p,a,b,change,seen in zip(group.prompts, group.before, group.after, changes, labels):
         kept = ', '.join(str(v) for f,v in seen.items() if f not in change)
         words = [f'{f}: {x} → {y}' for f,(x,y) in change.items()]
         pairs.append(dict(prompt=p, before=len(images), after=len(images)+1, changed=words, kept=kept))
@@ -152,6 +153,8 @@ def run(self:EraseView):
     todo = max(1, len(self.erasures)-len(self.erased))
     self.worker.request(work, lambda _: f'{len(self.erased)} generated', 'erasing', passes=4*todo)
 
+
+# %% ../../nbs/65_dashboards/18_erase_view.ipynb #303b8380
 @patch(as_prop=True)
 def alt(self:EraseView)->str:
     "Text alternative of the view"

@@ -31,15 +31,15 @@ class _Pages: # collects pictures, and says where they are
         self.images += images
         return list(range(first, len(self.images)))
 
-def _strength_lines(comparison, pages, factor, method, keep): # dicts: strength, hit, kept, off, n, tiles, captions
+def _strength_lines(comparison, pages, factor, method, keep): # -> a dict a strength
     rows = comparison.rows
     rows,lines = rows[(rows.factor==factor)&(rows.method==method)],[]
     for name,of,strength in comparison.images:
         if (name, of)!=(method, factor): continue
         mine = rows[rows.strength.isna() if np.isnan(strength) else rows.strength==strength]
         images = comparison.images[name,of,strength][:keep]
-        lines.append(dict(strength=_number(strength), hit=float(mine.hit.mean()), kept=float(mine.kept.mean()),
-                          off=float(mine.off_range.mean()), n=len(mine), tiles=pages.add(images),
+        lines.append(dict(strength=_number(strength), hit=float(mine.hit.mean()),
+                          kept=float(mine.kept.mean()), off=float(mine.off_range.mean()), n=len(mine), tiles=pages.add(images),
                           captions=[_picture_words(s) for s in mine.head(len(images)).itertuples()]))
     return sorted(lines, key=lambda l: -math.inf if l['strength'] is None else l['strength'])
 
@@ -77,7 +77,8 @@ class SteeringCompare(View):
                  size:int=112,             # width of a picture on the screen, pixels
                 ):
         if not isinstance(comparison, SteeringComparison) or not comparison.images:
-            raise ValueError('a comparison with pictures is needed: compare_steering(pipe, methods, tasks) makes one')
+            raise ValueError('a comparison with pictures is needed: '
+                             'compare_steering(pipe, methods, tasks) makes one')
         self.comparison,self.keep = comparison,keep
         pages = _Pages()
         factors = _factor_pages(comparison, pages, keep)

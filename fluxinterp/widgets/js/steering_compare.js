@@ -105,7 +105,12 @@ const render = ({ model, el }) => {
     return make("figure", { style: `width: ${size}px` }, c, make("figcaption", {}, caption));
   };
   const row = (title, pictures) =>
-    make("section", { "aria-label": title }, make("h4", {}, title), make("div", { class: "flx-row flx-top" }, pictures));
+    make(
+      "section",
+      { "aria-label": title },
+      make("h4", {}, title),
+      make("div", { class: "flx-row flx-top" }, pictures),
+    );
   const draw = () => {
     const f = factor();
     box.dataset.strength = look.strength;
