@@ -113,7 +113,7 @@ class EraseView(WorkDashboard):
                  should_change:list,     # prompts that ask for the concept
                  should_not:list,        # prompts that do not
                  seed:int=0,             # seed of the noise
-                 judge=None,             # function: images -> `Judgement`; the reader of the tiny world when None
+                 judge=None,             # function: images -> `Judgement`; the tiny world's reader when None
                  factors:list|None=None, # factors of the judge that count; all when None
                  **call,                 # keyword arguments of the pipeline call
                 ):

@@ -39,7 +39,8 @@ def _strength_lines(comparison, pages, factor, method, keep): # -> a dict a stre
         mine = rows[rows.strength.isna() if np.isnan(strength) else rows.strength==strength]
         images = comparison.images[name,of,strength][:keep]
         lines.append(dict(strength=_number(strength), hit=float(mine.hit.mean()),
-                          kept=float(mine.kept.mean()), off=float(mine.off_range.mean()), n=len(mine), tiles=pages.add(images),
+                          kept=float(mine.kept.mean()), off=float(mine.off_range.mean()), n=len(mine),
+                          tiles=pages.add(images),
                           captions=[_picture_words(s) for s in mine.head(len(images)).itertuples()]))
     return sorted(lines, key=lambda l: -math.inf if l['strength'] is None else l['strength'])
 
@@ -93,7 +94,8 @@ class SteeringCompare(View):
 
 def _about(comparison): # what the numbers are of
     rows = comparison.rows
-    return (f'{len(rows.groupby(["prompt", "seed", "factor", "target"]))} tasks, captions: {rows.prompt.nunique()}; '
+    tasks = len(rows.groupby(['prompt', 'seed', 'factor', 'target']))
+    return (f'{tasks} tasks, captions: {rows.prompt.nunique()}; '
             'hit: the picture shows the target, kept: the share of the other factors that stayed')
 
 # %% ../../nbs/65_dashboards/17_steering_compare.ipynb #e616036c
