@@ -51,10 +51,10 @@ def erased_pairs(pipe,         # diffusers pipeline
 def count_changes(groups:list, # `ErasedGroup` of what should change, and of what should not
                  )->str:
     "How many pictures of each group a judge sees changed"
-    def one(group, name):
+    def _one(group, name):
         n = sum(map(bool, group.changes()))
         return f'{n} of {len(group.prompts)} pictures that {name} did'
-    return '; '.join(one(g, n) for g,n in zip(groups, group_names))+', as the judge sees them.'
+    return '; '.join(_one(g, n) for g,n in zip(groups, group_names))+', as the judge sees them.'
 
 def _named_erasures(erasure): # -> name -> erasure
     named = erasure if isinstance(erasure, dict) else {getattr(erasure, 'method', '') or 'erasure': erasure}

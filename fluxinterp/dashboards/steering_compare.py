@@ -26,7 +26,8 @@ def _picture_words(score): # what the judge says of one picture
 
 class _Pages: # collects pictures, and says where they are
     def __init__(self): self.images = []
-    def add(self, images):
+    def add(self, images:list)->list: # PIL images
+        "Keep images, and return their places"
         first = len(self.images)
         self.images += images
         return list(range(first, len(self.images)))
@@ -70,7 +71,7 @@ class SteeringCompare(View):
     size = traitlets.Int(112).tag(sync=True)       # width of a picture on the screen, pixels
     about = traitlets.Unicode('').tag(sync=True)   # words above the curves
 
-    def __init__(self, comparison:SteeringComparison, # of `compare_steering`
+    def __init__(self, comparison:SteeringComparison, # what `compare_steering` returned, with pictures
                  factor:str|None=None,     # factor to begin with; the first when None
                  strength:float|None=None, # strength to begin with; the middle one when None
                  keep:int=4,               # pictures shown of each method, factor and strength

@@ -15,7 +15,7 @@ class _Pages:
     def __init__(self):
         ...
 
-    def add(self, images):
+    def add(self, images: list) -> list:
         ...
 class SteeringCompare(View):
     script = view_script(js_text('steering_compare'))

@@ -317,13 +317,13 @@ def find_strengths(self:SteeringStudio,
         self.edits.error = f'{row["fixed"] or row["name"]}: strengths are found for Add, Scale and Ablate'
         return
     start,amount = strength_amounts(row)
-    def at(strength): return [row_edit(row|dict(amount=amount(strength)), self.dictionary, region)]
-    try: at(start)
+    def _at(strength): return [row_edit(row|dict(amount=amount(strength)), self.dictionary, region)]
+    try: _at(start)
     except ValueError as e:
         self.edits.error = str(e)
         return
     def work(say): # function for messages
-        return find_strengths(self.pipe, at, [live_run.prompt], start=start, seed=live_run.seed, **self.call)
+        return find_strengths(self.pipe, _at, [live_run.prompt], start=start, seed=live_run.seed, **self.call)
     def done(found): return self._show_strengths(i, row, amount, found, live_run) # `StrengthRange`
     self.edits.error = ''
     self.worker.request(work, done, 'finding strengths', passes=12)
