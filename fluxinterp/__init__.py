@@ -188,6 +188,8 @@ surface |= {
         'timestep_viewer': ('TimestepViewer',),
         'prompt_inspector': ('PromptInspector',),
         'steering_studio': ('SteeringStudio',),
+        'steering_compare': ('SteeringCompare',),
+        'erase_view': ('EraseView',),
         'feature_browser': ('FeatureBrowser',),
         'layer_step_matrix': ('LayerStepMatrix',),
         'dictionary_compare': ('DictionaryCompare',),

@@ -284,6 +284,8 @@ from .autointerp.method_report import controls_beaten as controls_beaten
 from .dashboards.timestep_viewer import TimestepViewer as TimestepViewer
 from .dashboards.prompt_inspector import PromptInspector as PromptInspector
 from .dashboards.steering_studio import SteeringStudio as SteeringStudio
+from .dashboards.steering_compare import SteeringCompare as SteeringCompare
+from .dashboards.erase_view import EraseView as EraseView
 from .dashboards.feature_browser import FeatureBrowser as FeatureBrowser
 from .dashboards.layer_step_matrix import LayerStepMatrix as LayerStepMatrix
 from .dashboards.dictionary_compare import DictionaryCompare as DictionaryCompare

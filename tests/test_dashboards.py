@@ -289,6 +289,25 @@ def test_studio_paints_and_steers(lab_page):
     lab_page.wait_for_function('(n) => +document.querySelector(".try-studio .flx-paint").dataset.cells < n', arg=cells)
     v.get_by_role('button', name='paint', exact=True).click()
 
+def test_studio_finds_strengths(lab_page):
+    "In the kernel, as often as the button is pressed; the slider and the guard's line follow"
+    v = view(lab_page, 'studio')
+    for _ in range(2): v.get_by_role('button', name=re.compile('^find strengths of')).click()
+    expect(v.locator('.flx-ticks line')).to_have_count(5, timeout=60_000) # no change and four steps
+    kernel_value(lab_page, 'studio.wait()')
+    expect(said(lab_page, 'studio')).to_contain_text('strengths tried')
+    kernel_until(lab_page, "studio.edits.rows[0]['amount'] in [0., *studio.edits.rows[0]['found']['steps']]")
+    expect(v).to_contain_text('of the edited tokens')
+    check_view(lab_page, '.try-studio .flx', shot='studio_found')
+    field(lab_page, 'studio', 'Guard').select_option('cap')
+    expect(v).to_contain_text('They were then capped')
+    field(lab_page, 'studio', 'Guard').select_option('report')
+    exact = v.get_by_label(re.compile('strength, as a number')) # takes any number
+    exact.fill('25')
+    exact.press('Tab')
+    kernel_until(lab_page, 'studio.build()[0].strength==25')
+    kernel_value(lab_page, 'studio.wait()')
+
 def test_studio_keyboard_brush(lab_page):
     v = view(lab_page, 'studio')
     before = int(v.locator('.flx-paint').get_attribute('data-cells'))

@@ -32,6 +32,7 @@ def parts(tmp_path_factory):
 makers = dict(
     FeatureBrowser=lambda fi, p: fi.FeatureBrowser(p['atlas'], p['pipe'], p['sae']),
     SteeringStudio=lambda fi, p: fi.SteeringStudio(p['atlas'], p['pipe'], p['sae'], features=[7]),
+    EraseView=lambda fi, p: fi.EraseView([fi.Ablate(p['sae'], 17)], p['pipe'], ['a red star'], ['a blue star']),
     TimestepViewer=lambda fi, p: fi.TimestepViewer(p['pipe'], p['sae'], atlases={site: p['atlas']}),
     PromptInspector=lambda fi, p: fi.PromptInspector(p['pipe'], p['sae']),
     LayerStepMatrix=lambda fi, p: fi.LayerStepMatrix(p['pipe'], prompt),

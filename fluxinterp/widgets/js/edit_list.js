@@ -7,7 +7,13 @@ const render = ({ model, el }) => {
     S = () => model.get("steps"),
     L = () => model.get("levels");
   let mine = null;
+  const stale = ["kind", "where", "first", "last", "guidance"]; // what strengths were found with
   const put = (i, values, quiet) => {
+    const old = rows()[i].found?.steps && stale.some((k) => k in values);
+    if (old) {
+      values = { ...values, found: {} };
+      quiet = false;
+    }
     const next = rows().map((r, j) => (j === i ? { ...r, ...values } : r));
     mine = JSON.stringify(next);
     model.set("rows", next);
@@ -22,6 +28,57 @@ const render = ({ model, el }) => {
     model.save_changes();
     draw();
   };
+
+  const snapping = (range, steps, nothing, low, high) => {
+    // moves the slider to the nearest step; returns the ticks
+    const all = [...new Set([nothing, ...steps])].sort((a, b) => a - b),
+      nearest = (v) => all.reduce((a, b) => (Math.abs(b - v) < Math.abs(a - v) ? b : a));
+    range.addEventListener("input", () => {
+      if (model.get("snap")) range.value = nearest(+range.value);
+    });
+    range.addEventListener("keydown", (e) => {
+      const d = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[e.key];
+      if (!d || !model.get("snap")) return;
+      e.preventDefault();
+      const v = +range.value,
+        slack = (high - low) * 1e-6,
+        next = d > 0 ? all.find((s) => s > v + slack) : all.findLast((s) => s < v - slack);
+      if (next == null) return;
+      range.value = next;
+      for (const t of ["input", "change"]) range.dispatchEvent(new Event(t));
+    });
+    return svg(
+      "svg",
+      { viewBox: "0 0 130 8", "aria-hidden": "true", class: "flx-ticks" },
+      all.map((s) => {
+        const x = 8 + (114 * (s - low)) / (high - low);
+        return svg("line", { x1: x, x2: x, y1: 1, y2: s === nothing ? 4 : 8 });
+      }),
+    );
+  };
+  const finder = (r, i) =>
+    model.widget_manager && model.get("finds") && r.kind !== "Clamp"
+      ? button(
+          "find strengths",
+          () => {
+            model.set("find", [i, (model.get("find")[1] || 0) + 1]);
+            model.save_changes();
+          },
+          {
+            "aria-label": `find strengths of ${r.name}`,
+            title: "try strengths of this edit alone, in at most 12 generations",
+          },
+        )
+      : null;
+  const snap = () =>
+    tick({
+      label: "sliders snap to the strengths found",
+      value: model.get("snap"),
+      onchange: (v) => {
+        model.set("snap", v);
+        model.save_changes();
+      },
+    }).el;
 
   const select = (label, options, value, f) =>
     make(
@@ -47,11 +104,13 @@ const render = ({ model, el }) => {
       return make("div", { class: "flx-row flx-edit" }, on, name, make("code", {}, r.fixed), gone);
     const k = kinds[r.kind],
       unit = k.relative ? r.largest : 1,
+      steps = r.found?.steps || [],
+      [low, high] = [Math.min(k.low * unit, ...steps), Math.max(k.high * unit, ...steps)],
       range = make("input", {
         type: "range",
-        min: k.low * unit,
-        max: k.high * unit,
-        step: unit / 100,
+        min: low,
+        max: high,
+        step: steps.length ? "any" : unit / 100,
         value: r.amount,
         "aria-label": `${r.name}: ${k.amount}`,
       }),
@@ -61,6 +120,7 @@ const render = ({ model, el }) => {
         value: +r.amount.toPrecision(4),
         "aria-label": `${r.name}: ${k.amount}, as a number`,
       });
+    const marks = steps.length ? snapping(range, steps, r.kind === "Scale" ? 1 : 0, low, high) : null;
     range.addEventListener("input", () => {
       exact.value = +(+range.value).toPrecision(4);
     });
@@ -71,7 +131,7 @@ const render = ({ model, el }) => {
         put(i, { amount: +exact.value }, true);
       } else exact.value = r.amount;
     });
-    const steps = Array.from({ length: S() }, (_, s) => [
+    const times = Array.from({ length: S() }, (_, s) => [
       s,
       `${s + 1}${L()[s] != null ? ` (noise ${L()[s].toFixed(2)})` : ""}`,
     ]);
@@ -89,14 +149,21 @@ const render = ({ model, el }) => {
           put(i, { kind: v, amount: to.start * (to.relative ? r.largest : 1) });
         },
       ),
-      make("span", { class: "flx-control" }, k.amount, range, exact),
+      make(
+        "span",
+        { class: "flx-control" },
+        k.amount,
+        make("span", { class: "flx-marked" }, range, marks),
+        exact,
+        finder(r, i),
+      ),
       make(
         "span",
         { class: "flx-control" },
         "steps",
-        select(`${r.name}: first step`, steps, r.first, (v) => put(i, { first: +v }, true)),
+        select(`${r.name}: first step`, times, r.first, (v) => put(i, { first: +v }, true)),
         "to",
-        select(`${r.name}: last step`, steps, r.last, (v) => put(i, { last: +v }, true)),
+        select(`${r.name}: last step`, times, r.last, (v) => put(i, { last: +v }, true)),
       ),
       make(
         "span",
@@ -118,6 +185,7 @@ const render = ({ model, el }) => {
         ),
       ),
       gone,
+      steps.length ? make("span", { class: "flx-quiet" }, r.found.says) : null,
     );
   };
 
@@ -129,6 +197,7 @@ const render = ({ model, el }) => {
       ...(rows().length
         ? rows().map(line)
         : [make("p", { class: "flx-quiet" }, model.get("empty"))]),
+      ...(rows().some((r) => r.found?.steps) ? [snap()] : []),
     );
     if (focus)
       [...body.querySelectorAll("[aria-label]")]
@@ -142,7 +211,7 @@ const render = ({ model, el }) => {
   }; // what this page has written is drawn already
   box.append(body);
   draw();
-  const off = listen(model, { rows: changed, steps: draw, levels: draw });
+  const off = listen(model, { rows: changed, steps: draw, levels: draw, snap: draw, finds: draw });
   return () => {
     off();
     box.done();
