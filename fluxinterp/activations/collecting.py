@@ -195,14 +195,16 @@ def _arrive(self:Collector): # wait for the copies that are under way
 
 @patch
 def _check_finite(self:Collector): # raises `FloatingPointError` where a number of the batch is not
-    for where,copy,dtype,total in self.sums:
-        if total.isfinite().all(): continue
+    sums,self.sums = self.sums,[]
+    totals = {} # device -> sums: an accelerator is asked once
+    for *_,total in sums: totals.setdefault(total.device, []).append(total)
+    if all(torch.cat(t).isfinite().all() for t in totals.values()): return
+    for where,copy,dtype,_ in sums:
         bad = (~copy.isfinite()).flatten(1).any(1).nonzero()
-        if not len(bad): continue # large numbers, whose sum is too large
+        if not len(bad): continue # or large numbers, whose sum is too large
         prompt = self.prompts[int(bad[0])*len(self.prompts)//len(copy)] # of an encoder: one row a text
         raise FloatingPointError(f'activations at {where}, prompt {prompt} are not finite ({dtype}): '
                                  'load the pipeline with dtype=torch.float32 or torch.bfloat16')
-    self.sums = []
 
 @patch
 def _collect_encoder(self:Collector, site, clock, x): # activations of what runs before the first step
