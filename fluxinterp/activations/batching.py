@@ -159,8 +159,10 @@ class PromptBatches:
         if value is None or name in self.shared: return value
         if name in _images: return _cut_images(name, value, prompts, n)
         listed = isinstance(value, (list, tuple))
-        of_prompts = _texts.fullmatch(name) or _rows.fullmatch(name)
-        if of_prompts and (listed or torch.is_tensor(value)): return _cut_entries(name, value, prompts, n)
+        if _texts.fullmatch(name) and listed: return _cut_entries(name, value, prompts, n)
+        if _rows.fullmatch(name) and (listed or torch.is_tensor(value)):
+            some = _cut_entries(name, value, prompts, n)
+            return some.to(self.pipe._execution_device) if torch.is_tensor(some) else some
         # some pipelines take no single text beside a list of prompts
         return [value]*len(prompts) if _texts.fullmatch(name) else value
 
@@ -168,6 +170,15 @@ class PromptBatches:
         n,value = len(self)*self.images,self.call['latents']
         if len(value)!=n: raise ValueError(f'latents has {len(value)} rows for {n} images')
         return value[[i*self.images+j for i in part for j in range(self.images)]]
+
+    def encode_once(self,
+                    indices:list, # positions of the prompts that will be asked for, in their order
+                   ):
+        "Encode each distinct prompt once, where the pipeline takes embeddings that mean the same: FLUX.1"
+        more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.call)
+        if self.embedded or more_conditions or describe(self.pipe).family.name!='FLUX.1': return
+        prompts = [self.prompts[i] for i in indices for _ in range(self.images)]
+        self.encode = PromptEncoder(self.pipe, prompts, self.call)
 
     def arguments(self,
                   part:list, # positions of the prompts in the batch

@@ -50,6 +50,9 @@ class PromptBatches:
     def __len__(self):
         ...
 
+    def encode_once(self, indices: list):
+        ...
+
     def arguments(self, part: list) -> dict:
         ...
 
