@@ -171,15 +171,6 @@ class PromptBatches:
         if len(value)!=n: raise ValueError(f'latents has {len(value)} rows for {n} images')
         return value[[i*self.images+j for i in part for j in range(self.images)]]
 
-    def encode_once(self,
-                    indices:list, # positions of the prompts that will be asked for, in their order
-                   ):
-        "Encode each distinct prompt once, where the pipeline takes embeddings that mean the same: FLUX.1"
-        more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.call)
-        if self.embedded or more_conditions or describe(self.pipe).family.name!='FLUX.1': return
-        prompts = [self.prompts[i] for i in indices for _ in range(self.images)]
-        self.encode = PromptEncoder(self.pipe, prompts, self.call)
-
     def arguments(self,
                   part:list, # positions of the prompts in the batch
                  )->dict:    # keyword arguments of the pipeline call
@@ -195,6 +186,17 @@ class PromptBatches:
         if self.seeds is None: return res|dict(generator=image_generators(self.seed, part, self.images))
         noise = [g for i in part for g in image_generators(self.seeds[i], [0], self.images)]
         return res|dict(generator=noise)
+
+# %% ../../nbs/20_activations/15_batching.ipynb #911140d9
+@patch
+def encode_once(self:PromptBatches,
+                indices:list, # positions of the prompts that will be asked for, in their order
+               ):
+    "Encode each distinct prompt once, where the pipeline takes embeddings that mean the same: FLUX.1"
+    more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.call)
+    if self.embedded or more_conditions or describe(self.pipe).family.name!='FLUX.1': return
+    prompts = [self.prompts[i] for i in indices for _ in range(self.images)]
+    self.encode = PromptEncoder(self.pipe, prompts, self.call)
 
 # %% ../../nbs/20_activations/15_batching.ipynb #b1500001
 def batch_rows(prompts:list,    # captions of all prompts

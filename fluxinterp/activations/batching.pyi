@@ -50,10 +50,10 @@ class PromptBatches:
     def __len__(self):
         ...
 
-    def encode_once(self, indices: list):
+    def arguments(self, part: list) -> dict:
         ...
 
-    def arguments(self, part: list) -> dict:
+    def encode_once(self, indices: list):
         ...
 
     def draw(self, batch_size: int | str=16, desc: str='generate', progress: bool | None=None) -> list:

@@ -206,6 +206,7 @@ def _check_finite(self:Collector): # raises `FloatingPointError` where a number 
         raise FloatingPointError(f'activations at {where}, prompt {prompt} are not finite ({dtype}): '
                                  'load the pipeline with dtype=torch.float32 or torch.bfloat16')
 
+# %% ../../nbs/20_activations/16_collecting.ipynb #2f89c972
 @patch
 def _collect_encoder(self:Collector, site, clock, x): # activations of what runs before the first step
     guidance = clock.guidance if site.encoder else ['conditional']*len(x)

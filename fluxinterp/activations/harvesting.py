@@ -145,7 +145,8 @@ def encode_ahead(self:_Harvest,
     for i in todo:
         start,stop = max(known, manifest['shards'][i]['start']),manifest['shards'][i]['stop']
         if start>=stop: continue
-        part = encode_prompts(self.pipe, self.prompts, self.call['batch_size'], False, range(start, stop), **call)
+        part = encode_prompts(self.pipe, self.prompts, self.call['batch_size'], progress=False,
+                              indices=range(start, stop), **call)
         for k,v in part.items():
             if k not in res: res[k] = torch.zeros(len(self.prompts), *v.shape[1:], dtype=v.dtype)
             res[k][start:stop] = v
@@ -282,7 +283,8 @@ def _fill(h, folder, m, first, good, max_gb, added, broken, progress, queue): # 
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #147a2666
 def _check_ahead(sites, images, group): # whether prompts can be encoded ahead
-    if images is not None: raise ValueError('encode_ahead=True does not go with images: they are not generated')
+    if images is not None:
+        raise ValueError('encode_ahead=True does not go with images: they are not generated')
     if any(s.encoder for s in sites): raise ValueError('encode_ahead=True: sites of text encoders need them')
     if group is not None:
         raise ValueError('encode_ahead=True is for one process: each of several would encode all the prompts')

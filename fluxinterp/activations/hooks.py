@@ -48,7 +48,8 @@ def _networks(pipe, sites): # name -> network that is hooked, as it is called
 
 def _warn_eager(names):
     shown = ' and '.join(names[:3])+(f' and {len(names)-3} more' if len(names)>3 else '')
-    warnings.warn(f'{shown}: a compiled network passes over hooks, so it runs uncompiled in here', stacklevel=5)
+    warnings.warn(f'{shown}: a compiled network passes over hooks, so it runs uncompiled in here',
+                  stacklevel=5)
 @contextmanager
 def _own_attention(network)->Iterator[None]:
     "Attention processors as before afterwards, though a call that has put in others is left early"
@@ -81,7 +82,12 @@ class _Outside(torch.nn.Module):
         super().__init__()
         self.run = run
 
-    def forward(self, *args, **kwargs): return self.run(*args, **kwargs)
+    def forward(self,
+                *args,    # positional arguments of the module
+                **kwargs, # named arguments of the module
+               ):         # what the module returns
+        "Run the compiled call"
+        return self.run(*args, **kwargs)
 
 def _eagerly(run): # replacement of a compiled call
     def _run(*args, **kwargs):

@@ -46,7 +46,8 @@ def _encoded(batches, part): # arguments of the call that hold a batch's prompts
     return {n: x.cpu() for names,result in named for n,x in zip(names, result) if n and x is not None}
 
 # %% ../../nbs/20_activations/17_prompt_embeddings.ipynb #dd8e3630
-encoded_texts = ('prompt_2', 'negative_prompt', 'negative_prompt_2') # arguments that have gone into embeddings
+# arguments that have gone into embeddings
+encoded_texts = ('prompt_2', 'negative_prompt', 'negative_prompt_2')
 
 def encode_prompts(pipe,                     # FLUX.1 or SDXL pipeline
                    prompts:str|list,         # captions

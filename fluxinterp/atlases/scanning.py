@@ -112,6 +112,7 @@ class BlockScanner:
         "Let the bar know of prompts that were scanned before, or by others"
         self.bar.update(prompts*self.source.images)
 
+# %% ../../nbs/50_atlases/16_scanning.ipynb #3fc5d068
 def _scan_alone(scanner, total):
     seldom = SeldomSaves()
     scanner.count(total.done)

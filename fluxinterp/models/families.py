@@ -315,6 +315,7 @@ def read_once(x:torch.Tensor, # tensor whose numbers are read
     if f not in known: known[f] = f(x)
     return known[f]
 
+# %% ../../nbs/15_models/00_families.ipynb #d2c4691d
 def _row_lengths(mask): return tuple(mask.sum(1).tolist())
 
 def _text_lengths(family, given): # of the texts: one number, or one for each row

@@ -55,6 +55,7 @@ def _blocks(value, batch, images): # an argument's rows, a block for each kind; 
     if not _is_text(value) or len(value)!=batch: return None
     return [value[i:i+images] for i in range(0, batch, images)]
 
+# %% ../../nbs/15_models/22_guidance_rows.ipynb #b3cda454
 class EncodedTexts:
     "Embeddings that `encode_prompt` gave in one call of a pipeline: of the prompts and of the negative ones"
     def __init__(self,
