@@ -289,6 +289,7 @@ def _check_ahead(sites, images, group): # whether prompts can be encoded ahead
     if group is not None:
         raise ValueError('encode_ahead=True is for one process: each of several would encode all the prompts')
 
+# %% ../../nbs/20_activations/40_harvesting.ipynb #9218c1c1
 def _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, append):
     if dtype not in store_dtypes:
         raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(store_dtypes)}')
