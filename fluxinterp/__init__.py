@@ -53,6 +53,7 @@ surface = {
         'attention': ('attention_weights',),
         'token_pooling': ('neighborhood_mean', 'object_mean', 'object_tokens'),
         'hooks': ('hooked',),
+        'prompt_embeddings': ('encode_prompts', 'without_text_encoders'),
         'recording': ('record',),
         'site_statistics': ('stream_figure', 'stream_statistics', 'variance_shares'),
         'prompt_words': ('prompt_tokens', 'word_activations'),

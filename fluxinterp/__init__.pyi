@@ -48,6 +48,8 @@ from .activations.token_pooling import neighborhood_mean as neighborhood_mean
 from .activations.token_pooling import object_mean as object_mean
 from .activations.token_pooling import object_tokens as object_tokens
 from .activations.hooks import hooked as hooked
+from .activations.prompt_embeddings import encode_prompts as encode_prompts
+from .activations.prompt_embeddings import without_text_encoders as without_text_encoders
 from .activations.recording import record as record
 from .activations.site_statistics import stream_figure as stream_figure
 from .activations.site_statistics import stream_statistics as stream_statistics
@@ -238,7 +240,6 @@ from .steering.unlearning import unlearn as unlearn
 from .steering.unlearning import unlearn_in_turn as unlearn_in_turn
 from .steering.unlearning_protocol import broken_images as broken_images
 from .steering.unlearning_protocol import compare_unlearning as compare_unlearning
-from .steering.unlearning_protocol import grid_energy as grid_energy
 from .steering.unlearning_attack import attack_embedding as attack_embedding
 
 from .atlases.annotations import AtlasError as AtlasError

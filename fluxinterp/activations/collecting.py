@@ -111,10 +111,12 @@ class Collector:
         self.wanted_steps = set()      # steps to keep, known with the schedule
         self.steps_made = 0            # steps of the batch that are over
         self.schedule = [],torch.zeros(0),[] # kept steps, their timesteps and noise levels
-        self.acts = {}                 # (site, step, kind) -> activations, (image, token, width)
-        self.pending = set()           # keys of `acts` that are still to come
+        self.acts = {}                 # site -> activations, (image, kind, step, token, width), on the CPU
+        self.pending = set()           # (site, step, kind) keys that are still to come
         self.encoder_acts = {}         # (site, kind) -> activations of what runs before the first step
         self.missing_encoders = set()  # keys of `encoder_acts` that are still to come
+        self.sums = []                 # (place, copy, number format, a sum) of all that was copied
+        self.underway = []             # (pinned copy, its place) of what an accelerator is still sending
         self.grids = {}                # site -> token grid, None for text
         self.latents = None            # what the denoiser saw first, an image a row; None where not known
 
@@ -128,6 +130,7 @@ def start_batch(self:Collector,
     self.steps_made = 0
     self.latents = None
     self.encoder_acts = {}
+    self.sums,self.underway = [],[]
     self.pending = set()
     self.missing_encoders = {(s.name, k) for s in self.encoder_sites for k in self.kinds}
 
@@ -160,18 +163,50 @@ def end_batch(self:Collector):
 
 # %% ../../nbs/20_activations/16_collecting.ipynb #4465bbb7
 @patch
-def _rows_of(self:Collector, kind, x, guidance, where, repeated=1): # the rows of one kind, on the CPU
-    if guidance.count(kind)<len(x): x = x[torch.tensor([g==kind for g in guidance], device=x.device)]
-    if len(x)*repeated!=len(self.prompts):
-        raise RuntimeError(f'{where} has {len(x)} {kind} rows for {len(self.prompts)} images: '
+def _rows_of(self:Collector, kind, x, guidance, where, repeated=1): # the rows of one kind
+    first,rows = guidance.index(kind),guidance.count(kind) # beside each other: a mask would have to be sent
+    if rows*repeated!=len(self.prompts) or guidance[first:first+rows]!=[kind]*rows:
+        raise RuntimeError(f'{where} has {rows} {kind} rows for {len(self.prompts)} images: '
                            'whose they are is not known')
-    if not torch.isfinite(x).all():
-        bad = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
-        prompt = self.prompts[bad] if bad<len(self.prompts) else bad
-        raise FloatingPointError(f'activations at {where}, prompt {prompt} are not finite ({x.dtype}): '
-                                 'load the pipeline with dtype=torch.float32 or torch.bfloat16')
-    return x.to('cpu', self.dtype or x.dtype, copy=True)
+    return x[first:first+rows]
 
+_most_underway = 2**30 # bytes in pinned memory
+
+@patch
+def _copy(self:Collector, x, place, where): # into a place on the CPU, of any number format
+    if x.shape!=place.shape:
+        raise RuntimeError(f'{where} has activations of shape {tuple(x.shape[1:])} an image, '
+                           f'and {tuple(place.shape[1:])} elsewhere in this batch')
+    total = x.sum(tuple(range(1, x.ndim)), dtype=torch.float32) # of each image
+    self.sums.append((where, place, x.dtype, total))
+    if x.device.type!='cuda':
+        place.copy_(x)
+        return
+    pinned = torch.empty(x.shape, dtype=place.dtype, pin_memory=True)
+    pinned.copy_(x.to(place.dtype), non_blocking=True)
+    self.underway.append((pinned, place, torch.cuda.current_stream(x.device)))
+    if sum(p.nbytes for p,*_ in self.underway)>_most_underway: self._arrive()
+
+@patch
+def _arrive(self:Collector): # wait for the copies that are under way
+    for stream in {s for *_,s in self.underway}: stream.synchronize()
+    for pinned,place,_ in self.underway: place.copy_(pinned)
+    self.underway = []
+
+@patch
+def _check_finite(self:Collector): # raises `FloatingPointError` where a number of the batch is not
+    sums,self.sums = self.sums,[]
+    totals = {} # device -> sums: an accelerator is asked once
+    for *_,total in sums: totals.setdefault(total.device, []).append(total)
+    if all(torch.cat(t).isfinite().all() for t in totals.values()): return
+    for where,copy,dtype,_ in sums:
+        bad = (~copy.isfinite()).flatten(1).any(1).nonzero()
+        if not len(bad): continue # or large numbers, whose sum is too large
+        prompt = self.prompts[int(bad[0])*len(self.prompts)//len(copy)] # of an encoder: one row a text
+        raise FloatingPointError(f'activations at {where}, prompt {prompt} are not finite ({dtype}): '
+                                 'load the pipeline with dtype=torch.float32 or torch.bfloat16')
+
+# %% ../../nbs/20_activations/16_collecting.ipynb #2f89c972
 @patch
 def _collect_encoder(self:Collector, site, clock, x): # activations of what runs before the first step
     guidance = clock.guidance if site.encoder else ['conditional']*len(x)
@@ -179,10 +214,20 @@ def _collect_encoder(self:Collector, site, clock, x): # activations of what runs
         key = site.name,kind
         if key in self.missing_encoders and kind in guidance:
             images = len(self.prompts)//len(x) or 1 # of each text
-            self.encoder_acts[key] = self._rows_of(kind, x, guidance, site.name, images)
+            rows = self._rows_of(kind, x, guidance, site.name, images)
+            self.encoder_acts[key] = torch.empty(rows.shape, dtype=self.dtype or x.dtype)
+            self._copy(rows, self.encoder_acts[key], site.name)
             self.grids[site.name] = clock.grid if site.stream=='image' else None
             self.missing_encoders.discard(key)
     if self.stop and not self.sites and not self.missing_encoders: raise PassEnd
+
+@patch
+def _place(self:Collector, site, step, kind, x): # of a step's rows of one kind among the site's activations
+    steps = self.schedule[0]
+    if site.name not in self.acts:
+        shape = len(x),len(self.kinds),len(steps),*x.shape[1:]
+        self.acts[site.name] = torch.empty(shape, dtype=self.dtype or x.dtype)
+    return self.acts[site.name][:,self.kinds.index(kind),steps.index(step)]
 
 @patch
 def _collect(self:Collector, site, clock, x): # activations of the denoiser
@@ -191,7 +236,9 @@ def _collect(self:Collector, site, clock, x): # activations of the denoiser
     for kind in self.kinds:
         key = site.name,clock.step,kind
         if key not in self.pending or kind not in guidance: continue
-        self.acts[key] = self._rows_of(kind, x, guidance, f'{site.name}, step {clock.step}')
+        where = f'{site.name}, step {clock.step}'
+        rows = self._rows_of(kind, x, guidance, where)
+        self._copy(rows, self._place(site, clock.step, kind, rows), where)
         self.pending.discard(key)
     self.grids[site.name] = clock.grid if site.stream=='image' else None
     self.latents = clock.initial_latents
@@ -210,6 +257,7 @@ def _draws(self:Collector, rows): # token grid -> how its noise was drawn, where
     if self.latents is None or len(self.latents)!=len(rows): return {}
     images = list(rows[['seed', 'prompt', 'image']].itertuples(index=False, name=None))
     grids = {self.grids[s.name] for s in self.sites}-{None}
+    if self.latents.dim()==4: return dict.fromkeys(grids, find_draw(self.latents, None, images)) # a picture
     return {g: find_draw(self.latents, g, images) for g in grids}
 
 @patch
@@ -218,8 +266,9 @@ def recording(self:Collector,
               model:str,         # fingerprint of the pipeline
              )->Recording:       # a `SiteRecord` per site
     "The batch's activations with their coordinates"
-    n,steps = len(rows),sorted(self.wanted_steps)
-    draws = self._draws(rows)
+    self._arrive()
+    self._check_finite()
+    n,draws = len(rows),self._draws(rows)
     table = pd.concat([rows.assign(guidance=k) for k in self.kinds])
     order = np.arange(len(table)).reshape(len(self.kinds), n).T.flatten() # (image and kind,)
     table = table.iloc[order].reset_index(drop=True)
@@ -231,8 +280,7 @@ def recording(self:Collector,
         only = [0],torch.tensor([1000.]),[1.] # step, timestep, noise level
         records[s.name] = SiteRecord(s, x[:,None], table, *only, self.grids[s.name], model)
     for s in self.sites:
-        xs = [torch.stack([self.acts[s.name, i, k] for i in steps], 1) for k in self.kinds]
-        x = torch.stack(xs, 1).flatten(0, 1) # (image and kind, step, token, width)
+        x = self.acts.pop(s.name).flatten(0, 1) # (image and kind, step, token, width)
         grid = self.grids[s.name]
         records[s.name] = SiteRecord(s, x, table, *self.schedule, grid, model, draws.get(grid))
     return Recording({n: records[n] for n in self.names})

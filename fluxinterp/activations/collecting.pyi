@@ -56,6 +56,8 @@ class Collector:
     steps: Any
     steps_made: Any
     stop: Any
+    sums: Any
+    underway: Any
     wanted_steps: Any
 
     def __init__(self, plan: RecordPlan, steps, stop: bool):
@@ -78,3 +80,4 @@ class Collector:
 
     def recording(self, rows: pd.DataFrame, model: str) -> Recording:
         ...
+_most_underway = 2 ** 30

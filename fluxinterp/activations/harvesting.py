@@ -8,7 +8,7 @@ __all__ = ['harvest']
 # %% ../../nbs/20_activations/40_harvesting.ipynb #2cbbe0b8
 import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .batching import check_call, first_batch_size
 from ..arguments import check_count
+from .prompt_embeddings import encode_prompts, encoded_texts, without_text_encoders
 from .recording import record_batches
 from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline
@@ -79,6 +80,7 @@ class _Harvest:
     tokens:int|float|None  # number or share of the tokens of an image and step to keep; all when None
     dtype:str              # number format of the store
     rows_per_prompt:int    # rows of a prompt: images times kinds of guidance
+    encoders:ExitStack|None=None # puts the text encoders back in the end; None where they stay
 
     def record(self,
                start:int, # position of the first prompt
@@ -127,6 +129,29 @@ def _check_same(self:_Harvest, rec, manifest): # schedule and sites are those of
     if new!=old:
         raise StoreError("this pipeline's schedule or sites are no longer those of the store: "
                          f"{'; '.join(_differences(old, new))}")
+
+# %% ../../nbs/20_activations/40_harvesting.ipynb #99aff52b
+@patch
+def encode_ahead(self:_Harvest,
+                 manifest:dict,   # manifest of the store
+                 todo:list,       # positions of the shards to write
+                 first:list|None, # recordings of the first batch, which need no encoding
+                ):
+    "Encode the prompts of shards, and take the text encoders out of the pipeline"
+    own = inspect.signature(record_batches).parameters
+    call = {k: v for k,v in self.call.items() if k not in own}
+    known = min(first_batch_size(self.call['batch_size']), len(self.prompts)) if first else 0
+    res = {}
+    for i in todo:
+        start,stop = max(known, manifest['shards'][i]['start']),manifest['shards'][i]['stop']
+        if start>=stop: continue
+        part = encode_prompts(self.pipe, self.prompts, self.call['batch_size'], progress=False,
+                              indices=range(start, stop), **call)
+        for k,v in part.items():
+            if k not in res: res[k] = torch.zeros(len(self.prompts), *v.shape[1:], dtype=v.dtype)
+            res[k][start:stop] = v
+    self.call = {k: v for k,v in self.call.items() if k not in encoded_texts}|res
+    self.encoders.enter_context(without_text_encoders(self.pipe))
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #c6ae13e3
 @patch
@@ -244,6 +269,7 @@ def _fill(h, folder, m, first, good, max_gb, added, broken, progress, queue): # 
     if progress is not False: _announce(h, m, sizes, broken)
     _check_space(folder, sizes, max_gb)
     _write_segment(h, folder, m, added, broken)
+    if h.encoders is not None: h.encode_ahead(m, todo, first)
     if queue is None: writer = ShardWriter(folder, m, good)
     else:
         queue.publish(len(todo), json.dumps(dict(manifest=m, todo=todo)))
@@ -256,6 +282,14 @@ def _fill(h, folder, m, first, good, max_gb, added, broken, progress, queue): # 
         save_manifest(m, folder)
 
 # %% ../../nbs/20_activations/40_harvesting.ipynb #147a2666
+def _check_ahead(sites, images, group): # whether prompts can be encoded ahead
+    if images is not None:
+        raise ValueError('encode_ahead=True does not go with images: they are not generated')
+    if any(s.encoder for s in sites): raise ValueError('encode_ahead=True: sites of text encoders need them')
+    if group is not None:
+        raise ValueError('encode_ahead=True is for one process: each of several would encode all the prompts')
+
+# %% ../../nbs/20_activations/40_harvesting.ipynb #9218c1c1
 def _check_harvest(sites, seed, tokens, dtype, images, num_images_per_prompt, append):
     if dtype not in store_dtypes:
         raise ValueError(f'unknown dtype {dtype!r}: choose from {tuple(store_dtypes)}')
@@ -351,6 +385,7 @@ def harvest(pipe,                               # diffusers pipeline
             append:bool=False,                  # whether `prompts` are further ones
             verify:bool|None=None,              # whether files there are verified; None: those on a disk
             progress:bool|None=None,            # False for neither a bar nor the line with the size
+            encode_ahead:bool=False,            # whether to encode all first, without text encoders then
             **call,                             # arguments of the pipeline call: height, guidance_scale, ...
            )->Store:                            # store, opened
     "Activations of sites on disk; interrupted in any way, the same call again ends with the same files"
@@ -369,7 +404,9 @@ def harvest(pipe,                               # diffusers pipeline
     h = _Harvest(pipe, new, sites, images, args|call, seed, tokens, dtype, rows)
     group,prompts_sum = work_group(),hashlib.sha256(prompt_lines(new)).hexdigest()
     said = settings|dict(fluxinterp=version('fluxinterp'), model=model, prompts=prompts_sum)
-    with nullcontext() if group is None else group.begin(said) as queue:
+    if encode_ahead: _check_ahead(sites, images, group)
+    with ExitStack() as stack, nullcontext() if group is None else group.begin(said) as queue:
+        if encode_ahead: h.encoders = stack
         if queue is not None and queue.rank: _help(h, folder, queue)
         else: _lead(h, folder, model, settings, broken, append, shard_mb, max_gb, verify, progress, queue)
     return Store(folder)

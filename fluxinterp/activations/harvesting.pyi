@@ -3,7 +3,7 @@ from typing import Any
 __all__ = ['harvest']
 import hashlib, inspect, json, re, shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .batching import check_call, first_batch_size
 from ..arguments import check_count
+from .prompt_embeddings import encode_prompts, encoded_texts, without_text_encoders
 from .recording import record_batches
 from ..models.identity import model_difference
 from ..models.pipelines import check_pipeline
@@ -41,11 +42,15 @@ class _Harvest:
     tokens: int | float | None
     dtype: str
     rows_per_prompt: int
+    encoders: ExitStack | None = None
 
     def record(self, start: int, stop: int) -> Iterator:
         ...
 
     def about(self, rec) -> dict:
+        ...
+
+    def encode_ahead(self, manifest: dict, todo: list, first: list | None):
         ...
 
     def parts(self, rec, manifest: dict) -> list:
@@ -54,5 +59,5 @@ class _Sizes(NamedTuple):
     total: int
     missing: int
     free: int | None
-def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool | None=None, progress: bool | None=None, **call) -> Store:
+def harvest(pipe, prompts, sites: list | str | Site, out, num_inference_steps: int | None=None, steps=None, seed: int=0, tokens: int | float | None=None, dtype: str='bfloat16', guidance: str | list='conditional', num_images_per_prompt: int=1, images: list | None=None, noise_levels=None, batch_size: int | str=16, shard_mb: float=64, max_gb: float | None=None, append: bool=False, verify: bool | None=None, progress: bool | None=None, encode_ahead: bool=False, **call) -> Store:
     ...

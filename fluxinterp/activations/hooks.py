@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from .attention import AttentionWatch
-from ..models.clock import Clock, count_steps, text_encoders
+from ..models.clock import Clock, count_steps, replaced_methods, text_encoders
 from ..models.description import describe
 from ..models.pipelines import check_pipeline
 from ..models.sites import ModuleCall, Site, resolve_site
@@ -22,23 +22,9 @@ from ..models.sites import ModuleCall, Site, resolve_site
 _guard = threading.Lock()
 _eager_runs = dict(open=0, stance=None) # contexts that run uncompiled; torch has one stance for all threads
 
-def _is_compiled(network): # whether it or a module in it is, by any of the ways there are
-    return any(vars(m).get('_compiled_call_impl') is not None or '_orig_mod' in vars(m)['_modules']
-               or hasattr(m.forward, '_torchdynamo_orig_callable') for m in network.modules())
-
-def _networks(pipe): # name -> network as it is called, perhaps a compiled one around another
-    part = next(n for n in ('transformer', 'unet') if getattr(pipe, n, None) is not None)
-    return {part: getattr(pipe, part), **text_encoders(pipe)}
-
 @contextmanager
-def _eager(networks:dict)->Iterator[None]: # name -> network
-    "Compiled networks run uncompiled while the context is open, with a warning"
-    compiled = [name for name,m in networks.items() if _is_compiled(m)]
-    if not compiled:
-        yield
-        return
-    warnings.warn(f'{" and ".join(compiled)}: a compiled network passes over hooks, '
-                  'so it runs uncompiled in here', stacklevel=4)
+def _uncompiled()->Iterator[None]:
+    "Nothing runs compiled while the context is open"
     with _guard:
         if not _eager_runs['open']: _eager_runs['stance'] = torch.compiler.set_stance('force_eager')
         _eager_runs['open'] += 1
@@ -48,6 +34,22 @@ def _eager(networks:dict)->Iterator[None]: # name -> network
             _eager_runs['open'] -= 1
             if not _eager_runs['open']: _eager_runs['stance'].__exit__(None, None, None)
 
+def _compiled_attribute(m): # the attribute by which a module runs compiled; None where it does not
+    if vars(m).get('_compiled_call_impl') is not None: return '_compiled_call_impl' # module.compile()
+    wrapper = '_orig_mod' in vars(m)['_modules'] # torch.compile(module)
+    return 'forward' if wrapper or hasattr(m.forward, '_torchdynamo_orig_callable') else None
+
+def _networks(pipe, sites): # name -> network that is hooked, as it is called
+    part = next(n for n in ('transformer', 'unet') if getattr(pipe, n, None) is not None)
+    others = {'controlnet', *(s.path.partition('.')[0] for s in sites)}-{'transformer', 'unet'}
+    others = {n: getattr(pipe, n, None) for n in sorted(others)}
+    others = {n: m for n,m in others.items() if isinstance(m, torch.nn.Module)}
+    return {part: getattr(pipe, part)}|text_encoders(pipe)|others
+
+def _warn_eager(names):
+    shown = ' and '.join(names[:3])+(f' and {len(names)-3} more' if len(names)>3 else '')
+    warnings.warn(f'{shown}: a compiled network passes over hooks, so it runs uncompiled in here',
+                  stacklevel=5)
 @contextmanager
 def _own_attention(network)->Iterator[None]:
     "Attention processors as before afterwards, though a call that has put in others is left early"
@@ -71,14 +73,62 @@ def _check_not_cached(pipe, network): # diffusers' caches give a block's old out
                      'has no activations. '
                      f'Switch it off first: pipe.{part}.disable_cache()')
 
+# %% ../../nbs/20_activations/10_hooks.ipynb #ac0bfca3
+class _Outside(torch.nn.Module):
+    "Stands for a compiled module: hooks on it run before and after the compiled code"
+    def __init__(self,
+                 run:Callable, # the module's compiled call
+                ):
+        super().__init__()
+        self.run = run
+
+    def forward(self,
+                *args,    # positional arguments of the module
+                **kwargs, # named arguments of the module
+               ):         # what the module returns
+        "Run the compiled call"
+        return self.run(*args, **kwargs)
+
+def _eagerly(run): # replacement of a compiled call
+    def _run(*args, **kwargs):
+        with _uncompiled(): return run(*args, **kwargs)
+    return _run
+
+@contextmanager
+def _compiled_where_possible(networks:dict, # name -> network
+                             modules:set,   # modules that are hooked, apart from the networks themselves
+                            )->Iterator[dict]: # module -> the one to hook in its place
+    "Compiled modules with a hook inside run uncompiled, with a warning; others are hooked from outside"
+    eager,places = [],{}
+    def _stand_in(module): # replacement of its compiled call
+        def _replace(run):
+            places[module] = _Outside(run)
+            return places[module].__call__
+        return _replace
+    with ExitStack() as stack:
+        for part,network in networks.items():
+            for name,m in network.named_modules():
+                attribute,inner = _compiled_attribute(m),vars(m)['_modules'].get('_orig_mod', m)
+                if attribute is None: continue
+                if m is network or any(x in modules for x in inner.modules() if x is not inner):
+                    stack.enter_context(replaced_methods(m, **{attribute: _eagerly}))
+                    eager.append('.'.join(n for n in (part, *name.split('.')) if n and n!='_orig_mod'))
+                    if m is network: break
+                elif inner in modules and inner is not m: places[inner] = m
+                elif m in modules and attribute!='forward':
+                    stack.enter_context(replaced_methods(m, **{attribute: _stand_in(m)}))
+        if eager: _warn_eager(eager)
+        yield places
+
 # %% ../../nbs/20_activations/10_hooks.ipynb #546b24f6
 class _Hooks:
     "Forward hooks that call functions with the activations of sites"
     def __init__(self,
                  pipe,        # diffusers pipeline
                  clock:Clock, # clock of the passes
+                 places:dict, # module -> the one to hook in its place, outside of what is compiled
                 ):
-        self.pipe,self.clock = pipe,clock
+        self.pipe,self.clock,self.places = pipe,clock,places
         self.gates = {} # (module path, part of its output) -> gate of the pass that is running
 
     def _on_gate(self, site): # forward hook of a gate's module
@@ -86,8 +136,8 @@ class _Hooks:
             self.gates[site.gate, site.gate_part] = site.gate_of(self.pipe, output)
         return _hook
 
-    def _on_output(self, site, f): # forward hook: a site that is a module's output, or computed from it
-        def _hook(module, args, kwargs, output):
+    def _on_output(self, module, site, f): # forward hook: a module's output, or computed from it
+        def _hook(hooked, args, kwargs, output):
             gate = self.gates.get((site.gate, site.gate_part))
             call = ModuleCall(module, args, kwargs, output, self.clock.layout, gate)
             self.clock.grid = site.grid_in(call)
@@ -95,8 +145,8 @@ class _Hooks:
             if new is not None: return site.put(call, new)
         return _hook
 
-    def _on_input(self, site, f): # forward pre-hook: a site that is a module's input
-        def _hook(module, args, kwargs):
+    def _on_input(self, module, site, f): # forward pre-hook: a module's input
+        def _hook(hooked, args, kwargs):
             call = ModuleCall(module, args, kwargs, None, self.clock.layout)
             self.clock.grid = site.grid_in(call)
             new = f(self.clock, site.take(call))
@@ -118,14 +168,28 @@ class _Hooks:
         "Hooks for one site"
         module = site.module(self.pipe)
         if site.read=='map': return maps.watch(module, site, f)
+        place = self.places.get(module, module)
         if site.read=='input':
-            return (module.register_forward_pre_hook(self._on_input(site, f), with_kwargs=True),)
-        return (module.register_forward_hook(self._on_output(site, f), with_kwargs=True),)
+            return (place.register_forward_pre_hook(self._on_input(module, site, f), with_kwargs=True),)
+        return (place.register_forward_hook(self._on_output(module, site, f), with_kwargs=True),)
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #bd3d10dc
+def _enter_compiled(stack, pipe, sites, eager): # module -> the one to hook in its place
+    networks = _networks(pipe, sites)
+    maps = any(s.read=='map' for s in sites) # are watched by a mode that compiled code does not see
+    if not eager and not maps:
+        modules = {s.module(pipe) for s in sites}|{s.module(pipe, s.gate) for s in sites if s.gate}
+        return stack.enter_context(_compiled_where_possible(networks, modules))
+    compiled = [n for n,net in networks.items() if any(_compiled_attribute(m) for m in net.modules())]
+    if compiled:
+        _warn_eager(compiled)
+        stack.enter_context(_uncompiled())
+    return {}
+
 @contextmanager
 def hooked(pipe,              # diffusers pipeline
            callbacks:list,    # (site, f) pairs; f(clock, x) returns None or a new x, (batch, token, width)
+           eager:bool=False,  # whether nothing runs compiled: where hooks of one's own are added
           )->Iterator[Clock]: # step, noise level and guidance rows of the pass that is running
     "Call functions with the activations of sites while the context is open; no hook is left, however it ends"
     check_pipeline(pipe)
@@ -136,12 +200,12 @@ def hooked(pipe,              # diffusers pipeline
     denoising = any(not s.encoder for s in sites)
     if denoising: _check_not_cached(pipe, network)
     with described.lock, ExitStack() as stack: # one thread at a time
-        stack.enter_context(_eager(_networks(pipe)))
+        places = _enter_compiled(stack, pipe, sites, eager)
         stack.enter_context(_own_attention(network))
         clock = stack.enter_context(count_steps(pipe))
         if denoising: # a cache may have been switched on since
             clock.schedule_callbacks.append(lambda: _check_not_cached(pipe, network))
-        hooks = _Hooks(pipe, clock)
+        hooks = _Hooks(pipe, clock, places)
         for handle in hooks.attach_gates(sites): stack.callback(handle.remove)
         maps = None
         if any(s.read=='map' for s in sites): maps = stack.enter_context(AttentionWatch(clock))

@@ -21,7 +21,7 @@ from ..models.guidance_rows import asked_kinds
 from .site_records import Recording, SiteRecord
 from ..models.previews import decode_latents, predicted_clean
 from ..models.pipelines import image_size, check_pipeline
-from .batching import PromptBatches, PromptEncoder, batch_rows, batched, call_captions, check_call
+from .batching import PromptBatches, batch_rows, batched, call_captions, check_call
 from .hooks import hooked
 from ..models.description import describe
 from ..models.sites import Site, resolve_site
@@ -98,14 +98,7 @@ class _Generator:
         _check_size(pipe, self.batches.call)
         self.model = description.fingerprint
         self.collector = Collector(plan, plan.steps, stop=not plan.previews and not plan.images)
-        if self._encodes_once(): # where the pipeline takes embeddings that mean the same
-            prompts = [plan.prompts[i] for i in plan.indices for _ in range(plan.num_images_per_prompt)]
-            self.batches.encode = PromptEncoder(pipe, prompts, self.batches.call)
-
-    def _encodes_once(self):
-        more_conditions = {'prompt_2', 'ip_adapter_image'} & set(self.batches.call)
-        if self.batches.embedded or self.collector.encoder_sites or more_conditions: return False
-        return self.flux
+        if not self.collector.encoder_sites: self.batches.encode_once(plan.indices)
 
 # %% ../../nbs/20_activations/20_recording.ipynb #967fcf6b
 @patch

@@ -15,7 +15,7 @@ from ..models.guidance_rows import asked_kinds
 from .site_records import Recording, SiteRecord
 from ..models.previews import decode_latents, predicted_clean
 from ..models.pipelines import image_size, check_pipeline
-from .batching import PromptBatches, PromptEncoder, batch_rows, batched, call_captions, check_call
+from .batching import PromptBatches, batch_rows, batched, call_captions, check_call
 from .hooks import hooked
 from ..models.description import describe
 from ..models.sites import Site, resolve_site

@@ -92,7 +92,7 @@ def build_atlas(dictionary:Dictionary,       # dictionary whose features are loo
                 out,                         # folder to write; the same one again to go on
                 prompts=None,                # captions a pipeline generates from
                 examples:int=10,             # examples of each kind, in each half
-                batch_tokens:int=8192,       # vectors encoded at a time
+                batch_tokens:int=8192,       # vectors encoded at a time; halved when memory runs out
                 device=None,                 # device of what is kept meanwhile; the dictionary's when None
                 force:bool=False,            # whether another site or model is accepted, with a warning
                 progress:bool=True,          # progress bar over images, shown if True

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..activations.batching import out_of_memory
 from ..activations.work_queue import WorkQueue
 from .annotations import AtlasError
 from fluxinterp.atlases.building import (BlockScan, block_starts, block_stop, kept_state, new_pass,
@@ -59,6 +60,8 @@ class BlockTotals:
             if int(f.stem)<self.done: f.unlink(missing_ok=True)
 
 # %% ../../nbs/50_atlases/16_scanning.ipynb #e4994939
+_fewest_tokens = 64 # at a time: where memory is short of these, it is not for their number
+
 class BlockScanner:
     "What a process scans its blocks with"
     def __init__(self,
@@ -66,7 +69,7 @@ class BlockScanner:
                  about:dict,            # plan of the atlas
                  dictionary:Dictionary, # dictionary that encodes
                  source:ImageSource,    # images to scan
-                 batch_tokens:int,      # vectors encoded at a time
+                 batch_tokens:int,      # vectors encoded at a time; halved when memory runs out
                  device,                # device of what is kept
                  progress:bool,         # progress bar over images, shown if True
                 ):
@@ -88,16 +91,28 @@ class BlockScanner:
         "A block, scanned to its end"
         res = self.load(start)
         self.count(res.done-start)
-        if self.scores is not None: res.features.raise_floor(self.scores)
-        res.run(self.dictionary, self.source, self.batch_tokens, self.bar, self.seldom)
+        while not self._runs(res):
+            res = None # or its memory would be there twice
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+            res = self.load(start)
         self.scores = best_scores(res.features.best, self.scores)
         return res
+
+    def _runs(self, scan): # whether a block is scanned to its end; False when memory ran out
+        if self.scores is not None: scan.features.raise_floor(self.scores)
+        try: scan.run(self.dictionary, self.source, self.batch_tokens, self.bar, self.seldom)
+        except (RuntimeError, torch.OutOfMemoryError) as e:
+            if self.batch_tokens<=_fewest_tokens or not out_of_memory(e): raise
+            self.batch_tokens //= 2
+            return False
+        return True
 
     def count(self,
               prompts:int): # number of them
         "Let the bar know of prompts that were scanned before, or by others"
         self.bar.update(prompts*self.source.images)
 
+# %% ../../nbs/50_atlases/16_scanning.ipynb #3fc5d068
 def _scan_alone(scanner, total):
     seldom = SeldomSaves()
     scanner.count(total.done)

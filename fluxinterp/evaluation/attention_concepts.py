@@ -135,7 +135,7 @@ def watch_concepts(pipe,          # pipeline of FLUX.1's or SD 3's kind
     with torch.no_grad(): start = net.context_embedder(_word_embeddings(pipe, words).to(net.dtype))[None]
     watch = ConceptWatch(words)
     last = len(net.transformer_blocks)-1
-    with hooked(pipe, []) as clock:
+    with hooked(pipe, [], eager=True) as clock:
         stream = _WordStream(start, chosen, last, temperature, clock, watch.calls)
         def _hook(i): return lambda block, args, kwargs, out: stream._after_block(i, block, args, kwargs)
         handles = [b.register_forward_pre_hook(stream._before_block) for b in net.transformer_blocks]

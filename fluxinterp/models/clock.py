@@ -66,7 +66,7 @@ class Clock:
         self._schedule_due = False    # whether the callbacks still wait for the first call of the denoiser
         self._in_call = False         # whether the pipeline itself runs, not a loop written by hand
         self.num_images = None        # images in this call of the pipeline; None when not known
-        self.texts.pairs.clear()
+        self.texts.clear()
         self._forget_call()
 
     def _forget_call(self):

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['families', 'stack_parts', 'Gate', 'Part', 'BlockList', 'Family', 'find_attribute', 'block_lists', 'usual_parts',
-           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'patch_of', 'image_unit', 'image_argument',
-           'layout_of', 'take_span', 'put_span']
+           'family_of', 'Stack', 'unet_stacks', 'Layout', 'call_arguments', 'patch_of', 'image_unit', 'read_once',
+           'image_argument', 'layout_of', 'take_span', 'put_span']
 
 # %% ../../nbs/15_models/00_families.ipynb #0b87af94
+from collections.abc import Callable
 from math import lcm
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # %% ../../nbs/15_models/00_families.ipynb #8b09f729
 class Gate(NamedTuple):
@@ -301,8 +303,23 @@ def image_unit(family:Family, # what is known of the denoiser
     return lcm(factor*patch_of(family, net), family.multiple)
 
 # %% ../../nbs/15_models/00_families.ipynb #1dbe2253
+_reads = WeakTensorKeyDictionary() # tensor -> (its version, results by function)
+
+def read_once(x:torch.Tensor, # tensor whose numbers are read
+              f:Callable,     # function of the tensor alone
+             ):               # what the function gives
+    "What a function reads from a tensor; of one that has not changed, what it gave before"
+    if x.is_inference(): return f(x) # has no version
+    version,known = _reads.get(x, (None, None))
+    if version!=x._version: _reads[x] = x._version,(known := {})
+    if f not in known: known[f] = f(x)
+    return known[f]
+
+# %% ../../nbs/15_models/00_families.ipynb #d2c4691d
+def _row_lengths(mask): return tuple(mask.sum(1).tolist())
+
 def _text_lengths(family, given): # of the texts: one number, or one for each row
-    if family.masked_text: return [int(v) for v in given['encoder_attention_mask'].sum(1)]
+    if family.masked_text: return list(map(int, read_once(given['encoder_attention_mask'], _row_lengths)))
     text = given.get('encoder_hidden_states', given.get('cap_feats'))
     if isinstance(text, (list, tuple)): return [len(t) for t in text]
     return text.shape[1] if text is not None and text.ndim==3 else 0
@@ -326,11 +343,13 @@ def _layout_of_image(family, net, given, x): # x: (n, c, h, w), or tokens of whi
     grid = tuple(s//patch_of(family, net) for s in x.shape[-2:]) if torch.is_tensor(x) and x.ndim==4 else None
     return _lay_out(family, len(x), grid, _text_lengths(family, given))
 
-def _layout_of_ids(family, net, given, x): # `img_ids`: (image, row, column) of each token
-    ids = given['img_ids']
+def _grid_of_ids(ids): # (image, row, column) of each token
     ids = ids.reshape(-1, ids.shape[-1]) if ids.ndim==2 else ids[0]
     generated = ids[ids[:,0]==0] # tokens of reference images have another number
-    grid = tuple(int(v)+1 for v in generated[:,1:3].amax(0)) if len(generated) else None
+    return tuple(int(v)+1 for v in generated[:,1:3].amax(0).tolist()) if len(generated) else None
+
+def _layout_of_ids(family, net, given, x): # `img_ids`: see `_grid_of_ids`
+    grid = read_once(given['img_ids'], _grid_of_ids)
     references_first = given.get('kv_cache_mode')=='extract'
     first = given.get('num_ref_tokens', 0) if references_first else 0
     return _lay_out(family, len(x), grid, _text_lengths(family, given), first)

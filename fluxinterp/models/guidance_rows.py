@@ -43,10 +43,19 @@ def _same(rows, text): # whether some rows are the texts, each repeated for its 
     if not torch.is_tensor(rows) or rows.shape[1:]!=text.shape[1:]: return False
     return torch.equal(rows, text.to(rows).repeat_interleave(count//n, 0))
 
+def _tensors(value): return list(value) if isinstance(value, (list, tuple)) else [value]
+
+def _versions(tensors): return [None if t.is_inference() else t._version for t in tensors]
+
+def _are(value, tensors): # whether an argument is these very tensors
+    given = _tensors(value)
+    return len(given)==len(tensors) and all(a is b for a,b in zip(given, tensors))
+
 def _blocks(value, batch, images): # an argument's rows, a block for each kind; None where it has none
     if not _is_text(value) or len(value)!=batch: return None
     return [value[i:i+images] for i in range(0, batch, images)]
 
+# %% ../../nbs/15_models/22_guidance_rows.ipynb #b3cda454
 class EncodedTexts:
     "Embeddings that `encode_prompt` gave in one call of a pipeline: of the prompts and of the negative ones"
     def __init__(self,
@@ -54,12 +63,18 @@ class EncodedTexts:
                 ):
         self.together = encode_prompt and 'negative_prompt' in inspect.signature(encode_prompt).parameters
         self.pairs = [] # (of the prompts, of the negative ones or None) each
+        self.known = [] # (argument's tensors, their versions, images, kinds of its blocks) that were compared
+
+    def clear(self):
+        "Forget the texts: another call of the pipeline begins"
+        self.pairs,self.known = [],[]
 
     def add(self,
             res, # what the method returned
            ):
         "Keep the embeddings among a result"
         texts = [e for e in (res if isinstance(res, tuple) else (res,)) if _is_text(e)]
+        self.known = []
         if not texts: return
         if self.together:
             negative = next((t for t in texts[1:] if _alike(t, texts[0])), None)
@@ -78,12 +93,18 @@ class EncodedTexts:
               images:int,     # images that the pipeline generates
              )->list|None:    # for each block of rows a set of kinds; None where no text is recognized
         "Kinds that each block of rows may be of, by its text"
+        values = [(v, b) for v in arguments.values() if (b := _blocks(v, batch, images))]
+        for value,_ in values: # compared in an earlier step
+            for tensors,versions,n,found in self.known:
+                if n==images and _are(value, tensors) and _versions(tensors)==versions: return found
         for prompts,negative in self.pairs:
             texts = [(k, t) for k,t in zip(guidance_kinds, (prompts, negative)) if t is not None]
-            for value in arguments.values():
-                blocks = _blocks(value, batch, images)
-                found = [{k for k,t in texts if _same(b, t)} for b in blocks or ()]
-                if found and all(found): return found
+            for value,blocks in values:
+                found = [{k for k,t in texts if _same(b, t)} for b in blocks]
+                if not all(found): continue
+                tensors = _tensors(value)
+                self.known.append((tensors, _versions(tensors), images, found))
+                return found
         return None
 
 # %% ../../nbs/15_models/22_guidance_rows.ipynb #a1100015

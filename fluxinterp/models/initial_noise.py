@@ -118,8 +118,10 @@ def find_draw(latents:torch.Tensor,  # what the denoiser saw in its first step, 
     for shape in _ways(latents, grid):
         for dtype in dict.fromkeys((str(latents.dtype).split('.')[-1], 'float32')):
             draw = NoiseDraw(shape, dtype)
-            drawn = torch.stack([draw.latents(*i) for i in images])
-            if drawn.shape!=latents.shape: drawn = token_latents(drawn, grid)
-            scale = _scale(latents, drawn)
+            for n in sorted({1, len(images)}): # where the first image says no, the others need not be drawn
+                drawn = torch.stack([draw.latents(*i) for i in images[:n]])
+                if drawn.shape[1:]!=latents.shape[1:]: drawn = token_latents(drawn, grid)
+                scale = _scale(latents[:n], drawn)
+                if scale is None: break
             if scale is not None: return NoiseDraw(shape, dtype, scale)
     return None
