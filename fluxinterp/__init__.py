@@ -75,8 +75,8 @@ surface |= {
         'dictionary': ('Dictionary', 'SparseCode', 'reconstruct'),
         'readouts': ('feature_activations',),
         'baselines': ('LinearDictionary', 'coordinates', 'neurons', 'pca', 'random_directions'),
-        'concept_directions': ('ConceptDirections', 'leace', 'mean_differences', 'pair_differences', 'prompt_differences',
-                               'randomized'),
+        'concept_directions': ('ConceptDirections', 'leace', 'mean_differences', 'pair_differences',
+                               'prompt_differences', 'randomized'),
         'control_sets': ('controls',),
         'step_overlap': ('code_overlap',),
         'selectivity': ('noise_selectivity',),
@@ -127,6 +127,10 @@ surface |= {
         'attention_concepts': ('score_concept_maps', 'score_word_maps'),
         'itda_similarity': ('jaccard', 'jaccard_by_chance', 'similarity_map'),
     },
+}
+
+# %% ../nbs/93_init.ipynb #a9596022
+surface |= {
     'steering': {
         'applying_edits': ('apply_edits',),
         'transport': ('Transport',),
@@ -143,8 +147,8 @@ surface |= {
         'commitment': ('commit_window', 'commitment_curve'),
         'feature_tests': ('color_spreads', 'feature_sensitivity', 'intervention_locality'),
         'referee': ('EditTask', 'grid_energy', 'score_edits', 'steering_tasks'),
-        'steering_methods': ('Change', 'along', 'between', 'chosen_features', 'mean_distances', 'negative_prompt',
-                             'rewritten', 'switch', 'together'),
+        'steering_methods': ('Change', 'along', 'between', 'chosen_features', 'mean_distances',
+                             'negative_prompt', 'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),
         'editing_benchmark': ('EditItem', 'carried', 'read_riebench', 'scene_items', 'score_edited'),
         'strengths': ('StrengthRange', 'find_strengths'),

@@ -54,7 +54,7 @@ class _Writer:
             return x.float().norm(dim=-1, keepdim=True)/self.norms[self._columns(e.latents)].to(x.device)
         return torch.ones(1, device=x.device)
 
-    def _change(self, e, x, old, grid, rows, clock): # (batch, token, latent of e), or None if its mask is empty
+    def _change(self, e, x, old, grid, rows, clock): # (batch, token, latent of e); None if its mask is empty
         mask = _mask(e, x, old, grid)
         if rows is not None: mask = rows if mask is None else rows*mask
         if mask is not None and not mask.any(): return None
@@ -114,7 +114,7 @@ class EditPlan:
     "The edits of one site, with what does not depend on activations computed once"
     def __init__(self,
                  edits:list,            # edits of one site
-                 images:dict|None=None, # id of an edit -> places of its images in a call; all images when None
+                 images:dict|None=None, # id of an edit -> places of its images in a call; None for all
                  num_images:int=1,      # images of a call, where edits are of some of them
                 ):
         self.edits = list(edits)
@@ -130,7 +130,7 @@ class EditPlan:
         if grid and grid[0]*grid[1]!=x.shape[1]:
             raise ValueError(f'a grid of {grid[0]} x {grid[1]} does not hold {x.shape[1]} tokens')
         if self.images is not None and len(x)%self.num_images:
-            raise ValueError(f'{self.num_images} recipes for {len(x)} rows: give one for each image of a call')
+            raise ValueError(f'{self.num_images} recipes for {len(x)} rows: give one for each image')
 
     def _rows(self, e, x, guidance): # whether an edit acts on each row, (batch, 1, 1); None for every row
         if e.guidance=='both' and self.images is None: return None

@@ -108,14 +108,16 @@ class Edit:
         "The change of activations that the edit makes, before its region and guidance rows are applied"
         raise NotImplementedError
 
-    def change_at(self,
-                  old:torch.Tensor,  # activations of `features`, (batch, token, feature); None unless `reads`
-                  unit:torch.Tensor, # activation of one unit for each of `latents`, (..., latent)
-                  clock=None,        # `Clock` of the pass; None outside of one
-                  grid:tuple|None=None, # rows and columns of the tokens, when they have any
-                 )->torch.Tensor:    # new - old of `latents`, (batch, token, latent) or what broadcasts to it
-        "The change at a step of a pass; that of `change`, unless an edit goes by the step"
-        return self.change(old, unit)
+# %% ../../nbs/45_steering/00_edits.ipynb #86f19b0b
+@patch
+def change_at(self:Edit,
+              old:torch.Tensor,  # activations of `features`, (batch, token, feature); None unless `reads`
+              unit:torch.Tensor, # activation of one unit for each of `latents`, (..., latent)
+              clock=None,        # `Clock` of the pass; None outside of one
+              grid:tuple|None=None, # rows and columns of the tokens, when they have any
+             )->torch.Tensor:    # new - old of `latents`, (batch, token, latent) or what broadcasts to it
+    "The change at a step of a pass; that of `change`, unless an edit goes by the step"
+    return self.change(old, unit)
 
 # %% ../../nbs/45_steering/00_edits.ipynb #58f9017d
 def _shown(v): # a field's value as text

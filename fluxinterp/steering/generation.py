@@ -49,6 +49,7 @@ class Generated:
 
     def _repr_jpeg_(self): return image_bytes(self.grid(), 'JPEG')
 
+# %% ../../nbs/45_steering/10_generation.ipynb #8d8952c6
 def draw_recipes(batches:PromptBatches, # prompts with their noise
                  recipes:list,          # a list of edits for each prompt
                  batch_size:int|str=16, # prompts at a time; 'auto': halved when memory runs out

@@ -10,7 +10,6 @@ import reprlib
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 from fastcore.basics import patch
 import numpy as np
@@ -42,6 +41,7 @@ def _check_site(site, edit, width): # whether an edit can act at a site
     if site.stream=='image' and isinstance(edit.region, TextTokens):
         raise ValueError(f'{site.name} has image tokens: give region= a mask or fi.Box')
 
+# %% ../../nbs/45_steering/05_interventions.ipynb #96b38fad
 def _edit_sites(pipe, edit, model, force):
     meta = edit.dictionary.meta
     names = edit.site if isinstance(edit.site, tuple) else (edit.site or meta.site,)
@@ -68,7 +68,7 @@ class Steering:
                  sites:dict,  # site -> edits that act there
                  guard:Guard|None, # what is watched, if anything
                  clock=None,  # step, noise level and guidance rows of the pass that is running
-                 images:dict|None=None, # id of an edit -> places of its images in a call; all images when None
+                 images:dict|None=None, # id of an edit -> places of its images in a call; None for all
                  num_images:int=1, # images of a call, where edits are of some of them
                 ):
         self.edits = edits
@@ -244,7 +244,7 @@ def _steering(pipe, edits, force, guard): # the open context of `steer`, whose a
             warnings.warn(f'{e} never came to a {e.guidance} row: the call ended before')
 
 def steer(pipe,                  # diffusers pipeline
-          edits:list|Edit,       # edits, `Add`, `Scale`, ..., one or a list; or a list for each image of a call
+          edits:list|Edit,       # edits, `Add`, `Scale`, ..., one or a list; or a list for each image
           force:bool=False,      # accept dictionaries of another model or site, with a warning
           guard:Guard|None=None, # what to watch; True for `Guard()`; None watches nothing and costs nothing
          )->AbstractContextManager[Steering]: # for `with`: edits, clock and the guard's report

@@ -5,7 +5,6 @@ import reprlib
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from fastcore.basics import patch
 import numpy as np
 import pandas as pd

@@ -51,6 +51,7 @@ def _check_factor(world, factor, targets):
         raise ValueError(f'{wrong[0]!r} is no {factor} of the world {world.name}: {", ".join(known)}')
     return list(targets or known)
 
+# %% ../../nbs/45_steering/38_referee.ipynb #0406bcb9
 def draw_images(pipe,         # diffusers pipeline
                 prompts:list, # captions
                 seeds:list,   # seed of the noise of each
@@ -70,7 +71,7 @@ def steering_tasks(pipe,         # diffusers pipeline
                    world:World|str|None=None, # world whose reader judges; the tiny world when None
                    **call,       # keyword arguments of the pipeline call
                   )->list:       # `EditTask`s
-    "A task for each caption and each target that its image does not show; captions without an object give none"
+    "A task for each caption and target that its image does not show; none for images without an object"
     world = as_world(world)
     targets = _check_factor(world, factor, targets)
     seeds = list(range(seed, seed+len(prompts)))
@@ -81,7 +82,8 @@ def steering_tasks(pipe,         # diffusers pipeline
         shown = labels.iloc[i].to_dict()
         region = pool_map(_region_of(world, factor, world.object_mask(reading)).astype(np.float32), grid)>=.5
         if not region.any() or 'none' in [shown[f] for f in world.object_factors]: continue
-        tasks += [EditTask(prompt, seeds[i], factor, shown[factor], t, region.astype(np.float32), image, shown)
+        mask = region.astype(np.float32)
+        tasks += [EditTask(prompt, seeds[i], factor, shown[factor], t, mask, image, shown)
                   for t in targets if t!=shown[factor]]
     if not tasks: raise ValueError('no image of these captions shows an object that could be changed')
     return tasks
@@ -89,7 +91,7 @@ def steering_tasks(pipe,         # diffusers pipeline
 # %% ../../nbs/45_steering/38_referee.ipynb #9ee8fbb8
 def grid_energy(images:list,    # PIL images or uint8 arrays
                 grid:tuple=(16, 16), # rows and columns of the tokens; must divide the image
-               )->np.ndarray:   # (n,), 0 to 1; .5 where borders of tokens are like any other place, NaN without gradients
+               )->np.ndarray:   # (n,), 0 to 1; .5 where borders are like other places, NaN for a flat color
     "Share of the mean squared gradient that lies at borders of tokens"
     a = np.stack([np.asarray(i, np.float64) for i in images])
     size = a.shape[1:3]
@@ -132,10 +134,11 @@ def score_edits(tasks:list,  # `EditTask`s
     for t,(_,after) in zip(tasks, labels.iterrows()):
         others = [f for f in t.labels if f!=t.factor]
         kept = np.mean([after[f]==t.labels[f] for f in others])
+        gone = [f for f in others if f!='style' and t.labels[f]!='none' and after[f]=='none']
         rows.append(dict(factor=t.factor, target=t.target, prompt=t.prompt, seed=t.seed,
-                         hit=float(after[t.factor]==t.target), kept=kept,
-                         broken=float('none' in [after[f] for f in others if t.labels[f]!='none' and f!='style'])))
-    return pd.DataFrame(rows).assign(outside=outside, perceptual=distance(images, originals, mask=masks), grid=grid)
+                         hit=float(after[t.factor]==t.target), kept=kept, broken=float(bool(gone))))
+    perceptual = distance(images, originals, mask=masks)
+    return pd.DataFrame(rows).assign(outside=outside, perceptual=perceptual, grid=grid)
 
 # %% ../../nbs/45_steering/38_referee.ipynb #1cad4316
 def cluster_interval(values,    # numbers, (n,)

@@ -6,7 +6,7 @@
 __all__ = ['draw_changes', 'SteeringComparison', 'compare_steering']
 
 # %% ../../nbs/45_steering/42_steering_comparison.ipynb #edc903b2
-import io, json
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,8 @@ def draw_changes(pipe,         # diffusers pipeline
         mine = [i for i,k in enumerate(keys) if k==key]
         listed = {n: [changes[i].call[n] for i in mine] for n in _of_prompts if n in changes[mine[0]].call}
         prompts = [changes[i].prompt or tasks[i].prompt for i in mine]
-        batches = PromptBatches(pipe, prompts, call|json.loads(key)|listed, seeds=[tasks[i].seed for i in mine])
+        seeds = [tasks[i].seed for i in mine]
+        batches = PromptBatches(pipe, prompts, call|json.loads(key)|listed, seeds=seeds)
         drawn,report = draw_recipes(batches, [changes[i].edits for i in mine], batch_size, guard=guard)
         for i,image in zip(mine, drawn): images[i] = image
         if report is not None: reports.append(report)
@@ -65,7 +66,7 @@ def _strengths(method, tasks, strengths): # NaN for what no strength changes
 
 def _check_comparison(methods, tasks, strengths):
     if not methods or not all(callable(m) for m in methods.values()):
-        raise ValueError('methods= is a dict: name -> function of a task and a strength; see along, switch, rewritten')
+        raise ValueError('methods= is a dict: name -> function of a task and a strength, such as along(...)')
     if not tasks: raise ValueError('no tasks: steering_tasks makes them')
     wrong = [s for s in strengths if not (isinstance(s, (int, float)) and np.isfinite(s))]
     if wrong or not len(strengths): raise ValueError(f'strengths are finite numbers, got {list(strengths)}')
@@ -91,8 +92,8 @@ def compare_steering(pipe,             # diffusers pipeline
     todo = [(name, f, s) for name,m in methods.items() for f,ts in by_factor.items()
             for s in _strengths(m, ts, strengths)]
     todo = [key for key in todo if str(key) not in {str(k) for k in res.images}]
-    with tqdm(total=sum(len(by_factor[f]) for _,f,_ in todo), desc='steer', unit='image', disable=not progress,
-              leave=False) as bar:
+    total = sum(len(by_factor[f]) for _,f,_ in todo)
+    with tqdm(total=total, desc='steer', unit='image', disable=not progress, leave=False) as bar:
         try:
             for name,f,s in todo:
                 ts = by_factor[f]
@@ -101,7 +102,8 @@ def compare_steering(pipe,             # diffusers pipeline
                 images,report = draw_changes(pipe, ts, changes, batch_size, guard, **call)
                 off = 0. if report is None else float(report.outside.mean())
                 scored = score_edits(ts, images, judge, distance, world)
-                res.rows = pd.concat([res.rows, scored.assign(method=name, strength=s, off_range=off)], ignore_index=True)
+                scored = scored.assign(method=name, strength=s, off_range=off)
+                res.rows = pd.concat([res.rows, scored], ignore_index=True)
                 res.images[name,f,s] = images[:keep]
                 bar.update(len(ts))
         except KeyboardInterrupt: print('interrupted: what is finished is kept, go_on= takes it up again')
@@ -126,7 +128,7 @@ def table(self:SteeringComparison,
 @patch
 def at_kept(self:SteeringComparison,
             least:float=.9, # share of the other factors that must be as they were
-           )->pd.DataFrame: # (method, factor): hit at the best strength that keeps as much; NaN where none does
+           )->pd.DataFrame: # (method, factor): hit at the best strength that keeps as much, or NaN
     "The most that each method hits at no more than a given side effect"
     t = self.table().reset_index()
     best = t[t.kept>=least].groupby(['method', 'factor']).hit.max()
@@ -141,6 +143,7 @@ def __repr__(self:SteeringComparison):
     wide = shown.reindex(lines).unstack('factor', sort=False).fillna('')
     return f'hit / kept\n{wide.to_string()}'
 
+# %% ../../nbs/45_steering/42_steering_comparison.ipynb #4be6ab4e
 @patch
 def figure(self:SteeringComparison,
            factors:list|None=None, # factors to show; all when None
@@ -155,7 +158,9 @@ def figure(self:SteeringComparison,
         for k,(name,part) in enumerate(t[t.factor==f].groupby('method', sort=False)):
             ax.plot(1-part.kept, part.hit, 'o-', ms=4, color=f'C{k%10}', label=name, alpha=.85)
             last = part.iloc[-1]
-            if len(part)>1: ax.annotate(f'{last.strength:g}', (1-last.kept, last.hit), fontsize=6, xytext=(3, 3), textcoords='offset points')
+            if len(part)>1:
+                ax.annotate(f'{last.strength:g}', (1-last.kept, last.hit), fontsize=6, xytext=(3, 3),
+                            textcoords='offset points')
         ax.set_title(f, fontsize=9)
         ax.set_xlabel('other factors changed', fontsize=8)
         ax.set_ylim(-.05, 1.05)

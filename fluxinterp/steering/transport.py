@@ -63,7 +63,7 @@ class Transport(Edit):
         maps = self._maps[:,self.source.steps.index(clock.step)] # (row, token, feature)
         if maps.shape[1]!=old.shape[1] or len(old)%len(maps):
             raise ValueError(f'the source has {len(maps)} images of {maps.shape[1]} tokens, this call '
-                             f'{len(old)} rows of {old.shape[1]}: record it at the same size, one image or as many')
+                             f'{len(old)} rows of {old.shape[1]}: record one image, or as many, as large')
         maps = _moved(maps, self.shift, self.source.grid).repeat(len(old)//len(maps), 1, 1)
         return self._vector('strength', old)*(maps.to(old)-old)
 
