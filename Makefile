@@ -26,7 +26,7 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS ?= 1
 test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(STAMP)
-	timeout 1500 $(BIN)/nbdev_test --n_workers 2 --timing
+	timeout 1800 $(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: $(STAMP)
