@@ -149,14 +149,16 @@ def figure(self:SteeringComparison,
            factors:list|None=None, # factors to show; all when None
           ):                       # matplotlib `Figure`
     "Effect against side effect: a curve a method, a point a strength; up and to the left is better"
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    colors = colormaps['tab20' if self.rows.method.nunique()>10 else 'tab10'].colors
     t = self.table().reset_index()
     factors = list(dict.fromkeys(t.factor)) if factors is None else factors
     fig = Figure(figsize=(3*len(factors)+1.6, 2.8), layout='constrained', dpi=80)
     axs = fig.subplots(1, len(factors), sharey=True, squeeze=False)[0]
     for ax,f in zip(axs, factors):
         for k,(name,part) in enumerate(t[t.factor==f].groupby('method', sort=False)):
-            ax.plot(1-part.kept, part.hit, 'o-', ms=4, color=f'C{k%10}', label=name, alpha=.85)
+            ax.plot(1-part.kept, part.hit, 'o-', ms=4, color=colors[k%len(colors)], label=name, alpha=.85)
             last = part.iloc[-1]
             if len(part)>1:
                 ax.annotate(f'{last.strength:g}', (1-last.kept, last.hit), fontsize=6, xytext=(3, 3),
