@@ -147,7 +147,7 @@ surface |= {
         'commitment': ('commit_window', 'commitment_curve'),
         'feature_tests': ('color_spreads', 'feature_sensitivity', 'intervention_locality'),
         'referee': ('EditTask', 'grid_energy', 'score_edits', 'steering_tasks'),
-        'steering_methods': ('Change', 'along', 'between', 'chosen_features', 'mean_distances',
+        'steering_methods': ('Change', 'along', 'between', 'features_by_concept', 'mean_distances',
                              'negative_prompt', 'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),
         'editing_benchmark': ('EditItem', 'carried', 'read_riebench', 'scene_items', 'score_edited'),

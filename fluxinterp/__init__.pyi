@@ -205,7 +205,7 @@ from .steering.referee import steering_tasks as steering_tasks
 from .steering.steering_methods import Change as Change
 from .steering.steering_methods import along as along
 from .steering.steering_methods import between as between
-from .steering.steering_methods import chosen_features as chosen_features
+from .steering.steering_methods import features_by_concept as features_by_concept
 from .steering.steering_methods import mean_distances as mean_distances
 from .steering.steering_methods import negative_prompt as negative_prompt
 from .steering.steering_methods import rewritten as rewritten
