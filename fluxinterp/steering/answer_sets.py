@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from ..core import user_path
 from ..safe_files import atomic_path
-from .image_judges import reader_judge
 from .unlearning_scores import answer_columns, as_concepts, collect_answers, concept_text
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/52_answer_sets.ipynb #ans50007
 _picture = re.compile(r'(?P<name>.+)_seed(?P<seed>\d+)\.(?:jpg|jpeg|png|webp)', re.IGNORECASE)
@@ -157,9 +157,10 @@ def open_images(self:AnswerSet,
 
 @patch
 def answers(self:AnswerSet,
-            judge:Callable=reader_judge, # function: images -> `Judgement` that labels both factors
+            judge:Callable|None=None,    # function: images -> `Judgement`; the world's reader when None
             batch_size:int=64,           # pictures judged at a time
             progress:bool=True,          # whether a progress bar is shown
+            world:World|str|None=None,   # world whose reader judges; the tiny world when None
            )->pd.DataFrame:              # rows of `answer_columns`, for `score_unlearning`
     "What a judge recognizes in every picture; a picture without style is not asked for its style"
     p,parts = self.pictures,[pd.DataFrame(columns=answer_columns)]
@@ -170,5 +171,5 @@ def answers(self:AnswerSet,
             rows = p.iloc[part]
             asked = [{f: r[f] for f in self.factors if r[f]} for _,r in rows.iterrows()]
             names = [' '.join(a.values()) for a in asked]
-            parts.append(collect_answers(self.open_images(part), asked, target, names, seed, judge))
+            parts.append(collect_answers(self.open_images(part), asked, target, names, seed, judge, world))
     return pd.concat(parts[1:], ignore_index=True)

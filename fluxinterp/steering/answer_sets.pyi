@@ -12,8 +12,8 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ..core import user_path
 from ..safe_files import atomic_path
-from .image_judges import reader_judge
 from .unlearning_scores import answer_columns, as_concepts, collect_answers, concept_text
+from ..worlds.world import World
 _picture = re.compile('(?P<name>.+)_seed(?P<seed>\\d+)\\.(?:jpg|jpeg|png|webp)', re.IGNORECASE)
 def picture_name(style: str | None, object: str, seed: int, suffix: str='.jpg') -> str:
     ...
@@ -42,7 +42,7 @@ class AnswerSet:
     def open_images(self, positions: list) -> list:
         ...
 
-    def answers(self, judge: Callable=reader_judge, batch_size: int=64, progress: bool=True) -> pd.DataFrame:
+    def answers(self, judge: Callable | None=None, batch_size: int=64, progress: bool=True, world: World | str | None=None) -> pd.DataFrame:
         ...
 def read_answer_set(folder: str | Path, factors: tuple=('style', 'object'), objects: list | None=None, target: str | None=None) -> AnswerSet:
     ...

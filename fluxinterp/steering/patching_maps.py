@@ -23,7 +23,6 @@ from ..models.clock import runs_once
 from ..models.description import describe
 from ..models.pipelines import check_pipeline, check_prompts, image_generators
 from ..models.sites import Site, list_sites, resolve_site
-from ..models.steps import step_window
 from ..overlays import plain_text
 from .first_steps import keep_outputs, skip_steps
 from .image_judges import pixel_distance, reader_judge

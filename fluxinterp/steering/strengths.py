@@ -22,6 +22,7 @@ from .guards import Guard
 from .image_distances import perceptual_distance
 from .referee import EditTask, score_edits
 from .steering_methods import as_change
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/44_strengths.ipynb #ff9b5164
 @dataclass
@@ -35,6 +36,7 @@ class _Trials:
     far:float        # mean distance of edited tokens from the clean range of norms, in mean norms
     least_kept:float # share of the other factors
     call:dict        # keyword arguments of the pipeline call
+    world:object=None # world whose reader judges
     images:dict=field(default_factory=dict) # strength -> images
     rows:dict=field(default_factory=dict)   # strength -> what was measured
     known:dict=field(default_factory=dict)  # pair of strengths -> distance
@@ -63,7 +65,7 @@ class _Trials:
         far = 0. if report is None or not len(report) else float(report.distance.mean())
         row = dict(seen=self.gap(0., s) if s else 0., far=far)
         if isinstance(self.items[0], EditTask):
-            scored = score_edits(self.items, self.images[s])
+            scored = score_edits(self.items, self.images[s], world=self.world)
             row |= dict(hit=scored.hit.mean(), kept=scored.kept.mean())
         row['fails'] = ''
         if row.get('kept', 1.)<self.least_kept: row['fails'] = 'kept'
@@ -179,6 +181,7 @@ def find_strengths(pipe,            # diffusers pipeline
                    even:float=.2,   # largest deviation of neighbors' distances from their mean, as a share
                    budget:int=12,   # generations at most, the images without an edit among them
                    distance:Callable=perceptual_distance, # function: images, images -> distances
+                   world:World|str|None=None, # world whose reader judges tasks; the tiny world when None
                    **call,          # keyword arguments of the pipeline call
                   )->StrengthRange: # steps, which show themselves
     "Usable strengths of an edit, in steps that look equally far apart; `ValueError` where there are none"
@@ -189,7 +192,7 @@ def find_strengths(pipe,            # diffusers pipeline
     if not start>0 or not np.isfinite(start): raise ValueError(f'start= is a strength above 0, got {start}')
     items = [items] if isinstance(items, str) else list(items)
     seeds = [getattr(i, 'seed', seed+k) for k,i in enumerate(items)]
-    t = _Trials(pipe, edit, items, seeds, distance, far, kept, call)
+    t = _Trials(pipe, edit, items, seeds, distance, far, kept, call, world)
     t.run(0.)
     for_ends = budget-steps-1 # what the ends may cost together
     high,why = _upper_end(t, float(start), for_ends-2)

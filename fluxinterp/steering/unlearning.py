@@ -31,6 +31,7 @@ from .edits import Ablate, Scale
 from .generation import Generated
 from .interventions import steer
 from .unlearning_scores import as_concepts, concept_text
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/54_unlearning.ipynb #unl54007
 @dataclass(frozen=True, eq=False, repr=False)
@@ -369,12 +370,13 @@ def unlearn(pipe,                    # diffusers pipeline
             method:str|Callable='leace', # one of `unlearning_methods`, or a function like them
             data:ConceptData|None=None, # train prompts' activations; the tiny world's when None
             forgotten:str|tuple|list='', # concepts forgotten already, which nothing may turn into
+            world:World|str|None=None, # world of the train prompts, where no data are given
             **options,               # further arguments of the method
            )->Erasure:               # generates, is added to others; its `edits` go to `steer`
     "Make a model forget concepts, without training"
     fit = _method(method)
     concepts,before = as_concepts(target),as_concepts(forgotten) if forgotten else ()
-    if data is None: data = scene_concepts(pipe, list(unlearning_sites))
+    if data is None: data = scene_concepts(pipe, list(unlearning_sites), world=world)
     data.check_concepts((*concepts, *before))
     parts = []
     for factor in dict.fromkeys(f for f,_ in concepts):
@@ -389,10 +391,11 @@ def unlearn_in_turn(pipe,            # diffusers pipeline
                     method:str|Callable='leace', # one of `unlearning_methods`, or a function
                     data:ConceptData|None=None,  # train prompts' activations; the tiny world's when None
                     progress:bool=True, # whether a progress bar is shown
+                    world:World|str|None=None, # world of the train prompts, where no data are given
                     **options,       # further arguments of the method
                    )->list:          # erasure after each request
     "Sequential unlearning: the erasure after each of several requests"
-    if data is None: data = scene_concepts(pipe, list(unlearning_sites))
+    if data is None: data = scene_concepts(pipe, list(unlearning_sites), world=world)
     res = []
     for target in tqdm(list(targets), 'requests', disable=not progress):
         before = res[-1].target if res else ''

@@ -22,6 +22,7 @@ from .edits import Ablate, Scale
 from .generation import Generated
 from .interventions import steer
 from .unlearning_scores import as_concepts, concept_text
+from ..worlds.world import World
 @dataclass(frozen=True, eq=False, repr=False)
 class ScaleAbove(Scale):
     threshold: float | list | torch.Tensor = 0.0
@@ -88,7 +89,7 @@ def erase_linearly(data: ConceptData, concepts: tuple, forgotten: tuple=(), site
     ...
 unlearning_methods = dict(prompt=erase_from_prompt, sae_ablation=ablate_features, saeuron=scale_features, latent=scale_latent, replace=replace_tokens, dense=ablate_difference, leace=erase_linearly)
 unlearning_sites = ('double.0.text', 'double.1.image', 'double.1.text', 'single.0.text', 'single.1.image', 'single.1.text', 'single.2.text', 'single.3.image')
-def unlearn(pipe, target: str | tuple | list, method: str | Callable='leace', data: ConceptData | None=None, forgotten: str | tuple | list='', **options) -> Erasure:
+def unlearn(pipe, target: str | tuple | list, method: str | Callable='leace', data: ConceptData | None=None, forgotten: str | tuple | list='', world: World | str | None=None, **options) -> Erasure:
     ...
-def unlearn_in_turn(pipe, targets: list, method: str | Callable='leace', data: ConceptData | None=None, progress: bool=True, **options) -> list:
+def unlearn_in_turn(pipe, targets: list, method: str | Callable='leace', data: ConceptData | None=None, progress: bool=True, world: World | str | None=None, **options) -> list:
     ...

@@ -6,6 +6,7 @@
 __all__ = ['live_edits', 'differentiable_images', 'reader_loss', 'Attack', 'attack_embedding']
 
 # %% ../../nbs/45_steering/56_unlearning_attack.ipynb #una56004
+from functools import partial
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from .unlearning import Erasure
 from .unlearning_scores import as_concepts
 from ..worlds.reader import load_reader, slot_factors
 from ..worlds.scenes import factors
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/56_unlearning_attack.ipynb #una56007
 def _live(edits): # hook of one site: edits applied with gradient
@@ -171,12 +173,14 @@ def attack_embedding(pipe,               # a FLUX-class diffusers pipeline
                      radius:float|None=None, # largest move, as a share of an embedding's norm; None for any
                      seed:int=0,         # noise seed; `(seed, i)` for the image of prompt i
                      loss:Callable|None=None, # function: images in [0, 1] -> (n,); `reader_loss` when None
-                     judge:Callable=reader_judge, # function: images -> `Judgement`
+                     judge:Callable|None=None, # function: images -> `Judgement`; the world's reader when None
                      progress:bool=True, # whether a progress bar is shown
+                     world:World|str|None=None, # world whose reader judges; the tiny world when None
                      **call,             # keyword arguments of the pipeline call
                     )->Attack:
     "Optimize prompt embeddings until a forgotten concept comes back; the best of all steps counts"
     check_count(steps, 'steps', 1)
+    judge = judge or partial(reader_judge, world=world)
     if not hasattr(describe(pipe).network, 'context_embedder'):
         raise ValueError(f'{type(pipe).__name__}: the attack knows FLUX-class pipelines, with text '
                          'embeddings and a pooled one')

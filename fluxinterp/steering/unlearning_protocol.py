@@ -6,6 +6,7 @@
 __all__ = ['prompt_kinds', 'border_steps', 'broken_images', 'unlearning_scenes', 'UnlearningComparison', 'compare_unlearning']
 
 # %% ../../nbs/45_steering/55_unlearning_protocol.ipynb #unp55004
+from functools import partial
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -180,18 +181,20 @@ def compare_unlearning(pipe,            # diffusers pipeline
                        scenes:list|None=None, # scenes asked for; 128 of `unlearning_scenes` when None
                        kinds:list|None=None, # kind of each scene, for tables; '' when None
                        seed:int=0,      # seed of the noise
-                       judge:Callable=reader_judge, # function: images -> `Judgement`
+                       judge:Callable|None=None, # function: images -> `Judgement`; the reader when None
                        broken:Callable|None=None, # function: images, clean images -> bool (n,)
                        batch_size:int=32, # prompts at a time
                        samples:int=4,   # pictures kept for each method and concept
                        progress:bool=True, # whether a progress bar is shown
+                       world:World|str|None=None, # world that is asked and judges; the tiny world when None
                       )->UnlearningComparison:
     "Unlearn every concept by every method, ask for held-out scenes, and judge all pictures alike"
     targets = [concept_text(t) for t in targets]
-    if scenes is None: scenes,kinds = unlearning_scenes(128)
+    judge = judge or partial(reader_judge, world=world)
+    if scenes is None: scenes,kinds = unlearning_scenes(128, world=world)
     if broken is None:
         period = token_pixels(pipe)
-        def _broken(images, clean): return broken_images(images, clean, period)
+        def _broken(images, clean): return broken_images(images, clean, period, world)
         broken = _broken
     asked = _Asked(pipe, scenes, kinds or ['']*len(scenes), seed, judge, broken, batch_size)
     images,a,line = asked.run('unchanged', Erasure('', 'unchanged'))

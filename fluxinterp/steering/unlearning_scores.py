@@ -7,6 +7,7 @@ __all__ = ['answer_columns', 'score_kinds', 'as_concepts', 'concept_text', 'chec
            'score_unlearning', 'recognition_table', 'stages']
 
 # %% ../../nbs/45_steering/50_unlearning_scores.ipynb #unl50004
+from functools import partial
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from ..arguments import check_count
 from .image_judges import reader_judge
+from ..worlds.world import World
 
 # %% ../../nbs/45_steering/50_unlearning_scores.ipynb #unl50007
 def as_concepts(target:str|tuple|list, # 'color=red, background=navy', ('color', 'red'), or a list of either
@@ -71,14 +73,15 @@ def collect_answers(images:list,          # PIL images
                     target:str|tuple|list='', # what the model was to forget; '' for the unchanged model
                     prompts:list|None=None, # name or number of each image's prompt; its position when None
                     seed:int=0,           # seed of the noise, as a name
-                    judge:Callable=reader_judge, # function: images -> `Judgement`, see `image_judges`
+                    judge:Callable|None=None, # function: images -> `Judgement`; the world's reader when None
+                    world:World|str|None=None, # world whose reader judges; the tiny world when None
                    )->pd.DataFrame:       # rows of `answer_columns`
     "Ask a judge what it recognizes in pictures, for every factor their prompts speak of"
     if len(images)!=len(asked):
         raise ValueError(f'{len(images)} images for {len(asked)} dicts of what was asked')
     prompts = list(range(len(images)) if prompts is None else prompts)
     if len(prompts)!=len(images): raise ValueError(f'{len(prompts)} prompts for {len(images)} images')
-    labels = judge(images).labels
+    labels = (judge or partial(reader_judge, world=world))(images).labels
     target = concept_text(target) if target else ''
     rows = [(target, f, v, labels[f].iloc[i], prompts[i], seed)
             for i,said in enumerate(asked) for f,v in said.items()]
