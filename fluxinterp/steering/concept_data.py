@@ -96,10 +96,9 @@ def record_concepts(pipe,          # diffusers pipeline
                     prompts:list,  # prompts, one image each
                     asked:list,    # what each prompt asks for, dicts: factor -> value
                     sites:list,    # names of image and text sites
-                    image_tokens:Callable|None=None, # function: images, grid -> tokens; the reader if None
+                    image_tokens:Callable|None=None, # function: images, grid -> factor -> tokens; all if None
                     seed:int=1,    # seed of the noise
                     batch_size:int|str=32, # prompts at a time
-                    world:World|str|None=None, # world whose reader finds objects; the tiny world when None
                     **call,        # further arguments of `record`
                    )->ConceptData:
     "Generate an image for every prompt and keep what its tokens hold at some sites"
@@ -109,8 +108,7 @@ def record_concepts(pipe,          # diffusers pipeline
     rec = record(pipe, prompts, sites, images=True, seed=seed, batch_size=batch_size, **call)
     image = [r for r in rec.values() if r.site.stream!='text']
     text = [r for r in rec.values() if r.site.stream=='text']
-    find = image_tokens or partial(scene_image_tokens, world=world)
-    where = find(rec.images, image[0].grid) if image else {}
+    where = image_tokens(rec.images, image[0].grid) if image and image_tokens else {}
     named = _word_tokens(pipe, text[0].site, prompts, asked, text[0].x.shape[2]) if text else {}
     return ConceptData(list(prompts), asked, rec, where, named)
 
@@ -126,7 +124,7 @@ def scene_concepts(pipe,           # diffusers pipeline that draws the world
     world = as_world(world)
     scenes = concept_scenes(n, split, factor, world)
     return record_concepts(pipe, [s.caption for s in scenes], [asked_of(s) for s in scenes], sites,
-                           world=world, **kwargs)
+                           image_tokens=partial(scene_image_tokens, world=world), **kwargs)
 
 # %% ../../nbs/45_steering/53_concept_data.ipynb #cda50018
 @patch
