@@ -99,8 +99,9 @@ def shuffled_explanations(said:pd.DataFrame, # table from `explanations`
     rng,some = np.random.default_rng(seed),ok.index[~ok.text.isin(nothing_said)].to_numpy(copy=True)
     res,order = {},rng.permutation(some)
     for f in rng.permutation(ok.index.to_numpy(copy=True)):
-        at = next((i for i,g in enumerate(order) if ok.text[g]!=ok.text[f]), None)
-        if at is None: continue
+        differs = (ok.text[order]!=ok.text[f]).to_numpy()
+        if not differs.any(): continue
+        at = int(differs.argmax())
         res[int(f)] = int(order[at])
         order = np.concatenate([order[:at], order[at+1:], order[at:at+1]]) # all before one comes twice
     return res

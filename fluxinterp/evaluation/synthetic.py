@@ -181,10 +181,11 @@ def tensor(self:SyntheticActivations,
 def matched(likeness, # likeness of every a to every b, (a, b), any size
            )->tuple:  # rows and columns of the pairs, each of the smaller size
     "One-to-one pairs with the largest sum of likeness (Hungarian method, Kuhn 1955)"
-    m = np.nan_to_num(as_float64(torch.as_tensor(likeness)).cpu().numpy())
-    if m.size>2**28:
-        raise ValueError(f'pairing {m.shape[0]} with {m.shape[1]} takes hours: '
+    likeness = torch.as_tensor(likeness)
+    if likeness.numel()>2**28:
+        raise ValueError(f'pairing {likeness.shape[0]} with {likeness.shape[1]} takes hours: '
                          'keep fewer of them, e.g. those that fire')
+    m = np.nan_to_num(as_float64(likeness).cpu().numpy())
     return linear_sum_assignment(m, maximize=True)
 
 def _unit_rows(w): return as_float64(w)/as_float64(w).norm(dim=1, keepdim=True).clamp_min(1e-300)
