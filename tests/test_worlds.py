@@ -14,8 +14,7 @@ package = root/'fluxinterp'
 studies = [p for wing in ('evaluation', 'steering', 'autointerp') for p in sorted((package/wing).glob('*.py'))]
 
 # modules of studies that know the tiny world itself, and why
-of_the_tiny_world = {'steering/image_distances.py': 'reader_features: convolutions that serve as a perceptual network for any images',
-                     'steering/unlearning_attack.py': 'reader_loss: gradients through the tiny world\'s reader; attack_embedding takes another loss='}
+of_the_tiny_world = {'steering/image_distances.py': 'reader_features: convolutions that serve as a perceptual network for any images'}
 # what uses something that depends on a world and does not ask for one, and why
 do_not_ask = {'remake_packaged': 'each packaged pipeline has its own world',
               'scene_objects': 'is given the names of the concepts'}
