@@ -147,6 +147,7 @@ surface |= {
         'commitment': ('commit_window', 'commitment_curve'),
         'feature_tests': ('color_spreads', 'feature_sensitivity', 'intervention_locality'),
         'referee': ('EditTask', 'grid_energy', 'score_edits', 'steering_tasks'),
+        'reactivations': ('reactivation',),
         'steering_methods': ('Change', 'along', 'between', 'features_by_concept', 'mean_distances',
                              'negative_prompt', 'rewritten', 'switch', 'together'),
         'steering_comparison': ('SteeringComparison', 'compare_steering'),

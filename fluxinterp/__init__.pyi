@@ -202,6 +202,7 @@ from .steering.referee import EditTask as EditTask
 from .steering.referee import grid_energy as grid_energy
 from .steering.referee import score_edits as score_edits
 from .steering.referee import steering_tasks as steering_tasks
+from .steering.reactivations import reactivation as reactivation
 from .steering.steering_methods import Change as Change
 from .steering.steering_methods import along as along
 from .steering.steering_methods import between as between
