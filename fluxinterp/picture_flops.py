@@ -32,8 +32,6 @@ class PictureFlops(NamedTuple):
         "A recorded picture without its text: whole steps, and a last one that is cut short"
         return (steps-1)*self.step+self.last
 
-class _Reached(Exception): pass
-
 _guided = ('stabilityai/stable-diffusion-xl-base-1.0',) # called with two rows for each picture
 
 def _pipeline(checkpoint): # with modules on the meta device
@@ -65,14 +63,8 @@ def _counter(): # torch's own, told of attention on a CPU, which it takes for no
     count = lambda q,k,v,*_,**__: sdpa_flop_count(q, k, v)
     return FlopCounterMode(display=False, custom_mapping={on_cpu: count})
 
-def _flops(call, module=None): # of a call, up to the end of a module
-    def stop(*_): raise _Reached
-    hook = module.register_forward_hook(stop) if module is not None else None
-    with _counter() as counted, torch.no_grad():
-        try: call()
-        except _Reached: pass
-        finally:
-            if hook is not None: hook.remove()
+def _flops(call): # of a call
+    with _counter() as counted, torch.no_grad(): call()
     return float(counted.get_total_flops())
 
 # %% ../nbs/81_picture_flops.ipynb #321fe499
@@ -83,8 +75,8 @@ def _encoders_flops(pipe, text_tokens):
     counts = [77 if type(m).__name__ in _own_tokens else text_tokens for m in encoders]
     return sum(_flops(lambda: m(_empty(1, n, dtype=torch.long))) for m,n in zip(encoders, counts))
 
-def _spatial(seen): # tokens of a U-Net's site, from what its module was given
-    x = next(t for t in seen[0] if torch.is_tensor(t))
+def _spatial(given): # tokens of a U-Net's site, from what its module was given
+    x = next(t for t in given if torch.is_tensor(t))
     return x.shape[-1]*x.shape[-2] if x.dim()==4 else x.shape[1]
 
 def _check_size(checkpoint, site, pixels, side, text_tokens):
@@ -93,10 +85,19 @@ def _check_size(checkpoint, site, pixels, side, text_tokens):
     if site.encoder: raise ValueError(f'{site.name} is in a text encoder: plan for a site of the denoiser')
 
 @cache
-def _text_and_step(checkpoint, pixels, text_tokens): # FLOPs of a caption and of a whole step
+def _text_and_step(checkpoint, pixels, text_tokens): # FLOPs of a caption, a step, and up to modules' ends
     pipe = _pipeline(checkpoint)
-    step = _flops(lambda: describe(pipe).network(**_inputs(pipe, checkpoint, pixels, text_tokens)))
-    return _encoders_flops(pipe, text_tokens),step
+    network = describe(pipe).network
+    ends,hooks = {},[] # module -> FLOPs until it is through for the first time, what it was given
+    with _counter() as counted, torch.no_grad():
+        def _end(name, args): ends.setdefault(name, (float(counted.get_total_flops()), args))
+        try:
+            for name,m in network.named_modules():
+                hooks.append(m.register_forward_hook(lambda m,args,out,name=name: _end(name, args)))
+            network(**_inputs(pipe, checkpoint, pixels, text_tokens))
+        finally:
+            for hook in hooks: hook.remove()
+    return _encoders_flops(pipe, text_tokens),float(counted.get_total_flops()),ends
 
 def _inputs(pipe, checkpoint, pixels, text_tokens):
     network = describe(pipe).network
@@ -109,15 +110,10 @@ def _of_checkpoint(checkpoint, site, pixels, text_tokens):
     found,flux = resolve_site(pipe, site),'transformer' in pipe.components
     _check_size(checkpoint, found, pixels, 16 if flux else 64, text_tokens)
     text_tokens = text_tokens or default_text_tokens(pipe) or 77
-    module = describe(pipe).network.get_submodule(found.path.partition('.')[2])
-    seen = []
-    hook = module.register_forward_hook(lambda m,args,out: seen.append(args)) # hooks run in order
-    inputs = _inputs(pipe, checkpoint, pixels, text_tokens)
-    try: last = _flops(lambda: describe(pipe).network(**inputs), module)
-    finally: hook.remove()
+    text,step,ends = _text_and_step(checkpoint, pixels, text_tokens)
+    last,given = ends[found.path.partition('.')[2]]
     if found.stream=='text': tokens = text_tokens
-    else: tokens = (pixels//16)**2 if flux else _spatial(seen)
-    text,step = _text_and_step(checkpoint, pixels, text_tokens)
+    else: tokens = (pixels//16)**2 if flux else _spatial(given)
     return PictureFlops(text, step, last, tokens, found.width)
 
 # %% ../nbs/81_picture_flops.ipynb #9a05311c
