@@ -121,6 +121,11 @@ def _compiled_where_possible(networks:dict, # name -> network
         yield places
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #546b24f6
+def _captures_last(module): # what transformers keeps of a module's output is what hooks have made of it
+    hooks = module._forward_hooks
+    for key in [k for k,h in hooks.items() if h.__module__=='transformers.utils.output_capturing']:
+        hooks.move_to_end(key)
+
 class _Hooks:
     "Forward hooks that call functions with the activations of sites"
     def __init__(self,
@@ -171,7 +176,9 @@ class _Hooks:
         place = self.places.get(module, module)
         if site.read=='input':
             return (place.register_forward_pre_hook(self._on_input(module, site, f), with_kwargs=True),)
-        return (place.register_forward_hook(self._on_output(module, site, f), with_kwargs=True),)
+        handle = place.register_forward_hook(self._on_output(module, site, f), with_kwargs=True)
+        _captures_last(place)
+        return (handle,)
 
 # %% ../../nbs/20_activations/10_hooks.ipynb #bd3d10dc
 def _enter_compiled(stack, pipe, sites, eager): # module -> the one to hook in its place
