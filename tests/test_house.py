@@ -103,6 +103,11 @@ def lines_of_tables(path):
         if isinstance(node, ast.Assign) and {getattr(t, 'id', '') for t in node.targets}&tables:
             yield from range(node.lineno, node.end_lineno+1)
 
+def test_notebooks_are_valid():
+    "JupyterLab opens none with a cell of a kind it does not know"
+    import nbformat
+    for p in notebooks: nbformat.validate(nbformat.read(p, as_version=nbformat.NO_CONVERT))
+
 def test_lines_fit():
     wide = []
     for p in [*modules, *assets]:

@@ -1,81 +1,18 @@
 "Work by several processes: the same to the bit, whoever dies; other arguments are said by which"
-import os, re, socket, subprocess, sys
-from pathlib import Path
+import re, time
 
 import pytest
 
-root = Path(__file__).resolve().parents[1]
+from rank_work import said, start
 
-# one rank; `dies` is the number of shards or blocks after which it ends as if it were killed
-child = '''
-import os, sys
-import fluxinterp as fi
-from fluxinterp.activations import group_writer, work_queue
-from fluxinterp.atlases import building
-work_queue.lease_seconds = 2.
-building.block_prompts = lambda about: 10
-work,out,dies,seed = sys.argv[1],sys.argv[2],int(sys.argv[3]),int(sys.argv[4])
-count = [0]
-def counted(f):
-    def g(self, *args):
-        count[0] += 1
-        if count[0]==dies: os._exit(9)
-        return f(self, *args)
-    return g
-if work=='harvest':
-    group_writer.GroupWriter.finish_shard = counted(group_writer.GroupWriter.finish_shard)
-    how = dict(num_inference_steps=2, tokens=32, batch_size=2, shard_mb=.01)
-    fi.harvest(fi.load_pipeline('random-flux'), fi.scene_prompts(24), ['double.0.image', 'single.0.image'], out, seed=seed, **how)
-elif work=='live':
-    from fluxinterp.training import live_exchange, token_streams, training_run
-    live_exchange.lease_seconds = 2.
-    token_streams.LiveStream.record = counted(token_streams.LiveStream.record)
-    training_run.TrainingRun.update = counted(training_run.TrainingRun.update)
-    make = lambda: token_streams.LiveData(fi.load_pipeline('random-flux'), fi.scene_prompts(48), 'double.0.image', round_prompts=4, steps=0, num_inference_steps=1)
-    config = fi.SAEConfig(num_latents=64, k=4, steps=60, batch_size=256, precision='fp32')
-    with live_exchange.live_ranks(out+'/rounds', int(os.environ.get('TRAINERS', 1)), 2, 'cpu') as ranks:
-        data = ranks.data(make)
-        if data is not None: fi.train(config, data, out=out+'/sae', device='cpu', normalizer_tokens=2000, checkpoint_every=20, progress=False)
-elif work=='studies':
-    import time, torch
-    tell,doing = work_queue.WorkQueue.done,['']
-    dies_in = dict(enumerate(os.environ['DIES_IN'].split(','), 1)) # rank -> work
-    def done(self, *args): # the others leave something to whoever is to die
-        if dies_in.get(self.rank)==doing[0]:
-            self.store.set('gone', '')
-            os._exit(9)
-        while doing[0] in dies_in.values() and not self.store.check(['gone']): time.sleep(.05)
-        return tell(self, *args)
-    work_queue.WorkQueue.done = done
-    atlas = fi.Atlas(out+'/atlas')
-    some = atlas.array('totals/fired').topk(24).indices.tolist()
-    doing[0] = 'explain'
-    fi.explain(atlas, fi.PromptStatistics(), some, again=True, every=4)
-    doing[0] = 'score'
-    fi.score(atlas, fi.Localization(), features=some[:8], again=True, every=2)
-    doing[0] = 'sweep'
-    x = torch.randn(1000, 12, generator=torch.Generator().manual_seed(0))
-    fi.sweep(x, out+'/sweep', fi.SAEConfig(steps=20, batch_size=64), held_out=x[:200], num_latents=[16, 24], k=[2, 4], together=1, device='cpu')
-else:
-    building.BlockScan.write = counted(building.BlockScan.write)
-    store = fi.Store(os.environ['STORE'])
-    d = fi.random_directions(store.site(store.sites[0]), 96, 4)
-    fi.build_atlas(d, store, out, examples=3+seed, batch_tokens=2048)
-'''
-
-def port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-def ranks(out, dies=(), seeds=None, size=2, work='harvest', **env):
+def ranks(out, dies=None, seeds=None, size=2, work='harvest', patience=300, **env):
     "(exit status, what was said) of each rank"
-    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), HF_HUB_OFFLINE='1', **env)
-    dies = dict(dies)
-    some = [subprocess.Popen([sys.executable, '-c', child, work, str(out), str(dies.get(r, 0)), str((seeds or {}).get(r, 0))], env=os.environ|where|dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
-    try: said = [p.communicate(timeout=300)[0] for p in some]
-    finally: [p.kill() for p in some]
-    return [(p.returncode, s) for p,s in zip(some, said)]
+    some,end = start(out, size, work, dies or {}, seeds or {}, **env),time.monotonic()+patience
+    try:
+        for p in some: p.join(max(0, end-time.monotonic()))
+        return [(p.exitcode, said(p)) for p in some]
+    finally:
+        for p in some: p.kill()
 
 def contents(folder): return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.name!='.lock'}
 
@@ -163,7 +100,7 @@ def test_training_beside_the_pipeline(tmp_path):
     (status,said), = ranks(tmp_path/'alone', size=1, work='live')
     assert status==0, said[-2000:]
     alone = weights('alone')
-    done = ranks(tmp_path/'two train', {3: 4}, size=4, work='live', TRAINERS='2')
+    done = ranks(tmp_path/'two train', {3: 2}, size=4, work='live', TRAINERS='2')
     assert [s for s,_ in done]==[0, 0, 0, 9], done
     for k,v in weights('two train').items(): assert (v-alone[k]).norm()<=1e-5*alone[k].norm()
     (first,_),(second,said) = ranks(tmp_path/'one trains', {0: 35}, work='live')

@@ -134,6 +134,11 @@ class BlockScan:
         self.unwritten = {k: [t] for k,t in waiting.items()}
         self.features.load_state(state)
 
+    @property
+    def ended(self)->bool:
+        "Whether all of its prompts are taken in, and its files written"
+        return self.done==self.stop and not self.unwritten
+
     def add(self,
             code,                # codes, (image, step, token)
             rows:torch.Tensor,   # number, prompt, image and seed of each image, (image, 4)

@@ -46,6 +46,10 @@ class BlockScan:
     def __init__(self, folder: Path, about: dict, captions: list, start: int, device='cpu'):
         ...
 
+    @property
+    def ended(self) -> bool:
+        ...
+
     def add(self, code, rows: torch.Tensor, images: list | None):
         ...
 

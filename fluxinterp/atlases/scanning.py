@@ -128,10 +128,6 @@ def _scan_alone(scanner, total):
         raise
 
 # %% ../../nbs/50_atlases/16_scanning.ipynb #1b5c9050
-def _is_scanned(scanner, start): # whether a block is scanned to its end
-    scan = scanner.load(start)
-    return scan.done==scan.stop
-
 class _Sums:
     "Rank 0 adds up the blocks whose turn it is, whoever scanned them"
     def __init__(self,
@@ -140,7 +136,7 @@ class _Sums:
                  queue):  # list of the blocks
         self.scanner,self.total,self.queue = scanner,total,queue
         self.seldom = SeldomSaves()
-        self.scanned = {s for s in total.starts() if _is_scanned(scanner, s)}
+        self.scanned = {s for s in total.starts() if scanner.load(s).ended}
         self.own = set() # first prompts of blocks that this process scanned
         scanner.count(total.done+sum(block_stop(total.about, s)-s for s in self.scanned))
 
@@ -150,7 +146,7 @@ class _Sums:
             self.scanned.add(start)
         while (start := self.total.done) in self.scanned:
             scan = self.scanner.load(start)
-            if scan.done<scan.stop: # the disk has lost it
+            if not scan.ended: # the disk has lost it
                 raise AtlasError(f'{scan.file} was damaged meanwhile: the same call scans its prompts anew')
             self.total.take(scan)
             self.seldom(self.total.save)

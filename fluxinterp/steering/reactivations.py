@@ -14,8 +14,8 @@ import torch
 
 from ..activations.batching import PromptBatches, batched
 from ..activations.hooks import hooked
-from ..dictionaries.nuisances import removed_now
 from ..models.description import describe
+from .applying_edits import read_latents
 from .interventions import steer
 from .referee import cluster_interval
 
@@ -28,27 +28,43 @@ def _places(edits): # (site, dictionary) -> latents that are edited there
             res.setdefault((s, e.dictionary), set()).update(e.latents)
     return {k: sorted(v) for k,v in res.items()}
 
-def _reader(kept, site, dictionary, latents): # keeps the latents' means at each step
-    @torch.no_grad()
-    def _read(clock, x):
-        code = dictionary.encode(x.float(), removed_now(dictionary.nuisance, clock, len(x)))
-        means = code.to_dense()[...,latents].mean(1).float().cpu() # (row, latent)
-        level = float(clock.levels[clock.step])
-        kept.setdefault((site, dictionary, clock.step), (level, []))[1].append(means)
-    return _read
+class _Reader:
+    "Means of latents over the tokens of each image, at a site and each step of a run"
+    def __init__(self,
+                 dictionary, # dictionary of the site
+                 latents,    # indices of latents
+                 n,          # images
+                ):
+        self.dictionary,self.latents,self.n = dictionary,latents,n
+        self.part = []                  # images of the batch that is running
+        self.levels,self.means = {},{} # step -> noise level, (image, latent)
 
-# -> (site, dictionary, step) -> noise level, (row, latent)
-def _read_runs(pipe, batches, edits, places, batch_size):
-    kept = {}
-    hooks = [(s, _reader(kept, s, d, latents)) for (s, d),latents in places.items()]
+    def __call__(self,
+                 clock, # `Clock` of the pass
+                 x,     # raw activations of a batch, (row, token, d)
+                ):
+        "Add a step; guidance gives several rows, or calls, of an image"
+        rows = read_latents(self.dictionary, self.latents, x, clock).mean(1).double().cpu()
+        self.levels[clock.step] = float(clock.levels[clock.step])
+        total,count = self.means.setdefault(clock.step, torch.zeros(2, self.n, len(self.latents)).double())
+        total[self.part] += rows.view(-1, len(self.part), len(self.latents)).sum(0)
+        count[self.part] += len(rows)//len(self.part)
+
+    def at(self, step): # (image, latent)
+        total,count = self.means[step]
+        return total/count
+
+def _read_runs(pipe, batches, edits, places, batch_size): # -> (site, dictionary) -> `_Reader`
+    readers = {(s, d): _Reader(d, latents, len(batches)) for (s, d),latents in places.items()}
     def _run(part):
+        for r in readers.values(): r.part = part
         with describe(pipe).lock, ExitStack() as stack:
-            stack.enter_context(hooked(pipe, hooks))
+            stack.enter_context(hooked(pipe, [(s, r) for (s, _),r in readers.items()]))
             if edits: stack.enter_context(steer(pipe, edits))
             pipe(**batches.arguments(part))
         return part
     for _ in batched(list(range(len(batches))), batch_size, _run, 'read before the edits', None): pass
-    return {k: (level, torch.cat(parts)) for k,(level,parts) in kept.items()}
+    return readers
 
 # %% ../../nbs/45_steering/39_reactivations.ipynb #c1f16d8f
 def reactivation(pipe,          # diffusers pipeline
@@ -65,13 +81,13 @@ def reactivation(pipe,          # diffusers pipeline
     batches = PromptBatches(pipe, list(prompts), call, seed)
     clean,steered = (_read_runs(pipe, batches, e, places, batch_size) for e in ([], edits))
     rows = []
-    for (site,dictionary,step),(level,a) in clean.items():
-        b = steered[site,dictionary,step][1]
-        who = np.arange(len(a))%len(batches) # guidance gives several rows of a caption
-        for i,latent in enumerate(places[site,dictionary]):
-            usual = float(a[:,i].mean())
-            change = cluster_interval((b[:,i]-a[:,i])/usual, who) if usual else (np.nan,)*3
-            share,low,high = (1+c for c in change)
-            rows.append(dict(site=site, feature=latent, step=step, noise_level=level, clean=usual,
-                             steered=float(b[:,i].mean()), share=share, low=low, high=high))
+    for (site,dictionary),reader in clean.items():
+        for step,level in reader.levels.items():
+            a,b = reader.at(step),steered[site,dictionary].at(step)
+            for i,latent in enumerate(reader.latents):
+                usual = float(a[:,i].mean())
+                change = cluster_interval((b[:,i]-a[:,i])/usual, range(len(a))) if usual else (np.nan,)*3
+                share,low,high = (1+c for c in change)
+                rows.append(dict(site=site, feature=latent, step=step, noise_level=level, clean=usual,
+                                 steered=float(b[:,i].mean()), share=share, low=low, high=high))
     return pd.DataFrame(rows).sort_values(['site', 'feature', 'step'], ignore_index=True)

@@ -1,25 +1,19 @@
 """Ranks that are killed (SIGKILL) at random moments, and the same command again on another number of ranks: the files of one process
 
-`kill_ranks.py FOLDER WORK... [--times 20] [--seed 0]`, WORK being among harvest, atlas, live. It takes about ten seconds a kill.
+`kill_ranks.py FOLDER WORK... [--times 20] [--seed 0]`, WORK being among harvest, atlas, live. It takes a few seconds a kill.
 """
-import argparse, os, random, shutil, signal, subprocess, sys, time
+import argparse, random, shutil, sys, time
 from pathlib import Path
 
-root = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(root/'tests'))
-import test_ranks as t
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rank_work as ranks, test_ranks as t
 
-def started(out, size, work, env): # -> processes
-    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(t.port()), WORLD_SIZE=str(size), OMP_NUM_THREADS='1', PYTHONPATH=str(root), **env)
-    return [subprocess.Popen([sys.executable, '-c', t.child, work, str(out), '0', '0'], env=os.environ|where|dict(RANK=str(r)),
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for r in range(size)]
-
-def ended(processes, patience=300): # exit codes, and what was said on stderr
+def ended(processes, patience=300): # exit codes, and what was said
     end = time.time()+patience
-    while any(p.poll() is None for p in processes) and time.time()<end: time.sleep(.1)
+    while any(p.is_alive() for p in processes) and time.time()<end: time.sleep(.1)
     for p in processes: p.terminate() # as torchrun does; a rank 0 that dies before it is there is waited for
-    said = [p.communicate()[1] for p in processes]
-    return [p.returncode for p in processes],said
+    for p in processes: p.join()
+    return [p.exitcode for p in processes],[ranks.said(p) for p in processes]
 
 def result(out, work):
     return t.contents(out/'sae') if work=='live' else t.tensors(out) if work=='atlas' else t.contents(out)
@@ -33,20 +27,20 @@ def killed(folder, work, times, rng):
     folder.mkdir(parents=True)
     env = acts(folder) if work=='atlas' else {}
     began = time.time()
-    codes,said = ended(started(folder/'alone', 1, work, env))
+    codes,said = ended(ranks.start(folder/'alone', 1, work, **env))
     assert codes==[0], said
     seconds,alone,counts = time.time()-began,result(folder/'alone', work),dict(first=0, other=0, late=0)
     for i in range(times):
         out,size = folder/f'{i}',rng.choice((2, 3))
-        processes = started(out, size, work, env)
-        time.sleep(seconds*rng.uniform(.6, 1.3)) # importing takes more than half of it
+        processes = ranks.start(out, size, work, **env)
+        time.sleep(seconds*rng.uniform(.1, 1.3))
         victim = rng.randrange(size)
-        processes[victim].send_signal(signal.SIGKILL)
+        processes[victim].kill()
         codes,said = ended(processes, 20)
         counts['late' if codes[victim]==0 else 'other' if victim else 'first'] += 1
         again = [c for r,c in enumerate(codes) if r!=victim and c]
         if again or victim==0:
-            codes,said = ended(started(out, rng.choice((1, 2, 3)), work, env))
+            codes,said = ended(ranks.start(out, rng.choice((1, 2, 3)), work, **env))
             assert not any(codes), (i, said)
         if not out.exists() or result(out, work)!=alone: raise AssertionError(f'{work} {i}: other files than those of one process, in {out}')
         shutil.rmtree(out)
