@@ -38,7 +38,7 @@ def start(out, size, work, dies={}, seeds={}, **env):
     return res
 
 def said(process): # what it has printed
-    return process.log.read_text()
+    return process.log.read_text() if process.log.exists() else '' # one may be killed before it has begun
 
 def rank(work, out, dies, seed, env, log):
     os.environ |= env

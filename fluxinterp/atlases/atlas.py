@@ -7,7 +7,7 @@ __all__ = ['Atlas']
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #atl00003
 import os
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -170,7 +170,8 @@ def _example(self:Atlas, i, image):
     values.reshape(-1)[pool['at'][end-n:end].numpy()] = pool['value'][end-n:end].float().numpy()
     row = self.pictures.loc[image]
     peak,mean = float(pool['peak'][j]),float(pool['mean'][j])
-    return Example(i, image, row.caption, halves[row.half], values, peak, mean, self.thumbnail(image))
+    opened = partial(self.thumbnail, image)
+    return Example(i, image, row.caption, halves[row.half], values, peak, mean, opened)
 
 # %% ../../nbs/50_atlases/15_atlas.ipynb #wgd00024
 @patch

@@ -2,7 +2,7 @@
 from typing import Any
 __all__ = ['Atlas']
 import os
-from functools import cached_property
+from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 import torch

@@ -7,7 +7,9 @@ __all__ = ['Example', 'FeatureCard']
 
 # %% ../../nbs/50_atlases/12_feature_cards.ipynb #afc00003
 import base64, html
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -31,7 +33,12 @@ class Example:
     values:np.ndarray         # activations, (step, row, col)
     peak:float                # largest activation
     mean:float                # mean activation over tokens and steps
-    image:Image.Image|None=field(default=None, repr=False) # thumbnail of the image
+    open_image:Callable=field(default=lambda: None, repr=False) # gives its thumbnail
+
+    @cached_property
+    def image(self)->Image.Image|None:
+        "Thumbnail of the image, read when it is first asked for; None where the atlas has no images"
+        return self.open_image()
 
     @property
     def pooled(self)->float:

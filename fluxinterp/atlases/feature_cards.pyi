@@ -2,7 +2,9 @@
 from typing import Any
 __all__ = ['Example', 'FeatureCard']
 import base64, html
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
@@ -21,7 +23,11 @@ class Example:
     values: np.ndarray
     peak: float
     mean: float
-    image: Image.Image | None = field(default=None, repr=False)
+    open_image: Callable = field(default=lambda: None, repr=False)
+
+    @cached_property
+    def image(self) -> Image.Image | None:
+        ...
 
     @property
     def pooled(self) -> float:

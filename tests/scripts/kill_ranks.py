@@ -26,9 +26,10 @@ def acts(folder): # a store for atlases
 def killed(folder, work, times, rng):
     folder.mkdir(parents=True)
     env = acts(folder) if work=='atlas' else {}
-    began = time.time()
-    codes,said = ended(ranks.start(folder/'alone', 1, work, **env))
-    assert codes==[0], said
+    for name in ('imported', 'alone'): # the first one waits until everything is imported
+        began = time.time()
+        codes,said = ended(ranks.start(folder/name, 1, work, **env))
+        assert codes==[0], said
     seconds,alone,counts = time.time()-began,result(folder/'alone', work),dict(first=0, other=0, late=0)
     for i in range(times):
         out,size = folder/f'{i}',rng.choice((2, 3))
