@@ -154,6 +154,9 @@ def harvest_command(
         batch_size=batch_size, max_gb=max_gb or None, append=append, **size)
     if os.environ.get('RANK', '0')=='0': typer.echo(repr(store))
 
+# %% ../nbs/92_cli.ipynb #9439e620
+_architectures = 'topk','batchtopk','jumprelu','relu','gated','matryoshka','msae'
+
 # %% ../nbs/92_cli.ipynb #f0split7
 @app.command('train')
 def train_command(
@@ -171,8 +174,8 @@ def train_command(
         min=1, help='with --prompts and torchrun: processes that train on what the others draw')]=1,
     num_latents:Annotated[int, typer.Option(min=1)]=2048, # number of latents
     k:Annotated[int, typer.Option(min=1, help='active latents per token')]=16, # active latents per token
-    architecture:Annotated[str, typer.Option( # topk, batchtopk or jumprelu
-        callback=one_of('topk', 'batchtopk', 'jumprelu'), help='topk, batchtopk or jumprelu')]='topk',
+    architecture:Annotated[str, typer.Option(help=', '.join(_architectures), # one of them
+        callback=one_of(*_architectures))]='topk',
     normalizer:Annotated[str, typer.Option( # none, mean, mean-norm, standardize or whiten
         callback=one_of('none', 'mean', 'mean-norm', 'standardize', 'whiten'),
         help='none, mean, mean-norm, standardize or whiten')]='mean-norm',

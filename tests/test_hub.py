@@ -1,6 +1,7 @@
 "Files of other libraries, damaged files, and the hub's own client against a server on this machine"
 import base64, hashlib, json, random, shutil, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -31,7 +32,7 @@ def small(architecture='topk', normalizer='standardize', d=6, n=10, k=3):
     sae = make_sae(d, fi.SAEConfig(num_latents=n, k=k, architecture=architecture, normalizer=normalizer)).eval().requires_grad_(False)
     sae.normalizer.fit(torch.randn(200, d, generator=g)*torch.linspace(.3, 5, d)+2)
     for p in sae.parameters(): p.add_(.3*torch.randn(p.shape, generator=g))
-    if architecture=='batchtopk': sae.threshold.fill_(.4)
+    if architecture in ('batchtopk', 'matryoshka'): sae.threshold.fill_(.4)
     sae.meta = DictionaryMeta('double.1.image', 'abc', [0, 1], [1., .5], (16, 16), 3, 20)
     return sae
 
@@ -110,13 +111,14 @@ def reference(folder): # what SAELens' and sparsify's files say, computed densel
     cfg = json.loads((folder/'cfg.json').read_bytes())
     lens = (folder/'sae_weights.safetensors').exists()
     t = {k: v.double() for k,v in load_file(folder/('sae_weights.safetensors' if lens else 'sae.safetensors')).items()}
-    W,b = (t['W_enc'],t['b_enc']) if lens else (t['encoder.weight'].T,t['encoder.bias'])
+    W,b = (t['W_enc'],t['b_gate' if 'b_gate' in t else 'b_enc']) if lens else (t['encoder.weight'].T,t['encoder.bias'])
     def f(x):
         x = x.double()
         pre = (x-t['b_dec']*cfg.get('apply_b_dec_to_input', True))@W+b
         length = t['W_dec'].norm(dim=1) if cfg.get('rescale_acts_by_decoder_norm') else 1.
         if lens and cfg['architecture']=='jumprelu': code = pre.relu()*(pre>t['threshold'])
         elif lens and cfg['architecture']=='standard': code = pre.relu()
+        elif lens and cfg['architecture']=='gated': code = ((pre-b)*t['r_mag'].exp()+t['b_mag']).relu()*(pre>0)
         elif lens and cfg['architecture']=='abstopk': code = torch.zeros_like(pre).scatter(1, pre.abs().topk(cfg['k']).indices, pre.gather(1, pre.abs().topk(cfg['k']).indices))
         else: code = torch.zeros_like(pre).scatter(1, (pre*length).topk(cfg['k']).indices, (pre*length).topk(cfg['k']).values.relu())/length
         return code@t['W_dec']+t['b_dec']
@@ -124,9 +126,9 @@ def reference(folder): # what SAELens' and sparsify's files say, computed densel
 
 def folders(tmp): # name -> (folder, files to damage)
     ours = 'cfg.json','sae_weights.safetensors','fluxinterp.safetensors'
-    made = {a: (fi.save_dictionary(small(a, n), tmp/a), ours) for a,n in zip(architectures, ('standardize', 'whiten', 'mean-norm'))}
+    made = {a: (fi.save_dictionary(small(a, n), tmp/a), ours) for a,n in zip(architectures, cycle(('standardize', 'whiten', 'mean-norm')))}
     made['baseline'] = fi.save_dictionary(fi.pca(torch.randn(300, 6), 2), tmp/'baseline'),ours[:2]
-    for name in ('saelens-topk', 'saelens-topk-rescaled', 'saelens-jumprelu', 'saelens-standard', 'sparsify-topk'):
+    for name in ('saelens-topk', 'saelens-topk-rescaled', 'saelens-jumprelu', 'saelens-standard', 'saelens-gated', 'sparsify-topk'):
         shutil.copytree(here/'peers/files'/name, tmp/name)
         made[name] = tmp/name,('cfg.json', 'sae.safetensors' if 'sparsify' in name else 'sae_weights.safetensors')
     return made

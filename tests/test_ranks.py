@@ -76,20 +76,25 @@ def test_other_arguments_of_an_atlas(tmp_path, scanned):
     (first,_),(second,said) = ranks(tmp_path/'atlas', seeds={1: 2}, **scanned[0])
     assert first==0 and second==1 and 'examples is 3 in rank 0 and 5 in rank 1' in said, said[-2000:]
 
+def studied(out):
+    "What is known after the studies of a packaged atlas"
+    import fluxinterp as fi
+    from fluxinterp.training.sweeps import read_sweep
+    atlas,sweep = fi.Atlas(out/'atlas'),out/'sweep'
+    return dict(explanations=fi.explanations(atlas, 'prompts').to_json(), table=read_sweep(sweep).to_json(),
+                scores=fi.scores(atlas, 'prompts', 'localization/reader').to_json(),
+                weights={p.relative_to(sweep): p.read_bytes() for p in sweep.rglob('*.safetensors')})
+
 def test_explanations_scores_and_sweeps(tmp_path):
     "One rank, and four of which one dies within each"
     import fluxinterp as fi
-    from fluxinterp.training.sweeps import read_sweep
     found = {}
     for size,works in ((1, ''), (4, 'explain,score,sweep')):
         out = tmp_path/f'{size}'
         fi.Atlas('tiny-flux/double.1.image').copy(out/'atlas')
         done = ranks(out, size=size, work='studies', DIES_IN=works)
         assert [s for s,_ in done]==[0, 9, 9, 9][:size], done
-        atlas,sweep = fi.Atlas(out/'atlas'),out/'sweep'
-        found[size] = dict(explanations=fi.explanations(atlas, 'prompts').to_json(), table=read_sweep(sweep).to_json(),
-                           scores=fi.scores(atlas, 'prompts', 'localization/reader').to_json(),
-                           weights={p.relative_to(sweep): p.read_bytes() for p in sweep.rglob('*.safetensors')})
+        found[size] = studied(out)
     assert len(found[1]['weights'])==8
     for what,values in found[4].items(): assert values==found[1][what], what
 

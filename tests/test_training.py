@@ -21,13 +21,15 @@ torch.set_num_threads(1)
 common = dict(num_latents=97, k=4, steps=40, batch_size=256, dead_after=600, precision='fp32', warmup=10)
 kinds = [dict(ema=.99, k_start=8, grad_clip=.5), dict(architecture='batchtopk', dead='resample', resample_every=10, ema=.9),
          dict(architecture='jumprelu', grad_clip=.5), dict(architecture='batchtopk', frozen='soft decoder', tied=False),
-         dict(architecture='jumprelu', dead='resample', resample_every=10, frozen='decoder', center='geometric median')]
+         dict(architecture='jumprelu', dead='resample', resample_every=10, frozen='decoder', center='geometric median'),
+         dict(architecture='gated', ema=.9), dict(architecture='relu', dead='resample', resample_every=10)]
 configs = [SAEConfig(**common|o) for o in kinds]
+nested = [SAEConfig(**common, architecture=a, nested_weights=w) for a,w in (('matryoshka', 'uniform'), ('msae', 'reverse'))] # whose latents are not shared out
 step = TrainingRun.update
 def work(rank, size, out, shard, end, at): # one of several processes
     def update(self, x):
         last = rank==size-1
-        if self.step==at and 'killed' in end and last: os._exit(9)
+        if self.step==at and 'killed' in end and last and self.config in configs: os._exit(9)
         if self.step==at and end=='pressed' and last and self.config==configs[1]: signal.raise_signal(signal.SIGINT)
         step(self, x)
         if self.step==2 and self.config.k_start==0: # a fifth of the latents falls silent, and is to come back
@@ -46,6 +48,7 @@ def work(rank, size, out, shard, end, at): # one of several processes
         assert rank or not [p for p in (out/'full').rglob('*') if p.name!='.lock' and not p.is_dir()]
     with joined_processes('cpu'):
         if 'full' in end: full_disk()
+        if not shard: train(nested, x, out/'nested', progress=False)
         train(configs, x, out/'saes', **how)
     def name_of(thread):
         try: return (thread/'comm').read_text()
@@ -102,19 +105,20 @@ def test_kill_and_resume(tmp_path):
 
 @pytest.fixture(scope='module')
 def of_one(ranks, tmp_path_factory):
-    "Five kinds of SAE, as one process trains them: folder -> tensors"
+    "Every kind of SAE, as one process trains them: folder -> tensors"
     out = tmp_path_factory.mktemp('one')
     (status,said), = ranks(1, out, False)
     assert status==0, said
-    return weights(out)
+    return weights(out)|weights(out, 'nested')
 
-def weights(out): return {f.name: fi.load_dictionary(f).state_dict() for f in sorted((out/'saes').iterdir())}
+def weights(out, folder='saes'): return {f.name: fi.load_dictionary(f).state_dict() for f in sorted((out/folder).iterdir())}
 def stored(out): return sorted(p.relative_to(out/'saes/checkpoints').as_posix() for p in (out/'saes/checkpoints').rglob('*.*') if p.is_file())
 
 def same_weights(one, several):
-    assert one.keys()==several.keys() and len(one)==5
-    for kind in one:
+    assert len(several)>1
+    for kind in several:
         for k,t in one[kind].items(): assert float((t-several[kind][k]).norm())<=1e-5*float(t.norm()), (kind, k, float((t-several[kind][k]).norm()/t.norm()))
+    return several
 
 def test_latents_shared_out(ranks, tmp_path, of_one):
     "Begun on two processes, one with a full disk, and killed; interrupted on three; ended by one: the single process's weights. No pickle is written"
@@ -133,10 +137,11 @@ def test_tokens_shared_out(ranks, tmp_path, of_one):
     "Killed on three processes, ended by two that share out the latents instead: the single process's weights"
     *others,last = ranks(3, tmp_path, False, 'killed', 25)
     assert last[0]==9 and [s for s,_ in others]==[1, 1], others
+    same_weights(of_one, weights(tmp_path, 'nested')) # trained to the end before
     assert stored(tmp_path)==[f'step-000000{s}0/{f}' for s in (1, 2) for f in ('state.json', 'state.safetensors')]
     found = ranks(2, tmp_path, True)
     assert [s for s,_ in found]==[0, 0], found
-    same_weights(of_one, weights(tmp_path))
+    assert len(same_weights(of_one, weights(tmp_path)))==7
 
 @pytest.fixture(scope='module')
 def acts(tmp_path_factory):

@@ -28,6 +28,7 @@ def raw_sae(W_enc:torch.Tensor,               # encoder rows, (num_latents, d)
             architecture:str='topk',          # one of `sae.architectures`
             k:int|None=None,                  # active latents per token; unknown when None
             threshold:torch.Tensor|None=None, # least activation; (num_latents,) for 'jumprelu', else a number
+            magnitudes:tuple|None=None,       # scale's logarithm and bias of 'gated', (num_latents,) each
             centered:bool=True,               # whether the encoder is for `x - b_dec`
            )->SAE:                            # in eval mode
     "An SAE of raw activations, with these weights"
@@ -38,6 +39,11 @@ def raw_sae(W_enc:torch.Tensor,               # encoder rows, (num_latents, d)
     state = {'W_enc': W_enc, 'b_enc': b_enc, 'W_dec': W_dec, 'b_dec': b_dec,
              'normalizer.mean': torch.zeros(d), 'normalizer.scale': torch.ones(d)}
     if architecture=='batchtopk': state['threshold'] = threshold.clamp_min(0)
+    if architecture in ('relu', 'gated'): state['l1'] = torch.tensor(0.)
+    if magnitudes is not None:
+        r_mag,b_mag = (m.double() for m in magnitudes)
+        if not centered: b_mag = b_mag+r_mag.exp()*(W_enc.double()@b_dec.double())
+        state |= dict(r_mag=r_mag, b_mag=b_mag)
     if architecture=='jumprelu':
         state['log_threshold'] = threshold.double().clamp_min(torch.finfo(torch.float32).tiny).log()
     sae.load_state_dict({k: v.detach().float().contiguous() for k,v in state.items()}, assign=True)
@@ -121,8 +127,10 @@ def _lens_tensors(path, kind, d, n, old): # name -> tensor, checked
         del t['scaling_factor'] # left over, does nothing
     if 'log_threshold' in t and kind=='jumprelu': t['threshold'] = t.pop('log_threshold').float().exp()
     shapes = dict(W_dec=(n, d), b_dec=(d,))
-    if kind!='matching_pursuit': shapes |= dict(W_enc=(d, n), b_enc=(n,))
-    if kind=='jumprelu': shapes['threshold'] = (n,)
+    if kind!='matching_pursuit': shapes['W_enc'] = d,n
+    of_latents = dict(matching_pursuit=[], jumprelu=['b_enc', 'threshold'],
+                      gated=['b_gate', 'b_mag', 'r_mag'])
+    shapes |= {k: (n,) for k in of_latents.get(kind, ['b_enc'])}
     check_tensors(t, shapes, path)
     return {k: v.float() for k,v in t.items()}
 
@@ -153,10 +161,10 @@ def _lens_rescaled(t, path): # latents chosen and coded as if decoder rows had l
 def _sae_lens(folder):
     where,path = folder/'cfg.json',folder/'sae_weights.safetensors'
     cfg,meta,old = _lens_config(read_cfg(where), where)
-    kinds = ('standard', 'topk', 'jumprelu', 'abstopk', 'matching_pursuit')
+    kinds = ('standard', 'topk', 'jumprelu', 'gated', 'abstopk', 'matching_pursuit')
     kind = _choice(cfg, 'architecture', where, *kinds, default='standard' if old else None)
     d,n = positive(cfg, 'd_in', where),positive(cfg, 'd_sae', where)
-    tied = kind in kinds[3:]
+    tied = kind in kinds[4:]
     either = (True,) if tied else (True, False)
     centered = _choice(cfg, 'apply_b_dec_to_input', where, *either, default=True if old else None)
     _choice(cfg, 'normalize_activations', where, 'none', None, default=None if old else 'missing')
@@ -168,9 +176,12 @@ def _sae_lens(folder):
     if rescale and kind=='topk': t = _lens_rescaled(t, path)
     if tied: d = _lens_tied(cfg, kind, t, where, path)
     else:
-        args = dict(architecture='jumprelu', threshold=t.get('threshold', torch.zeros(n)))
-        if kind=='topk': args = dict(k=_k(cfg, n, where))
-        d = raw_sae(t['W_enc'].T, t['b_enc'], t['W_dec'], t['b_dec'], centered=centered, **args)
+        args = dict(architecture='relu' if kind=='standard' else kind)
+        if kind=='topk': args['k'] = _k(cfg, n, where)
+        if kind=='jumprelu': args['threshold'] = t['threshold']
+        if kind=='gated': args['magnitudes'] = t['r_mag'],t['b_mag']
+        bias = t['b_gate' if kind=='gated' else 'b_enc']
+        d = raw_sae(t['W_enc'].T, bias, t['W_dec'], t['b_dec'], centered=centered, **args)
     hook,model = (str(meta.get(k) or '') for k in ('hook_name', 'model_name'))
     data = f'{hook} of {model}' if hook or model else ''
     d.meta = DictionaryMeta(_site(hook), model if _site(hook) else '', data=data)
@@ -263,6 +274,7 @@ def _sdxl_unbox(folder):
 # %% ../../nbs/25_dictionaries/55_interop.ipynb #f1433294
 _linear_layers = { # class -> names of the biases, whether the decoder's is subtracted first
     'AutoEncoder': ('encoder.bias', 'bias', True),
+    'GatedAutoEncoder': ('gate_bias', 'decoder_bias', True),
     'AutoEncoderNew': ('encoder.bias', 'decoder.bias', False),
     'AutoEncoderTopK': ('encoder.bias', 'b_dec', True),
     'BatchTopKSAE': ('encoder.bias', 'b_dec', True),
@@ -290,6 +302,7 @@ def _dictionary_learning(folder):
     if kind=='AutoEncoderTopK': t.pop('threshold', None)
     extra = dict(threshold=()) if batch_top else {}
     if kind=='JumpReluAutoEncoder': extra = dict(threshold=(n,))
+    if kind=='GatedAutoEncoder': extra = dict(r_mag=(n,), mag_bias=(n,))
     if kind in _linear_layers:
         b_enc,b_dec,centered = _linear_layers[kind]
         shapes = {'encoder.weight': (n, d), b_enc: (n,), 'decoder.weight': (d, n), b_dec: (d,)}
@@ -301,7 +314,9 @@ def _dictionary_learning(folder):
         centered = batch_top
     if kind=='AutoEncoderTopK': return raw_sae(*w, k=k)
     if batch_top: return raw_sae(*w, 'batchtopk', k, t['threshold'])
-    return raw_sae(*w, 'jumprelu', threshold=t.get('threshold', torch.zeros(n)), centered=centered)
+    if kind=='GatedAutoEncoder': return raw_sae(*w, 'gated', magnitudes=(t['r_mag'], t['mag_bias']))
+    if kind=='JumpReluAutoEncoder': return raw_sae(*w, 'jumprelu', None, t['threshold'], centered=centered)
+    return raw_sae(*w, 'relu', centered=centered)
 
 # %% ../../nbs/25_dictionaries/55_interop.ipynb #14eb0a9e
 means_file = 'mean.pt' # of sdxl-unbox, beside its weights

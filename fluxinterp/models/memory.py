@@ -169,18 +169,21 @@ def training_memory(width:int,             # width of the activations
                     k:int=64,              # active latents per token
                     ema:bool=False,        # whether averaged weights are kept
                     processes:int=1,       # number of processes that share out the latents
-                   architecture:str='topk', # 'topk', 'batchtopk' or 'jumprelu'
+                   architecture:str='topk', # 'topk', 'batchtopk', 'jumprelu', ...
                    )->pd.DataFrame:        # GiB of each share, and of all together
     "What training a sparse autoencoder takes on each process, in float32, most of all of it at one time"
-    jumps = architecture=='jumprelu'
+    dense = architecture in ('jumprelu', 'relu', 'gated')
+    nested = architecture in ('matryoshka', 'msae')
+    more = dict(jumprelu=1, gated=2).get(architecture, 0) # vectors with a number per latent, beside the bias
     latents = -(-num_latents//processes) # of one process
-    parameters = 2*width*latents+latents+width+latents*jumps
-    codes = batch_size*k*dict(topk=24, batchtopk=64, jumprelu=0)[architecture]
-    exchanged = (2*batch_size*width+2*processes*batch_size*k*(not jumps))*(processes>1)
+    parameters = 2*width*latents+latents+width+latents*more
+    entry = 64 if architecture in ('batchtopk', 'matryoshka') else 24 # numbers for an active latent
+    codes = batch_size*k*entry*(not dense)
+    exchanged = (2*batch_size*width+2*processes*batch_size*k*(not dense))*(processes>1)
     tile = min(_tile_bytes//4, batch_size*latents)
-    if jumps: tile = 8*tile+2*width*latents
+    if dense: tile = 8*tile+2*width*latents
     counts = {'weights': parameters, 'gradients': parameters, "Adam's moments": 2*parameters,
-              'average': parameters*ema, 'batch': 5*batch_size*width, 'codes': codes,
+              'average': parameters*ema, 'batch': (5+20*nested)*batch_size*width, 'codes': codes,
               'exchanged': exchanged, 'tile': tile}
     res = pd.DataFrame({'GiB': {name: 4*n/2**30 for name,n in counts.items() if n or name!='average'}})
     res.loc['together'] = res.GiB.sum()

@@ -27,7 +27,7 @@ from ..core import default_device
 
 # %% ../../nbs/30_training/12_training_run.ipynb #e08e6d55
 def _of_latents(sae): # names of the tensors with a row per latent
-    return [k for k in ('W_dec', 'W_enc', 'b_enc', 'W_start', 'log_threshold') if hasattr(sae, k)]
+    return [k for k in sae.of_latents if hasattr(sae, k)]
 
 class TrainingRun:
     "One SAE in training: its optimizer, its dead latents, its averaged weights, where it stands"

@@ -26,7 +26,8 @@ def dictionaries(d=64, n=512, k=8):
             for p in sae.parameters(): p.add_(.05*torch.randn(p.shape, generator=g))
             z = sae.normalizer(x)
             excitation = sae.pre_acts(z).topk(k, dim=1).values[:,-1].median()
-            if a=='batchtopk': sae.threshold.copy_(excitation)
+            if a in ('batchtopk', 'matryoshka'): sae.threshold.copy_(excitation)
+            if a in ('relu', 'gated'): sae.b_enc -= .8*excitation
             if a=='jumprelu': sae.log_threshold.copy_(excitation.log()+.1*torch.randn(n, generator=g))
             sae.meta = DictionaryMeta('double.1.image', 'abc', [0], [1.], (16, 16), 1, 2000)
             yield f'{a}-{kind}',sae.eval(),x[:500]
@@ -36,12 +37,16 @@ def dictionaries(d=64, n=512, k=8):
     for name,made in dict(coordinates=fi.coordinates(x, k), pca=fi.pca(x, k)).items(): yield name,made,x[:500]
     for name in fi.packaged_dictionaries():
         sae = fi.load_dictionary(name)
-        yield f'packaged-{name.replace("/", "-")}',sae,sae.normalizer.inverse(torch.randn(500, sae.width, generator=g))
+        if isinstance(sae, fi.ITDA): continue # its pursuit is not SAELens': 'matching pursuit instead'
+        refused = 'refused-'*(sae.nuisance is not None) # nobody else knows what to remove
+        z = torch.randn(500, sae.width, generator=g)
+        yield f'{refused}packaged-{name.replace("/", "-")}',sae,sae.mean+10*z if isinstance(sae, fi.LinearDictionary) else sae.normalizer.inverse(z)
 
 def write(root):
     for name,d,x in dictionaries():
         folder = save_dictionary(d, root/name)
-        if name.startswith('packaged'): d = fi.load_dictionary(save_dictionary(d, folder, torch.float16)) # as packaged ones are
+        if d.nuisance is not None: continue
+        if name.startswith('packaged') and isinstance(d, fi.SAE): d = fi.load_dictionary(save_dictionary(d, folder, torch.float16)) # as packaged ones are
         code = d.encode(x)
         unit = d.normalizer.scale[0] if isinstance(d, fi.ITDA) else 1. # atoms keep length 1 in raw space, so codes are in raw units there
         save_file(dict(x=x.contiguous(), xhat=d.decode(code), code=code.to_dense()*unit), folder/'expected.safetensors')

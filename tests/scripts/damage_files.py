@@ -61,7 +61,7 @@ class Made:
         for a in architectures:
             sae = make_sae(6, fi.SAEConfig(num_latents=10, k=3, architecture=a, normalizer='standardize'))
             sae.normalizer.fit(self.x)
-            if a=='batchtopk': sae.threshold.fill_(.4)
+            if a in ('batchtopk', 'matryoshka'): sae.threshold.fill_(.4)
             sae.meta = fi.pca(self.x, 2).meta
             made[a] = sae.eval().requires_grad_(False)
         made['topk'].mean_activations = torch.linspace(0, 1, 10)

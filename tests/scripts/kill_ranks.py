@@ -1,6 +1,6 @@
 """Ranks that are killed (SIGKILL) at random moments, and the same command again on another number of ranks: the files of one process
 
-`kill_ranks.py FOLDER WORK... [--times 20] [--seed 0]`, WORK being among harvest, atlas, live. It takes a few seconds a kill.
+`kill_ranks.py FOLDER WORK... [--times 20] [--seed 0]`, WORK being among harvest, atlas, live, studies (explanations, scores, a sweep). It takes a few seconds a kill.
 """
 import argparse, random, shutil, sys, time
 from pathlib import Path
@@ -16,7 +16,13 @@ def ended(processes, patience=300): # exit codes, and what was said
     return [p.exitcode for p in processes],[ranks.said(p) for p in processes]
 
 def result(out, work):
+    if work=='studies': return t.studied(out)
     return t.contents(out/'sae') if work=='live' else t.tensors(out) if work=='atlas' else t.contents(out)
+
+def begin(out, size, work, env): # -> processes
+    import fluxinterp as fi
+    if work=='studies' and not out.exists(): fi.Atlas('tiny-flux/double.1.image').copy(out/'atlas')
+    return ranks.start(out, size, work, **env)
 
 def acts(folder): # a store for atlases
     import fluxinterp as fi
@@ -25,15 +31,15 @@ def acts(folder): # a store for atlases
 
 def killed(folder, work, times, rng):
     folder.mkdir(parents=True)
-    env = acts(folder) if work=='atlas' else {}
+    env = acts(folder) if work=='atlas' else dict(DIES_IN='') if work=='studies' else {}
     for name in ('imported', 'alone'): # the first one waits until everything is imported
         began = time.time()
-        codes,said = ended(ranks.start(folder/name, 1, work, **env))
+        codes,said = ended(begin(folder/name, 1, work, env))
         assert codes==[0], said
     seconds,alone,counts = time.time()-began,result(folder/'alone', work),dict(first=0, other=0, late=0)
     for i in range(times):
         out,size = folder/f'{i}',rng.choice((2, 3))
-        processes = ranks.start(out, size, work, **env)
+        processes = begin(out, size, work, env)
         time.sleep(seconds*rng.uniform(.1, 1.3))
         victim = rng.randrange(size)
         processes[victim].kill()
@@ -41,7 +47,7 @@ def killed(folder, work, times, rng):
         counts['late' if codes[victim]==0 else 'other' if victim else 'first'] += 1
         again = [c for r,c in enumerate(codes) if r!=victim and c]
         if again or victim==0:
-            codes,said = ended(ranks.start(out, rng.choice((1, 2, 3)), work, **env))
+            codes,said = ended(begin(out, rng.choice((1, 2, 3)), work, env))
             assert not any(codes), (i, said)
         if not out.exists() or result(out, work)!=alone: raise AssertionError(f'{work} {i}: other files than those of one process, in {out}')
         shutil.rmtree(out)
