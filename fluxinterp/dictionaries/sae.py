@@ -24,7 +24,7 @@ from .files import (DictionaryFileError, Parts, add_steps, check_tensors, dictio
                                            dictionary_parts, float_steps, typed)
 from .processes import agreed, over_ranks, process_rank
 from .sparse_ops import sharded_topk_pre_acts, sparse_autoencode, topk_pre_acts
-from .thresholds import codes_above, Jump
+from .thresholds import codes_above
 
 # %% ../../nbs/25_dictionaries/35_sae.ipynb #c2470e56
 architectures = dict(topk='sae', batchtopk='sae', jumprelu='dense_saes', relu='dense_saes',

@@ -16,7 +16,7 @@ from .nuisances import check_nuisances
 from .files import DictionaryFileError, Parts, add_steps, check_tensors, dictionary_kinds, dictionary_parts, float_steps, typed
 from .processes import agreed, over_ranks, process_rank
 from .sparse_ops import sharded_topk_pre_acts, sparse_autoencode, topk_pre_acts
-from .thresholds import codes_above, Jump
+from .thresholds import codes_above
 architectures = dict(topk='sae', batchtopk='sae', jumprelu='dense_saes', relu='dense_saes', gated='dense_saes', matryoshka='nested_saes', msae='nested_saes')
 frozen_parts = ('', 'decoder', 'soft decoder', 'encoder')
 @checked_fields(d_sae='num_latents=', dict_size='num_latents=', n_features='num_latents=', num_features='num_latents=', expansion_factor='num_latents=, a multiple of the width', d_in='the width of the activations, which `train` reads from the data', topk='k=', l0='k=, the active latents per token', activation='architecture=', learning_rate='lr=', l1_coefficient='k=, which the weight of the L1 penalty is led to', train_batch_size_tokens='batch_size=', normalize_activations='normalizer=', freeze_decoder="frozen='decoder'", freeze_encoder="frozen='encoder'")
