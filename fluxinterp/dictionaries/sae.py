@@ -144,8 +144,8 @@ class SAE(Dictionary):
         self.b_enc = nn.Parameter(torch.zeros(config.num_latents))
         self.b_dec = nn.Parameter(torch.zeros(d))
 
-    def __init_subclass__(cls):
-        if cls.architecture: SAE.classes[cls.architecture] = cls
+    def __init_subclass__(cls): # one that names an architecture of its own is what `make_sae` makes
+        if vars(cls).get('architecture'): SAE.classes[cls.architecture] = cls
 
     def pre_acts(self, z:torch.Tensor)->torch.Tensor: # normalized activations, (..., d)
         "Pre-activations in normalized space, (..., num_latents)"
