@@ -1,5 +1,6 @@
 "What a notebook cannot check of itself: the wheel, and that notebooks, modules and README agree"
 import ast, configparser, json, re, shutil, subprocess, sys, zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ def place(p): return tuple(int(o[:2]) for o in p.relative_to(root/'nbs').parts)
 def scripts(of): return [p for p in sorted((of/'fluxinterp').rglob('*.py')) if 'weights' not in p.parts]
 def cells(p): return json.loads(p.read_text(encoding='utf-8'))['cells']
 def source(c): return ''.join(c['source'])
+@cache
 def room_module(p):
     found = [m[1] for c in cells(p) for m in [re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M)] if m]
     assert len(found)==1, f'{p.name} must name one module'
     return found[0]
+@cache
 def exported(p): return [source(c) for c in cells(p) if c['cell_type']=='code' and re.search(r'^#\|\s*export', source(c), re.M)]
 def run(*args, **kwargs): return subprocess.run([str(a) for a in args], check=True, capture_output=True, text=True, **kwargs)
 
