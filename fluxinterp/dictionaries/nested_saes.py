@@ -11,25 +11,21 @@ from torch.nn import functional as F
 
 from .dictionary import SparseCode
 from .sae import BatchTopKSAE, TopKSAE
-from .sparse_ops import batch_topk_pre_acts, sort_by_latent, topk_pre_acts
+from .sparse_ops import (batch_topk_pre_acts, sort_by_latent, sum_by_latent,
+                                                topk_pre_acts)
 
 # %% ../../nbs/25_dictionaries/37_nested_saes.ipynb #1f73e5e8
 _per_entry_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
-def _grouped_rows(values, indices, row, count, weights): # -> sums of weighted rows, (count, d)
-    order,starts = sort_by_latent(row, count)
-    chosen = indices.flatten()[order]
-    return F.embedding_bag(chosen, weights, starts, mode='sum', per_sample_weights=values.flatten()[order])
+def _sums_of_groups(values, named, groups, rows): # entries' values times the rows they name -> (groups, d)
+    order,starts = groups
+    own = values.flatten()[order]
+    return F.embedding_bag(named.flatten()[order], rows, starts, mode='sum', per_sample_weights=own)
 
 def _entry_dots(rows, weights, indices, row): # rows (m, d), by the row of each entry -> (n, k)
     flat = indices.flatten()
     offsets = torch.arange(len(flat), device=flat.device)
     return _per_entry_gradient(rows, weights, flat, offsets, row.flatten(), 0).view(indices.shape)
-
-def _sum_by_latent(values, rows, row, groups): # entries' values times their rows -> (num_latents, d)
-    order,starts = groups
-    own = values.flatten()[order]
-    return F.embedding_bag(row.flatten()[order], rows, starts, mode='sum', per_sample_weights=own)
 
 class _NestedAutoencode(torch.autograd.Function):
     @staticmethod
@@ -47,7 +43,8 @@ class _NestedAutoencode(torch.autograd.Function):
         values = values.relu()
         indices = indices.masked_fill(values==0, 0)
         row = level(values, indices)*len(z)+torch.arange(len(z), device=z.device)[:,None]
-        parts = _grouped_rows(values, indices, row, levels*len(z), W_dec).view(levels, *z.shape)
+        by_row = sort_by_latent(row, levels*len(z))
+        parts = _sums_of_groups(values, indices, by_row, W_dec).view(levels, *z.shape)
         ctx.save_for_backward(z, W_enc, W_dec, b_dec, values, indices, row)
         ctx.mark_non_differentiable(indices)
         return parts.cumsum(0)+b_dec,values,indices
@@ -64,11 +61,10 @@ class _NestedAutoencode(torch.autograd.Function):
         if grad_values is not None: dv = dv+grad_values
         dv = dv.masked_fill(values==0, 0) # the ReLU's gate
         groups = sort_by_latent(indices, len(W_dec))
-        token = torch.arange(len(z), device=z.device)[:,None].expand_as(indices)
         grad_b_enc = torch.zeros_like(W_enc[:,0]).index_add_(0, indices.flatten(), dv.flatten())
-        grad_W_enc = _sum_by_latent(dv, z, token, groups).addr_(grad_b_enc, b_dec, alpha=-1)
+        grad_W_enc = sum_by_latent(dv, z, groups).addr_(grad_b_enc, b_dec, alpha=-1)
         grad_b_dec = grad_xhat.sum((0, 1))-grad_b_enc@W_enc
-        grad_W_dec = _sum_by_latent(values, above, row, groups)
+        grad_W_dec = _sums_of_groups(values, row, groups, above)
         return None,grad_W_enc,grad_b_enc,grad_W_dec,grad_b_dec,None,None,None
 
 # %% ../../nbs/25_dictionaries/37_nested_saes.ipynb #2f8edf02
